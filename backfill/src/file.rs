@@ -1,0 +1,267 @@
+//! `backfill file`: replays fixture streams through the projector's own apply path.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use flate2::read::MultiGzDecoder;
+use projector::apply::{Counts, Projector};
+use projector::change::{self, Decoded};
+use projector::handler::StreamEvent;
+
+use crate::Outcome;
+use crate::cli::{FileArguments, Settings};
+use crate::progress::{self, Progress};
+
+/// A batch ends here too, however few its records are: it bounds the memory that meshes take.
+const BATCH_BYTES: usize = 32 << 20;
+/// How often a batch is delivered before the run is given up, with pauses from one second to
+/// [`MAX_PAUSE`]: some five minutes.
+const DELIVERIES: u32 = 14;
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyhow::Result<Outcome> {
+    let config =
+        if arguments.dry_run { settings.config_without_database() } else { settings.config() }?;
+    // Before anything is written: a misspelt path is found at once.
+    let bytes = arguments.paths.iter().map(|path| size(path)).sum::<anyhow::Result<u64>>()?;
+    let start = Instant::now();
+    let mut replay = Replay {
+        target: if arguments.dry_run {
+            Target::Nowhere(config.tables)
+        } else {
+            Target::Stores(Box::new(config.projector().await))
+        },
+        progress: Progress::start(bytes),
+        counts: Counts::default(),
+        reasons: BTreeMap::new(),
+    };
+    for path in &arguments.paths {
+        let mut batches = Batches::open(path, arguments.batch_size as usize)?;
+        while let Some(batch) = batches.next()? {
+            replay.deliver(batch.records).await.with_context(|| {
+                format!(
+                    "stopped in the batch that ends at record {} of {}",
+                    batch.last,
+                    path.display()
+                )
+            })?;
+            replay.progress.advance(batch.bytes, &replay.counts);
+        }
+    }
+    replay.progress.finish();
+    match replay.target {
+        Target::Nowhere(_) => progress::print_dry_summary(&replay.counts, &replay.reasons),
+        Target::Stores(_) => {
+            progress::print_summary(&replay.counts, &replay.reasons, start.elapsed())
+        }
+    }
+    Ok(if replay.counts.rejected > 0 { Outcome::DoneWithRejections } else { Outcome::Done })
+}
+
+fn size(path: &Path) -> anyhow::Result<u64> {
+    let metadata =
+        std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if metadata.is_dir() {
+        bail!("{} is a folder: name the files in it", path.display());
+    }
+    Ok(metadata.len())
+}
+
+enum Target {
+    Stores(Box<Projector>),
+    Nowhere(change::Tables),
+}
+
+struct Replay {
+    target: Target,
+    progress: Progress,
+    counts: Counts,
+    reasons: BTreeMap<String, u64>,
+}
+
+impl Replay {
+    /// Delivers a batch until every record of it is accounted for.
+    async fn deliver(&mut self, mut records: Vec<Vec<u8>>) -> anyhow::Result<()> {
+        for delivery in 1..=DELIVERIES {
+            let projector = match &self.target {
+                Target::Nowhere(tables) => {
+                    for record in &records {
+                        self.counts.records += 1;
+                        if let Decoded::Malformed(malformed) = change::decode(record, tables)? {
+                            self.counts.rejected += 1;
+                            *self.reasons.entry(malformed.to_string()).or_default() += 1;
+                        }
+                    }
+                    return Ok(());
+                }
+                Target::Stores(projector) => projector,
+            };
+            let batch = projector.apply(&records).await?;
+            // A record that is delivered again is counted when it is through.
+            let mut counts = batch.counts;
+            counts.records -= counts.failed;
+            counts.failed = 0;
+            self.counts += counts;
+            for rejection in batch.rejections {
+                *self.reasons.entry(rejection.reason).or_default() += 1;
+            }
+            if batch.failed.is_empty() {
+                return Ok(());
+            }
+            let mut failed = batch.failed.into_iter().peekable();
+            let mut position = 0;
+            records.retain(|_| {
+                let keep = failed.next_if_eq(&position).is_some();
+                position += 1;
+                keep
+            });
+            if delivery < DELIVERIES {
+                let pause = Duration::from_secs(1 << delivery.min(6)).min(MAX_PAUSE);
+                self.progress.note(&format!(
+                    "{} records could not be stored (see the log above); delivery {} of {DELIVERIES} in {} s",
+                    records.len(),
+                    delivery + 1,
+                    pause.as_secs()
+                ));
+                tokio::time::sleep(pause).await;
+            }
+        }
+        bail!(
+            "{} records could still not be stored after {DELIVERIES} deliveries: mend the cause and run the same command again, which is harmless",
+            records.len()
+        )
+    }
+}
+
+struct Batch {
+    records: Vec<Vec<u8>>,
+    /// What was read from the file since the batch before, compressed where the file is.
+    bytes: u64,
+    /// The number of the batch's last record in the file.
+    last: u64,
+}
+
+/// The records of one file, in batches.
+struct Batches {
+    path: PathBuf,
+    lines: BufReader<Box<dyn Read>>,
+    read: std::rc::Rc<std::cell::Cell<u64>>,
+    reported: u64,
+    /// Records of an event that are not delivered yet.
+    waiting: std::vec::IntoIter<Vec<u8>>,
+    ended: bool,
+    whole_document: bool,
+    delivered: u64,
+    batch_size: usize,
+}
+
+/// Counts what is read through it.
+struct Counted {
+    file: File,
+    read: std::rc::Rc<std::cell::Cell<u64>>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.read.set(self.read.get() + count as u64);
+        Ok(count)
+    }
+}
+
+impl Batches {
+    fn open(path: &Path, batch_size: usize) -> anyhow::Result<Self> {
+        let context = || format!("cannot read {}", path.display());
+        let read = std::rc::Rc::default();
+        let file = File::open(path).with_context(context)?;
+        let mut raw =
+            BufReader::with_capacity(1 << 16, Counted { file, read: std::rc::Rc::clone(&read) });
+        let gzip = raw.fill_buf().with_context(context)?.starts_with(&[0x1f, 0x8b]);
+        let plain: Box<dyn Read> =
+            if gzip { Box::new(MultiGzDecoder::new(raw)) } else { Box::new(raw) };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let by_line = [".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"];
+        Ok(Self {
+            path: path.to_owned(),
+            lines: BufReader::with_capacity(1 << 20, plain),
+            read,
+            reported: 0,
+            waiting: Vec::new().into_iter(),
+            ended: false,
+            whole_document: !by_line.iter().any(|ending| name.ends_with(ending)),
+            delivered: 0,
+            batch_size,
+        })
+    }
+
+    fn next(&mut self) -> anyhow::Result<Option<Batch>> {
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        while records.len() < self.batch_size && bytes < BATCH_BYTES {
+            let Some(record) =
+                self.record().with_context(|| format!("cannot read {}", self.path.display()))?
+            else {
+                break;
+            };
+            bytes += record.len();
+            records.push(record);
+        }
+        if records.is_empty() {
+            return Ok(None);
+        }
+        self.delivered += records.len() as u64;
+        let read = self.read.get() - self.reported;
+        self.reported += read;
+        Ok(Some(Batch { records, bytes: read, last: self.delivered }))
+    }
+
+    fn record(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(record) = self.waiting.next() {
+                return Ok(Some(record));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let mut line = Vec::new();
+            self.ended = self.lines.read_until(b'\n', &mut line)? == 0;
+            if self.whole_document {
+                self.whole_document = false;
+                // A first line that is JSON by itself begins a file of one record a line.
+                if serde_json::from_slice::<serde::de::IgnoredAny>(&line).is_err() {
+                    self.lines.read_to_end(&mut line)?;
+                    self.ended = true;
+                    if !line.trim_ascii().is_empty() {
+                        self.waiting = event(&line).context(
+                            "neither a Lambda event ({\"Records\": [...]}) nor one record a line",
+                        )?;
+                    }
+                    continue;
+                }
+            }
+            let text = line.trim_ascii();
+            if text.is_empty() {
+                continue;
+            }
+            // A record has no member of that name, so this is an event on one line.
+            let is_event = text
+                .strip_prefix(b"{")
+                .is_some_and(|text| text.trim_ascii_start().starts_with(b"\"Records\""));
+            match is_event.then(|| event(text)) {
+                Some(Ok(records)) => self.waiting = records,
+                // What is no JSON is delivered as it is: it will be set aside like any bad record.
+                _ => return Ok(Some(text.to_vec())),
+            }
+        }
+    }
+}
+
+fn event(text: &[u8]) -> serde_json::Result<std::vec::IntoIter<Vec<u8>>> {
+    let event: StreamEvent = serde_json::from_slice(text)?;
+    let records: Vec<Vec<u8>> = event.into_records().collect();
+    Ok(records.into_iter())
+}

@@ -1,0 +1,341 @@
+//! THE apply path: records → changes → fold → upsert → objects.
+//!
+//! The Lambda and every kind of backfill call [`Projector::apply`]; nothing else writes the read
+//! model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
+//! is named in [`Applied::failed`] and may not be acknowledged.
+
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{self, StreamExt as _};
+use time::OffsetDateTime;
+
+use crate::archive::{Archive, Archived};
+use crate::change::{self, Decoded, Tables};
+use crate::database::Database;
+use crate::error::{self, Consequence, Error};
+use crate::fold::{self, Arrival, SessionChanges};
+use crate::measurement::{Part, Versions};
+use crate::read_model::{self, Upserted};
+use crate::rejected::{self, Rejection};
+
+/// A batch of fewer sessions is one statement; of more, one a connection, each its own commit.
+const SPLIT_SESSIONS: usize = 500;
+
+/// What to do with the removals that DynamoDB makes at the end of an item's time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TtlRemovals {
+    /// They are removals like any other.
+    Apply,
+    /// The values stay in the read model; the removal is only counted.
+    Keep,
+}
+
+/// Both stores, and how records are read.
+#[derive(Debug)]
+pub struct Projector {
+    /// Whose streams are read.
+    pub tables: Tables,
+    /// What becomes of removals by time to live.
+    pub ttl_removals: TtlRemovals,
+    /// PostgreSQL.
+    pub database: Database,
+    /// S3, where objects are wanted.
+    pub archive: Option<Archive>,
+}
+
+/// How many records of a batch went which way, and how many objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records delivered.
+    pub records: u64,
+    /// Changes that the row took.
+    pub applied: u64,
+    /// Changes that the row, or another record of the batch, held already.
+    pub duplicate: u64,
+    /// Changes older than what the row held before the batch.
+    pub stale: u64,
+    /// Changes overtaken by a newer one of the same part within the batch.
+    pub superseded: u64,
+    /// Removals by time to live whose values were kept, as configured.
+    pub ttl_kept: u64,
+    /// Records set aside in `rejected_records`.
+    pub rejected: u64,
+    /// Records that are not in both stores; they come again.
+    pub failed: u64,
+    /// Rows inserted or updated.
+    pub rows_written: u64,
+    /// Objects written.
+    pub objects_written: u64,
+    /// Objects that held the row already.
+    pub objects_current: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        // Destructured whole, so that a new count cannot be forgotten here.
+        let Self {
+            records,
+            applied,
+            duplicate,
+            stale,
+            superseded,
+            ttl_kept,
+            rejected,
+            failed,
+            rows_written,
+            objects_written,
+            objects_current,
+        } = other;
+        self.records += records;
+        self.applied += applied;
+        self.duplicate += duplicate;
+        self.stale += stale;
+        self.superseded += superseded;
+        self.ttl_kept += ttl_kept;
+        self.rejected += rejected;
+        self.failed += failed;
+        self.rows_written += rows_written;
+        self.objects_written += objects_written;
+        self.objects_current += objects_current;
+    }
+}
+
+/// Where the time of a batch went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Durations {
+    /// From bytes to folded patches.
+    pub decode: Duration,
+    /// The upserts, summed over the connections.
+    pub database: Duration,
+    /// The objects, from the first comparison to the last answer, summed over the chunks.
+    pub archive: Duration,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// How many went which way.
+    pub counts: Counts,
+    /// The records that are not in both stores, by their index in the batch, in order.
+    pub failed: Vec<usize>,
+    /// What was set aside.
+    pub rejections: Vec<Rejection>,
+    /// The oldest creation time of a record in the batch.
+    pub oldest: Option<OffsetDateTime>,
+    /// Where the time went.
+    pub durations: Durations,
+}
+
+/// What became of some sessions of a batch.
+#[derive(Default)]
+struct Outcome {
+    counts: Counts,
+    failed: Vec<usize>,
+    rejections: Vec<Rejection>,
+    durations: Durations,
+}
+
+impl Projector {
+    /// Applies a batch: each record's JSON as Lambda delivers it.
+    ///
+    /// Passing failures are not an error of the call: they are in [`Applied::failed`], and were
+    /// logged.
+    ///
+    /// # Errors
+    /// Only what is [`Consequence::Fatal`]: the set-up is wrong, and nothing may be acknowledged.
+    pub async fn apply<R: AsRef<[u8]>>(&self, records: &[R]) -> Result<Applied, Error> {
+        let start = Instant::now();
+        let mut batch = Applied::default();
+        let arrivals = self.decode(records, &mut batch)?;
+        batch.oldest = arrivals.iter().filter_map(|arrival| arrival.change.changed_at).min();
+        let sessions = fold::fold(&arrivals);
+        batch.durations.decode = start.elapsed();
+
+        let connections = self.database.connections();
+        let chunk = sessions.len().div_ceil(connections).max(SPLIT_SESSIONS);
+        let mut outcomes = stream::iter(sessions.chunks(chunk))
+            .map(|chunk| self.apply_sessions(chunk))
+            .buffer_unordered(connections);
+        while let Some(outcome) = outcomes.next().await {
+            let outcome = outcome?;
+            batch.counts += outcome.counts;
+            batch.failed.extend(outcome.failed);
+            batch.rejections.extend(outcome.rejections);
+            batch.durations.database += outcome.durations.database;
+            batch.durations.archive += outcome.durations.archive;
+        }
+
+        match rejected::set_aside(&self.database, records, &batch.rejections).await {
+            Ok(()) => batch.counts.rejected = batch.rejections.len() as u64,
+            Err(error) => {
+                note(error)?;
+                batch.failed.extend(batch.rejections.drain(..).map(|rejection| rejection.position));
+            }
+        }
+        batch.failed.sort_unstable();
+        batch.failed.dedup();
+        batch.counts.failed = batch.failed.len() as u64;
+        Ok(batch)
+    }
+
+    fn decode<R: AsRef<[u8]>>(
+        &self,
+        records: &[R],
+        batch: &mut Applied,
+    ) -> Result<Vec<Arrival>, Error> {
+        let mut arrivals = Vec::with_capacity(records.len());
+        batch.counts.records = records.len() as u64;
+        for (position, record) in records.iter().enumerate() {
+            match change::decode(record.as_ref(), &self.tables)? {
+                // Left out before the fold: the greatest version that remains must win.
+                Decoded::Change(change)
+                    if change.expired && self.ttl_removals == TtlRemovals::Keep =>
+                {
+                    batch.counts.ttl_kept += 1;
+                }
+                Decoded::Change(change) => arrivals.push(Arrival { position, change }),
+                Decoded::Malformed(malformed) => {
+                    batch.rejections.push(Rejection { position, reason: malformed.to_string() });
+                }
+            }
+        }
+        Ok(arrivals)
+    }
+
+    /// Both stores for some sessions: the rows, narrowed down where PostgreSQL refuses, then the
+    /// objects.
+    async fn apply_sessions(&self, sessions: &[SessionChanges<'_>]) -> Result<Outcome, Error> {
+        let mut outcome = Outcome::default();
+        let mut pending = vec![sessions];
+        while let Some(sessions) = pending.pop() {
+            let start = Instant::now();
+            let upserted =
+                read_model::upsert(&self.database, sessions, self.archive.is_some()).await;
+            outcome.durations.database += start.elapsed();
+            match upserted {
+                Ok(upserted) => self.archive_sessions(sessions, &upserted, &mut outcome).await?,
+                Err(error) if error.consequence() == Consequence::Reject => match sessions {
+                    [session] => self.apply_one_by_one(session, error, &mut outcome).await?,
+                    _ => {
+                        let (first, second) = sessions.split_at(sessions.len() / 2);
+                        pending.extend([second, first]);
+                    }
+                },
+                Err(error) => {
+                    note(error)?;
+                    outcome.failed.extend(sessions.iter().flat_map(positions));
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// PostgreSQL refuses one session: its changes go one by one, oldest first, so that only the
+    /// refused one is set aside, and a change that it had overtaken in the batch still applies.
+    async fn apply_one_by_one(
+        &self,
+        session: &SessionChanges<'_>,
+        refused: Error,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        if let [arrival] = session.arrivals[..] {
+            outcome
+                .rejections
+                .push(Rejection { position: arrival.position, reason: refusal(&refused) });
+            return Ok(());
+        }
+        for arrival in &session.arrivals {
+            let alone = [session.alone(arrival)];
+            match read_model::upsert(&self.database, &alone, self.archive.is_some()).await {
+                Ok(upserted) => self.archive_sessions(&alone, &upserted, outcome).await?,
+                Err(error) if error.consequence() == Consequence::Reject => {
+                    outcome
+                        .rejections
+                        .push(Rejection { position: arrival.position, reason: refusal(&error) });
+                }
+                Err(error) => {
+                    note(error)?;
+                    outcome.failed.push(arrival.position);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what the rows took, and brings EVERY session's object up, written or not: a crash
+    /// between commit and PUT is repaired by the redelivery.
+    async fn archive_sessions(
+        &self,
+        sessions: &[SessionChanges<'_>],
+        upserted: &[Upserted],
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        for (session, upserted) in sessions.iter().zip(upserted) {
+            count(session, upserted, &mut outcome.counts);
+        }
+        let Some(archive) = &self.archive else { return Ok(()) };
+        let start = Instant::now();
+        let mut objects = stream::iter(sessions.iter().zip(upserted))
+            .map(|(session, upserted)| async move {
+                (session, archive.bring_up(&self.database, session.session_id, upserted).await)
+            })
+            .buffer_unordered(archive.concurrency());
+        while let Some((session, archived)) = objects.next().await {
+            match archived {
+                Ok(Archived::Written) => outcome.counts.objects_written += 1,
+                Ok(Archived::Current) => outcome.counts.objects_current += 1,
+                Err(error) => {
+                    note(error)?;
+                    outcome.failed.extend(positions(session));
+                }
+            }
+        }
+        outcome.durations.archive += start.elapsed();
+        Ok(())
+    }
+}
+
+fn positions(session: &SessionChanges<'_>) -> impl Iterator<Item = usize> {
+    session.arrivals.iter().map(|arrival| arrival.position)
+}
+
+/// Logs a passing failure, once; gives back what is not passing.
+fn note(error: Error) -> Result<(), Error> {
+    if error.consequence() == Consequence::Fatal {
+        return Err(error);
+    }
+    tracing::warn!(error = error::chain(&error), "not applied, will be delivered again");
+    Ok(())
+}
+
+/// Why PostgreSQL refused, without the values that its detail may quote.
+fn refusal(error: &Error) -> String {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    format!("PostgreSQL refuses the row: {}", source.unwrap_or_else(|| error.to_string()))
+}
+
+/// Says of each record of a session what it came to. The versions held are those the statement saw;
+/// under a race of two invocations a record can count as applied in both.
+fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
+    let held: &Versions = &upserted.held;
+    counts.rows_written += u64::from(upserted.written.is_some());
+    for part in Part::ALL {
+        let mut newest_seen = false;
+        let of_part = |arrival: &&&Arrival| arrival.change.part == part;
+        for arrival in session.arrivals.iter().rev().filter(of_part) {
+            let version = arrival.change.version.as_str();
+            let newest = session.patch[part as usize].map(|change| change.version.as_str());
+            match held[part as usize].as_deref() {
+                Some(held) if version == held => counts.duplicate += 1,
+                Some(held) if version < held => counts.stale += 1,
+                _ if newest != Some(version) => counts.superseded += 1,
+                _ if newest_seen => counts.duplicate += 1,
+                _ if upserted.written.is_none() => counts.stale += 1,
+                _ => {
+                    newest_seen = true;
+                    counts.applied += 1;
+                }
+            }
+        }
+    }
+}

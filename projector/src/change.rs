@@ -1,0 +1,357 @@
+//! One record of a stream → one typed change. Pure; nothing here knows PostgreSQL or S3.
+//!
+//! Each record is decoded by itself from its own bytes, so that a bad one is set aside alone. What
+//! is wrong with the record is [`Malformed`] (it is rejected and the batch goes on); what is wrong
+//! with the wiring is [`Misconfigured`] (nothing is acknowledged).
+
+use serde::Deserialize;
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
+
+use crate::attribute::{self, Attribute, AttributeError, Item};
+use crate::measurement::{Document, Field, Kind, Part, Value};
+use crate::version::{Version, VersionError};
+
+/// The two tables whose streams are read, by name.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    /// Holds one item a session.
+    pub sessions: String,
+    /// Holds one item a session and side.
+    pub scans: String,
+}
+
+/// What happened to one part of one measurement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The measurement's key: 1 to 128 of `A-Z a-z 0-9 . _ -`, a letter or digit first.
+    pub session_id: String,
+    /// The part that changed.
+    pub part: Part,
+    /// The change's place in the order of this part's changes.
+    pub version: Version,
+    /// `ApproximateCreationDateTime`; `None` where the record has none.
+    pub changed_at: Option<OffsetDateTime>,
+    /// The part as it is now; `None` where it was removed.
+    pub document: Option<Document>,
+    /// Whether the removal is DynamoDB's own, at the end of the item's time to live.
+    pub expired: bool,
+}
+
+/// What is wrong with a record that can never apply. Shown to the operator as `reason`.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// The bytes are not a stream record.
+    #[error("not a stream record: {0}")]
+    NotARecord(serde_json::Error),
+    /// A member that every stream record has is not there.
+    #[error("the record has no {0}")]
+    MissingMember(&'static str),
+    /// The sequence number or the stream's label is none.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// `eventName` is none of INSERT, MODIFY, REMOVE.
+    #[error("eventName {0:?} is none of INSERT, MODIFY, REMOVE")]
+    EventName(String),
+    /// The creation time is no number of seconds since 1970.
+    #[error("ApproximateCreationDateTime is not a number of seconds since 1970")]
+    CreationTime,
+    /// The key attribute is missing, no string, or against the rule.
+    #[error("the key session_id is not 1 to 128 of A-Z a-z 0-9 . _ - with a letter or digit first")]
+    SessionId,
+    /// A scan of neither foot.
+    #[error("the key side is neither left nor right")]
+    Side,
+    /// The image is another item's.
+    #[error("the image's {0} is not the one of the record's keys")]
+    ForeignImage(&'static str),
+    /// A required attribute is missing.
+    #[error("the attribute {0} is missing")]
+    MissingAttribute(&'static str),
+    /// An attribute has another type than the model gives it.
+    #[error("the attribute {name} is tagged {tag}, expected {expected}")]
+    Type {
+        /// The attribute.
+        name: &'static str,
+        /// The tag it has.
+        tag: &'static str,
+        /// The tag it should have.
+        expected: &'static str,
+    },
+    /// An attribute's value is not what its tag says.
+    #[error("the attribute {name} {source}")]
+    Attribute {
+        /// The attribute.
+        name: String,
+        /// What is wrong with it.
+        source: AttributeError,
+    },
+    /// A time that is not RFC 3339.
+    #[error("the attribute {0} is not an RFC 3339 time between the years 0 and 9999")]
+    Time(&'static str),
+    /// A measured value that no foot has.
+    #[error("the attribute {0} is not more than 0 and less than 1000 mm")]
+    OutOfRange(&'static str),
+}
+
+/// What is wrong with the wiring. Nothing of the batch is acknowledged.
+#[derive(Debug, thiserror::Error)]
+pub enum Misconfigured {
+    /// The event source is no stream of a DynamoDB table.
+    #[error("the event source {0:?} is not a DynamoDB stream: remove this event source mapping")]
+    NotAStream(String),
+    /// The stream belongs to a table that is neither of the two.
+    #[error(
+        "the stream of table {table:?} is read, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE is {scans:?}: \
+         correct the variable, or remove this event source mapping"
+    )]
+    UnknownTable {
+        /// The stream's table.
+        table: String,
+        /// The configured name.
+        sessions: String,
+        /// The configured name.
+        scans: String,
+    },
+    /// The stream carries no new images, so nothing can be merged from it.
+    #[error(
+        "the stream of table {table:?} has view type {view_type}: enable it with NEW_IMAGE or NEW_AND_OLD_IMAGES"
+    )]
+    NoNewImages {
+        /// The stream's table.
+        table: String,
+        /// `KEYS_ONLY` or `OLD_IMAGE`.
+        view_type: String,
+    },
+}
+
+/// What a record turned out to be.
+#[derive(Debug)]
+pub enum Decoded {
+    /// A change to apply.
+    Change(Change),
+    /// A record that can never apply.
+    Malformed(Malformed),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StreamRecord {
+    event_name: Option<String>,
+    #[serde(rename = "eventSourceARN")]
+    event_source_arn: Option<String>,
+    user_identity: Option<UserIdentity>,
+    dynamodb: Option<StreamImages>,
+}
+
+#[derive(Deserialize)]
+struct UserIdentity {
+    #[serde(rename = "type", alias = "Type")]
+    kind: Option<String>,
+    #[serde(rename = "principalId", alias = "PrincipalId")]
+    principal_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct StreamImages {
+    approximate_creation_date_time: Option<serde_json::Number>,
+    keys: Option<Item>,
+    new_image: Option<Item>,
+    sequence_number: Option<String>,
+    stream_view_type: Option<String>,
+}
+
+/// The table and the label that a stream's ARN names:
+/// `arn:aws:dynamodb:<region>:<account>:table/<table>/stream/<label>`.
+#[must_use]
+pub fn stream_of(arn: &str) -> Option<(&str, &str)> {
+    let mut segments = arn.splitn(6, ':');
+    if segments.next()? != "arn" || segments.nth(1)? != "dynamodb" {
+        return None;
+    }
+    let (table, label) = segments.nth(2)?.strip_prefix("table/")?.split_once("/stream/")?;
+    (!table.is_empty() && !label.is_empty()).then_some((table, label))
+}
+
+/// Decodes one record of a stream, as Lambda writes it, from its JSON.
+///
+/// # Errors
+/// [`Misconfigured`] where the record shows that the wrong stream is read.
+pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> {
+    let record: StreamRecord = match serde_json::from_slice(record) {
+        Ok(record) => record,
+        Err(error) => return Ok(Decoded::Malformed(Malformed::NotARecord(error))),
+    };
+    let Some(arn) = &record.event_source_arn else {
+        return Ok(Decoded::Malformed(Malformed::MissingMember("eventSourceARN")));
+    };
+    let (table, label) = stream_of(arn).ok_or_else(|| Misconfigured::NotAStream(arn.clone()))?;
+    let of_sessions = table == tables.sessions;
+    if !of_sessions && table != tables.scans {
+        return Err(Misconfigured::UnknownTable {
+            table: table.to_owned(),
+            sessions: tables.sessions.clone(),
+            scans: tables.scans.clone(),
+        });
+    }
+    let view_type = record.dynamodb.as_ref().and_then(|images| images.stream_view_type.as_deref());
+    if let Some(view_type @ ("KEYS_ONLY" | "OLD_IMAGE")) = view_type {
+        return Err(Misconfigured::NoNewImages {
+            table: table.to_owned(),
+            view_type: view_type.to_owned(),
+        });
+    }
+    Ok(match change(&record, label, of_sessions) {
+        Ok(change) => Decoded::Change(change),
+        Err(malformed) => Decoded::Malformed(malformed),
+    })
+}
+
+fn change(record: &StreamRecord, label: &str, of_sessions: bool) -> Result<Change, Malformed> {
+    let images = record.dynamodb.as_ref().ok_or(Malformed::MissingMember("dynamodb"))?;
+    let sequence_number = images
+        .sequence_number
+        .as_deref()
+        .ok_or(Malformed::MissingMember("dynamodb.SequenceNumber"))?;
+    let version = Version::new(label, sequence_number)?;
+    let keys = images.keys.as_ref().ok_or(Malformed::MissingMember("dynamodb.Keys"))?;
+    let session_id = session_id(keys)?;
+    let part = if of_sessions { Part::Session } else { side(keys)? };
+    let event_name = record.event_name.as_deref().ok_or(Malformed::MissingMember("eventName"))?;
+    let document = match event_name {
+        "INSERT" | "MODIFY" => {
+            let image =
+                images.new_image.as_ref().ok_or(Malformed::MissingMember("dynamodb.NewImage"))?;
+            for name in key_names(part) {
+                if image.get(*name) != keys.get(*name) {
+                    return Err(Malformed::ForeignImage(name));
+                }
+            }
+            Some(document(part, image)?)
+        }
+        "REMOVE" => None,
+        other => return Err(Malformed::EventName(other.to_owned())),
+    };
+    let expired = document.is_none()
+        && record.user_identity.as_ref().is_some_and(|identity| {
+            identity.kind.as_deref() == Some("Service")
+                && identity.principal_id.as_deref() == Some("dynamodb.amazonaws.com")
+        });
+    let changed_at =
+        images.approximate_creation_date_time.as_ref().map(creation_time).transpose()?;
+    Ok(Change { session_id: session_id.to_owned(), part, version, changed_at, document, expired })
+}
+
+fn key_names(part: Part) -> &'static [&'static str] {
+    match part {
+        Part::Session => &["session_id"],
+        Part::Left | Part::Right => &["session_id", "side"],
+    }
+}
+
+fn session_id(keys: &Item) -> Result<&str, Malformed> {
+    let Some(Attribute::S(session_id)) = keys.get("session_id") else {
+        return Err(Malformed::SessionId);
+    };
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let first_allowed = session_id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if first_allowed && session_id.len() <= 128 && session_id.bytes().all(allowed) {
+        Ok(session_id)
+    } else {
+        Err(Malformed::SessionId)
+    }
+}
+
+fn side(keys: &Item) -> Result<Part, Malformed> {
+    match keys.get("side") {
+        Some(Attribute::S(side)) if side == "left" => Ok(Part::Left),
+        Some(Attribute::S(side)) if side == "right" => Ok(Part::Right),
+        _ => Err(Malformed::Side),
+    }
+}
+
+/// Seconds since 1970, perhaps with a fraction; the stream itself cuts to the second.
+fn creation_time(seconds: &serde_json::Number) -> Result<OffsetDateTime, Malformed> {
+    let whole = seconds.as_i64().map(i128::from);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the range is checked by the conversion after it"
+    )]
+    let fraction = || seconds.as_f64().map(|seconds| (seconds * 1e6).round() as i128 * 1_000);
+    let nanoseconds = whole.map(|seconds| seconds * 1_000_000_000).or_else(fraction);
+    nanoseconds
+        .and_then(|nanoseconds| OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok())
+        .ok_or(Malformed::CreationTime)
+}
+
+fn document(part: Part, image: &Item) -> Result<Document, Malformed> {
+    part.fields().iter().map(|field| value(part, field, image)).collect()
+}
+
+fn value(part: Part, field: &Field, image: &Item) -> Result<Option<Value>, Malformed> {
+    let name = field.name;
+    if field.kind == Kind::Attributes {
+        return unnamed(part, image);
+    }
+    let attribute = match image.get(name) {
+        None | Some(Attribute::Null(_)) if field.required => {
+            return Err(Malformed::MissingAttribute(name));
+        }
+        None | Some(Attribute::Null(_)) => return Ok(None),
+        Some(attribute) => attribute,
+    };
+    let mistyped = |expected| Malformed::Type { name, tag: attribute.tag(), expected };
+    let invalid = |source| Malformed::Attribute { name: name.to_owned(), source };
+    let value = match (field.kind, attribute) {
+        (Kind::Text, Attribute::S(text)) => Value::Text(text.clone()),
+        (Kind::Timestamp, Attribute::S(text)) => {
+            Value::Timestamp(utc_microseconds(text).ok_or(Malformed::Time(name))?)
+        }
+        (Kind::Millimetres, Attribute::N(text)) => {
+            let number = attribute::number(text).map_err(invalid)?;
+            if number <= 0 || number >= 1000 {
+                return Err(Malformed::OutOfRange(name));
+            }
+            Value::Text(number.to_plain_string())
+        }
+        (Kind::Bytes, Attribute::B(text)) => {
+            Value::Bytes(attribute::binary(text).map_err(invalid)?)
+        }
+        (Kind::Text | Kind::Timestamp, _) => return Err(mistyped("S")),
+        (Kind::Millimetres, _) => return Err(mistyped("N")),
+        (Kind::Bytes, _) => return Err(mistyped("B")),
+        (Kind::Attributes, _) => unreachable!("taken care of above"),
+    };
+    Ok(Some(value))
+}
+
+/// Everything that the model does not name, so that nothing is dropped because it is new.
+fn unnamed(part: Part, image: &Item) -> Result<Option<Value>, Malformed> {
+    let named = |name: &str| {
+        key_names(part).contains(&name)
+            || part
+                .fields()
+                .iter()
+                .any(|field| field.kind != Kind::Attributes && field.name == name)
+    };
+    let mut unnamed = image.iter().filter(|(name, _)| !named(name)).peekable();
+    if unnamed.peek().is_none() {
+        return Ok(None);
+    }
+    let json = unnamed
+        .map(|(name, value)| match value.to_json() {
+            Ok(json) => Ok((name.clone(), json)),
+            Err(source) => Err(Malformed::Attribute { name: name.clone(), source }),
+        })
+        .collect::<Result<serde_json::Map<_, _>, _>>()?;
+    Ok(Some(Value::Text(serde_json::Value::Object(json).to_string())))
+}
+
+/// To the microsecond, which is what a `timestamptz` holds: the rest is cut off here, so that a
+/// value has one form from the start.
+fn utc_microseconds(text: &str) -> Option<OffsetDateTime> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
+    let time = time.replace_nanosecond(time.nanosecond() / 1_000 * 1_000).ok()?;
+    (0..=9999).contains(&time.year()).then_some(time)
+}

@@ -1,0 +1,258 @@
+//! Configuration by environment variables, for the Lambda and, as flags of the same names, for
+//! `backfill`. What is missing or wrong is one line that names the variable.
+
+use aws_config::{BehaviorVersion, SdkConfig};
+
+use crate::apply::{Projector, TtlRemovals};
+use crate::archive::{Archive, ArchiveConfig};
+use crate::change::Tables;
+use crate::database::{self, Database, DatabaseConfig, Login};
+
+/// Every variable that is read here. `RUST_LOG` and the SDK's own (`AWS_…`) are read elsewhere.
+pub const VARIABLES: [&str; 9] = [
+    "DATABASE_URL",
+    "DATABASE_SECRET_ARN",
+    "DATABASE_AUTH",
+    "DATABASE_CONNECTIONS",
+    "ARCHIVE_BUCKET",
+    "ARCHIVE_PREFIX",
+    "SESSIONS_TABLE",
+    "SCANS_TABLE",
+    "TTL_REMOVALS",
+];
+
+/// A variable that is missing or wrong.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{variable} {problem}")]
+pub struct ConfigError {
+    /// The variable's name.
+    pub variable: &'static str,
+    /// What is wrong with it, and what it should be.
+    pub problem: String,
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// PostgreSQL.
+    pub database: DatabaseConfig,
+    /// S3; `None` where `ARCHIVE_BUCKET` is unset.
+    pub archive: Option<ArchiveConfig>,
+    /// Whose streams are read.
+    pub tables: Tables,
+    /// What becomes of removals by time to live.
+    pub ttl_removals: TtlRemovals,
+}
+
+impl Config {
+    /// Reads the configuration through `variable`; an empty value counts as unset, because a
+    /// template cannot leave a variable out.
+    ///
+    /// # Errors
+    /// The first [`ConfigError`].
+    pub fn read(
+        variable: impl Fn(&'static str) -> Option<String>,
+        default_connections: usize,
+    ) -> Result<Self, ConfigError> {
+        let get = |name| variable(name).filter(|value| !value.trim().is_empty());
+        let sessions = get("SESSIONS_TABLE").unwrap_or_else(|| "sessions".to_owned());
+        let scans = get("SCANS_TABLE").unwrap_or_else(|| "scans".to_owned());
+        if sessions == scans {
+            return wrong(
+                "SCANS_TABLE",
+                format!("names the table of SESSIONS_TABLE, {sessions:?}"),
+            );
+        }
+        let ttl_removals = match get("TTL_REMOVALS").as_deref() {
+            None | Some("apply") => TtlRemovals::Apply,
+            Some("keep") => TtlRemovals::Keep,
+            Some(other) => {
+                return wrong("TTL_REMOVALS", format!("is {other:?}, expected apply or keep"));
+            }
+        };
+        Ok(Self {
+            database: database(&get, default_connections)?,
+            archive: archive(&get)?,
+            tables: Tables { sessions, scans },
+            ttl_removals,
+        })
+    }
+
+    /// Makes the projector. Nothing is connected to before the first batch.
+    pub async fn projector(self) -> Projector {
+        let needs_aws = self.archive.is_some() || self.database.login != Login::Url;
+        let aws = if needs_aws { Some(aws().await) } else { None };
+        Projector {
+            tables: self.tables,
+            ttl_removals: self.ttl_removals,
+            archive: self.archive.zip(aws.as_ref()).map(|(config, aws)| Archive::new(config, aws)),
+            database: Database::new(self.database, aws),
+        }
+    }
+}
+
+async fn aws() -> SdkConfig {
+    aws_config::load_defaults(BehaviorVersion::latest()).await
+}
+
+fn wrong<T>(variable: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError { variable, problem: problem.into() })
+}
+
+fn database(
+    get: &impl Fn(&'static str) -> Option<String>,
+    default_connections: usize,
+) -> Result<DatabaseConfig, ConfigError> {
+    let url = get("DATABASE_URL");
+    let secret = get("DATABASE_SECRET_ARN");
+    let iam = match get("DATABASE_AUTH").as_deref() {
+        None | Some("password") => false,
+        Some("iam") => true,
+        Some(other) => {
+            return wrong("DATABASE_AUTH", format!("is {other:?}, expected password or iam"));
+        }
+    };
+    let login = match (secret, iam) {
+        (Some(_), true) => {
+            return wrong(
+                "DATABASE_AUTH",
+                "is iam while DATABASE_SECRET_ARN is set: unset one of the two",
+            );
+        }
+        (Some(arn), false) => Login::Secret(arn),
+        (None, true) => Login::Iam,
+        (None, false) => Login::Url,
+    };
+    let options = match (&url, &login) {
+        (Some(url), _) => database::parse_url(url)
+            .map_err(|problem| ConfigError { variable: "DATABASE_URL", problem })?,
+        (None, Login::Secret(_)) => database::bare_options(),
+        (None, Login::Iam) => {
+            return wrong(
+                "DATABASE_URL",
+                "is not set: with DATABASE_AUTH=iam it names host, user and database: postgres://USER@HOST:5432/DATABASE",
+            );
+        }
+        (None, Login::Url) => {
+            return wrong(
+                "DATABASE_URL",
+                "is not set: give postgres://USER:PASSWORD@HOST:5432/DATABASE, or DATABASE_SECRET_ARN",
+            );
+        }
+    };
+    let connections = match get("DATABASE_CONNECTIONS") {
+        None => default_connections,
+        Some(text) => match text.trim().parse() {
+            Ok(connections @ 1..=64) => connections,
+            _ => {
+                return wrong(
+                    "DATABASE_CONNECTIONS",
+                    format!("is {text:?}, expected a number from 1 to 64"),
+                );
+            }
+        },
+    };
+    Ok(DatabaseConfig { options, login, connections })
+}
+
+fn archive(
+    get: &impl Fn(&'static str) -> Option<String>,
+) -> Result<Option<ArchiveConfig>, ConfigError> {
+    let prefix = get("ARCHIVE_PREFIX").unwrap_or_else(|| "measurements/".to_owned());
+    if prefix.starts_with('/') {
+        return wrong("ARCHIVE_PREFIX", "starts with a slash, which would be a part of every key");
+    }
+    let Some(bucket) = get("ARCHIVE_BUCKET") else { return Ok(None) };
+    if bucket.contains("://") || bucket.contains('/') {
+        return wrong("ARCHIVE_BUCKET", format!("is {bucket:?}, expected a bucket's name alone"));
+    }
+    Ok(Some(ArchiveConfig { bucket, prefix }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Config, ConfigError, VARIABLES};
+    use crate::apply::TtlRemovals;
+    use crate::database::Login;
+    use sqlx::postgres::PgSslMode;
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    const URL: (&str, &str) = ("DATABASE_URL", "postgres://projector:p@db.example:5432/feet");
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let get = |name: &str| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Config::read(get, 1)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let config =
+            read(&[URL, ("ARCHIVE_BUCKET", ""), ("TTL_REMOVALS", "")]).expect("a configuration");
+        assert_eq!(
+            (config.tables.sessions.as_str(), config.tables.scans.as_str()),
+            ("sessions", "scans")
+        );
+        assert_eq!(config.ttl_removals, TtlRemovals::Apply);
+        assert_eq!(config.database.connections, 1);
+        assert_eq!(config.archive, None);
+        let config = read(&[URL, ("ARCHIVE_BUCKET", "feet")]).expect("a configuration");
+        assert_eq!(config.archive.expect("an archive").prefix, "measurements/");
+    }
+
+    #[test]
+    fn tls_is_verified_in_full_unless_the_url_says_otherwise() {
+        let mode = |url| {
+            let config = read(&[("DATABASE_URL", url)]).expect("a configuration");
+            format!("{:?}", config.database.options.get_ssl_mode())
+        };
+        assert_eq!(mode("postgres://u:p@h/d"), format!("{:?}", PgSslMode::VerifyFull));
+        assert_eq!(mode("postgres://u:p@h/d?sslmode=disable"), format!("{:?}", PgSslMode::Disable));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_in_one_line() {
+        let secret = ("DATABASE_SECRET_ARN", "arn:aws:secretsmanager:eu-central-1:1:secret:s");
+        let cases: [(&[(&str, &str)], &str); 11] = [
+            (&[], "DATABASE_URL is not set: give "),
+            (&[("DATABASE_URL", "db.example")], "DATABASE_URL is not a URL"),
+            (&[("DATABASE_URL", "mysql://h/d")], "DATABASE_URL does not start with postgres://"),
+            (&[("DATABASE_AUTH", "iam")], "DATABASE_URL is not set: with DATABASE_AUTH=iam"),
+            (&[URL, ("DATABASE_AUTH", "kerberos")], "DATABASE_AUTH is \"kerberos\""),
+            (&[URL, secret, ("DATABASE_AUTH", "iam")], "DATABASE_AUTH is iam while"),
+            (&[URL, ("DATABASE_CONNECTIONS", "0")], "DATABASE_CONNECTIONS is \"0\""),
+            (&[URL, ("TTL_REMOVALS", "drop")], "TTL_REMOVALS is \"drop\""),
+            (&[URL, ("SCANS_TABLE", "sessions")], "SCANS_TABLE names the table of SESSIONS_TABLE"),
+            (&[URL, ("ARCHIVE_BUCKET", "s3://feet")], "ARCHIVE_BUCKET is \"s3://feet\""),
+            (&[URL, ("ARCHIVE_PREFIX", "/m/")], "ARCHIVE_PREFIX starts with a slash"),
+        ];
+        for (variables, expected) in cases {
+            let message = read(variables).expect_err(expected).to_string();
+            assert!(message.starts_with(expected), "{message}");
+            assert!(!message.contains('\n') && !message.contains(":p@"), "{message}");
+        }
+    }
+
+    #[test]
+    fn logins_are_told_apart() {
+        let secret = ("DATABASE_SECRET_ARN", "arn:aws:secretsmanager:eu-central-1:1:secret:s");
+        let login = |variables: &[_]| read(variables).expect("a configuration").database.login;
+        assert_eq!(login(&[URL]), Login::Url);
+        assert_eq!(login(&[secret]), Login::Secret(secret.1.to_owned()));
+        assert_eq!(login(&[URL, ("DATABASE_AUTH", "iam")]), Login::Iam);
+    }
+
+    #[test]
+    fn the_list_of_variables_is_what_is_read() {
+        let asked = RefCell::new(BTreeSet::new());
+        let get = |name: &'static str| {
+            asked.borrow_mut().insert(name);
+            (name == URL.0).then(|| URL.1.to_owned())
+        };
+        Config::read(get, 1).expect("a configuration");
+        assert_eq!(asked.into_inner(), BTreeSet::from(VARIABLES));
+    }
+}

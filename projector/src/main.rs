@@ -1,0 +1,40 @@
+//! The Lambda: `bootstrap` in the zip that `cargo lambda build` makes.
+
+use std::process::ExitCode;
+
+use lambda_runtime::{LambdaEvent, service_fn};
+use projector::config::{Config, ConfigError};
+use projector::handler::{self, StreamEvent};
+use projector::telemetry;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("projector: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Checks the configuration, then serves invocations. The first batch makes the first connection.
+async fn run() -> Result<(), lambda_runtime::Error> {
+    telemetry::start_json_logs()?;
+    let config = Config::read(|name| std::env::var(name).ok(), 1)?;
+    let runtime = "AWS_LAMBDA_RUNTIME_API";
+    if std::env::var_os(runtime).is_none() {
+        let problem =
+            "is not set: this program runs inside AWS Lambda, or an emulator of it (see README.md)";
+        return Err(ConfigError { variable: runtime, problem: problem.to_owned() }.into());
+    }
+    let function =
+        std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|_| "projector".to_owned());
+    let projector = config.projector().await;
+    let (projector, function) = (&projector, function.as_str());
+    lambda_runtime::run(service_fn(async |event: LambdaEvent<StreamEvent>| {
+        let response = handler::handle(projector, event.payload, function).await;
+        response.map_err(lambda_runtime::Error::from)
+    }))
+    .await
+}

@@ -1,0 +1,206 @@
+//! The SQL of the read model, made from the one list of columns.
+//!
+//! Each text is constant: it never depends on the size of a batch, so PostgreSQL plans it once. The
+//! texts that come out are kept beside this file as `*.golden.sql`, for reading and as a test.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use crate::measurement::{COLUMNS, Column, Kind, Part};
+
+/// A row whose opaque columns take more bytes than this is not returned by the upsert but read when
+/// its object is written: 10,000 rows with two meshes of 400 KB are not held in memory at once.
+const SMALL_ROW_BYTES: usize = 4096;
+
+/// The upsert, returning each written row: for the archive.
+pub(super) static UPSERT_RETURNING_ROWS: LazyLock<String> = LazyLock::new(|| upsert(true));
+
+/// The upsert, returning keys and versions only: where there is no archive.
+pub(super) static UPSERT: LazyLock<String> = LazyLock::new(|| upsert(false));
+
+/// Rows by key.
+pub(super) static READ: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {}\nFROM measurements m\nWHERE session_id = ANY($1::text[])\n",
+        row_columns("NULL::boolean", "$2")
+    )
+});
+
+/// The type of the parameter that carries a column's values.
+///
+/// Numbers and JSON travel as text and are cast after the filter, so that a replay casts nothing.
+fn parameter_type(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Text | Kind::Millimetres | Kind::Attributes => "text[]",
+        Kind::Timestamp => "timestamptz[]",
+        Kind::Bytes => "bytea[]",
+    }
+}
+
+fn cast(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Millimetres => "::numeric",
+        Kind::Attributes => "::json",
+        Kind::Text | Kind::Timestamp | Kind::Bytes => "",
+    }
+}
+
+fn list(items: impl IntoIterator<Item = String>, separator: &str) -> String {
+    items.into_iter().collect::<Vec<_>>().join(separator)
+}
+
+/// "Some part of `new` is newer than the one in `old`." A part that `new` does not have has a NULL
+/// version, and a comparison with NULL is not true.
+fn newer(new: &str, old: &str, indent: &str) -> String {
+    list(Part::ALL.map(|part| part_newer(part, new, old)), &format!("\n{indent}OR "))
+}
+
+fn part_newer(part: Part, new: &str, old: &str) -> String {
+    let name = part.name();
+    format!("{new}{name}_version > coalesce({old}{name}_version, '')")
+}
+
+/// What a row of the answer is made of, in the order in which the row is decoded:
+/// key, whether it was inserted, versions, whether the row is whole, its columns, change times.
+fn row_columns(inserted: &str, everything: &str) -> String {
+    let mut sql = format!("m.session_id, {inserted} AS inserted");
+    for part in Part::ALL {
+        write!(sql, ", m.{}_version", part.name()).expect("a string takes all");
+    }
+    let sizes = COLUMNS.iter().filter_map(|column| match column.kind {
+        Kind::Bytes => Some(format!("coalesce(octet_length(m.{}), 0)", column.name)),
+        Kind::Attributes => Some(format!("coalesce(pg_column_size(m.{}), 0)", column.name)),
+        Kind::Text | Kind::Timestamp | Kind::Millimetres => None,
+    });
+    let whole = format!("({everything} OR {} <= {SMALL_ROW_BYTES})", list(sizes, " + "));
+    write!(sql, ",\n    {whole} AS whole").expect("a string takes all");
+    for Column { name, kind, .. } in COLUMNS.iter() {
+        sql.push_str(",\n    ");
+        match kind {
+            Kind::Text | Kind::Timestamp => write!(sql, "m.{name}"),
+            Kind::Millimetres => write!(sql, "m.{name}::text AS {name}"),
+            Kind::Bytes => write!(sql, "CASE WHEN {whole} THEN m.{name} END AS {name}"),
+            Kind::Attributes => write!(sql, "CASE WHEN {whole} THEN m.{name}::text END AS {name}"),
+        }
+        .expect("a string takes all");
+    }
+    for part in Part::ALL {
+        write!(sql, ",\n    m.{}_changed_at", part.name()).expect("a string takes all");
+    }
+    sql
+}
+
+/// ONE statement: what is held, what is newer, the upsert of that, and what came of it.
+///
+/// Parameters: the keys; one array a column of [`COLUMNS`]; the versions; the change times; and,
+/// where rows are returned, whether to return also those that are not small.
+///
+/// `patch` joins the batch with the versions that the table holds. What is not newer ends there: a
+/// replay locks no row and writes no WAL. That is safe because versions only grow, and because the
+/// same guard stands in the conflict clause, where it is checked again under the row's lock.
+///
+/// Answer: a row for each session written (`inserted` is not NULL), and one for each session of the
+/// batch with the versions that the statement saw (`inserted` is NULL).
+fn upsert(returning_rows: bool) -> String {
+    let mut parameter = 0;
+    let mut next = |of: &str| {
+        parameter += 1;
+        format!("unnest(${parameter}::{of})")
+    };
+    let mut given = vec![format!("{} COLLATE \"C\" AS session_id", next("text[]"))];
+    let mut targets = vec!["session_id".to_owned()];
+    let mut values = vec!["session_id".to_owned()];
+    let mut sets = Vec::new();
+    let mut set = |part: Part, name: &str| {
+        let newer = part_newer(part, "excluded.", "m.");
+        sets.push(format!("{name} = CASE WHEN {newer} THEN excluded.{name} ELSE m.{name} END"));
+    };
+    for Column { name, part, kind, .. } in COLUMNS.iter() {
+        given.push(format!("{} AS {name}", next(parameter_type(*kind))));
+        targets.push(name.clone());
+        values.push(format!("{name}{}", cast(*kind)));
+        set(*part, name);
+    }
+    for (suffix, of, collation) in
+        [("version", "text[]", " COLLATE \"C\""), ("changed_at", "timestamptz[]", "")]
+    {
+        for part in Part::ALL {
+            let name = format!("{}_{suffix}", part.name());
+            given.push(format!("{}{collation} AS {name}", next(of)));
+            targets.push(name.clone());
+            values.push(name.clone());
+            set(part, &name);
+        }
+    }
+    let held = list(
+        Part::ALL.map(|part| format!("held.{0}_version AS held_{0}_version", part.name())),
+        ", ",
+    );
+    let inserted = "(m.xmax = 0)";
+    let versions =
+        |prefix: &str| list(Part::ALL.map(|part| format!("{prefix}{}_version", part.name())), ", ");
+    let (returning, absent) = if returning_rows {
+        parameter += 1;
+        let absent = 1 + COLUMNS.len() + Part::ALL.len();
+        (row_columns(inserted, &format!("${parameter}::boolean")), ", NULL".repeat(absent))
+    } else {
+        (format!("m.session_id, {inserted} AS inserted, {}", versions("m.")), String::new())
+    };
+    format!(
+        "WITH patch AS MATERIALIZED (
+    SELECT given.*, {held}
+    FROM (SELECT
+        {given}
+    ) given
+    LEFT JOIN measurements held ON held.session_id = given.session_id
+), written AS (
+    INSERT INTO measurements AS m (
+        {targets}
+    )
+    SELECT
+        {values}
+    FROM patch
+    WHERE {newer_than_held}
+    ORDER BY session_id
+    ON CONFLICT (session_id) DO UPDATE SET
+        {sets}
+    WHERE {newer_than_row}
+    RETURNING {returning}
+)
+SELECT * FROM written
+UNION ALL
+SELECT session_id, NULL, {held_versions}{absent} FROM patch
+",
+        given = list(given, ",\n        "),
+        targets = list(targets, ",\n        "),
+        values = list(values, ",\n        "),
+        newer_than_held = newer("", "held_", "        "),
+        sets = list(sets, ",\n        "),
+        newer_than_row = newer("excluded.", "m.", "        "),
+        held_versions = versions("held_"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{READ, UPSERT, UPSERT_RETURNING_ROWS};
+
+    /// A change of the statement shows in review as SQL. `UPDATE_GOLDEN=1 cargo test` writes it anew.
+    #[test]
+    fn the_sql_is_the_golden_one() {
+        let golden = [
+            ("upsert.golden.sql", &*UPSERT),
+            ("upsert_returning_rows.golden.sql", &*UPSERT_RETURNING_ROWS),
+            ("read.golden.sql", &*READ),
+        ];
+        for (name, sql) in golden {
+            let path =
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/read_model").join(name);
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::write(&path, sql).expect("the golden file can be written");
+            }
+            let expected = std::fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(*sql, expected, "{name}: run with UPDATE_GOLDEN=1 and read the difference");
+        }
+    }
+}

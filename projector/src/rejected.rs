@@ -1,0 +1,184 @@
+//! Records that can never apply: set aside whole, with the reason, so that they block nothing and
+//! nothing is lost.
+//!
+//! The statement here must not fail for what a record holds, or the record would be stuck after
+//! all: what PostgreSQL would not take is wrapped in what it takes.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value as Json, json};
+use sha2::{Digest as _, Sha256};
+use sqlx::Arguments as _;
+use sqlx::postgres::PgArguments;
+
+use crate::change;
+use crate::database::Database;
+use crate::error::Error;
+use crate::version::Version;
+
+/// A record of the batch and why it is set aside.
+#[derive(Debug)]
+pub struct Rejection {
+    /// The record's index in the batch.
+    pub position: usize,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+const INSERT: &str = "INSERT INTO rejected_records
+    (identity, table_name, stream_label, sequence_number, event_id, reason, record)
+SELECT identity, table_name, stream_label, sequence_number, event_id, reason, record::json
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+    AS given (identity, table_name, stream_label, sequence_number, event_id, reason, record)
+ORDER BY identity COLLATE \"C\"
+ON CONFLICT (identity) DO NOTHING";
+
+/// Sets the records aside: one row a record, however often it is delivered.
+///
+/// # Errors
+/// [`Error::Database`]; then none was set aside.
+pub async fn set_aside<R: AsRef<[u8]>>(
+    database: &Database,
+    records: &[R],
+    rejections: &[Rejection],
+) -> Result<(), Error> {
+    if rejections.is_empty() {
+        return Ok(());
+    }
+    // Two deliveries of one record in one batch are one row.
+    let rows: BTreeMap<String, (Labels, String)> = rejections
+        .iter()
+        .map(|rejection| {
+            let labels = Labels::of(records[rejection.position].as_ref());
+            (labels.identity.clone(), (labels, storable_text(&rejection.reason).into_owned()))
+        })
+        .collect();
+    let arguments = || {
+        let column =
+            |of: fn(&(Labels, String)) -> Option<&str>| rows.values().map(of).collect::<Vec<_>>();
+        let mut arguments = PgArguments::default();
+        arguments.add(column(|(labels, _)| Some(&labels.identity)))?;
+        arguments.add(column(|(labels, _)| labels.table_name.as_deref()))?;
+        arguments.add(column(|(labels, _)| labels.stream_label.as_deref()))?;
+        arguments.add(column(|(labels, _)| labels.sequence_number.as_deref()))?;
+        arguments.add(column(|(labels, _)| labels.event_id.as_deref()))?;
+        arguments.add(column(|(_, reason)| Some(reason)))?;
+        arguments.add(column(|(labels, _)| Some(&labels.record)))?;
+        Ok(arguments)
+    };
+    database.fetch(INSERT, arguments).await.map(drop)
+}
+
+/// The sequence number of a record that may be malformed, where one can be made out.
+#[must_use]
+pub fn sequence_number(record: &[u8]) -> Option<String> {
+    let json: Json = serde_json::from_slice(record).ok()?;
+    let sequence_number = json.pointer("/dynamodb/SequenceNumber")?.as_str()?;
+    Version::new("label", sequence_number).ok()?;
+    Some(sequence_number.to_owned())
+}
+
+/// What can be made out of a malformed record, in a form that PostgreSQL takes.
+#[derive(Debug, PartialEq, Eq)]
+struct Labels {
+    /// What makes two deliveries the same record.
+    identity: String,
+    table_name: Option<String>,
+    stream_label: Option<String>,
+    sequence_number: Option<String>,
+    event_id: Option<String>,
+    record: String,
+}
+
+impl Labels {
+    fn of(record: &[u8]) -> Self {
+        let json: Option<Json> = serde_json::from_slice(record).ok();
+        let member = |pointer: &str| {
+            let text = json.as_ref()?.pointer(pointer)?.as_str()?;
+            Some(storable_text(text).into_owned())
+        };
+        let arn = member("/eventSourceARN");
+        let stream = arn.as_deref().and_then(change::stream_of);
+        let sequence_number = member("/dynamodb/SequenceNumber");
+        let version =
+            stream.zip(sequence_number.as_deref()).and_then(|((table, label), sequence_number)| {
+                Some(format!("{table}/{}", Version::new(label, sequence_number).ok()?))
+            });
+        Self {
+            identity: version.unwrap_or_else(|| digest(record)),
+            table_name: stream.map(|(table, _)| table.to_owned()),
+            stream_label: stream.map(|(_, label)| label.to_owned()),
+            sequence_number,
+            event_id: member("/eventID"),
+            record: storable_json(record, json.is_some()),
+        }
+    }
+}
+
+fn digest(record: &[u8]) -> String {
+    let mut text = "sha256/".to_owned();
+    for byte in Sha256::digest(record) {
+        write!(text, "{byte:02x}").expect("a string takes all");
+    }
+    text
+}
+
+/// The record to the letter where it is JSON of a depth that both sides parse; else a JSON string
+/// of it, or, where it is no text, an object with it in base64. ASCII escapes hold any character.
+fn storable_json(record: &[u8], parses: bool) -> String {
+    match std::str::from_utf8(record) {
+        Ok(text) if parses => text.to_owned(),
+        Ok(text) => json!(text).to_string(),
+        Err(_) => json!({ "base64": BASE64.encode(record) }).to_string(),
+    }
+}
+
+/// A `text` column takes every character but NUL.
+fn storable_text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Labels;
+
+    const ARN: &str = "arn:aws:dynamodb:eu-central-1:1:table/scans/stream/2026-11-22T00:00:00.000";
+
+    #[test]
+    fn a_record_is_the_same_however_its_json_is_laid_out() {
+        let a = format!(r#"{{"eventSourceARN":"{ARN}","dynamodb":{{"SequenceNumber":"00111"}}}}"#);
+        let b =
+            format!(r#"{{ "dynamodb": {{"SequenceNumber": "111"}}, "eventSourceARN": "{ARN}" }}"#);
+        let (a, b) = (Labels::of(a.as_bytes()), Labels::of(b.as_bytes()));
+        assert_eq!(a.identity, b.identity);
+        assert_eq!(
+            a.identity,
+            "scans/2026-11-22T00:00:00.000/0000000000000000000000000000000000000111"
+        );
+        assert_eq!(a.table_name.as_deref(), Some("scans"));
+    }
+
+    #[test]
+    fn what_is_no_json_is_kept_in_json_all_the_same() {
+        let not_json = Labels::of(b"{\"a\0");
+        assert_eq!(not_json.record, r#""{\"a\u0000""#);
+        assert!(not_json.identity.starts_with("sha256/"));
+        assert_eq!(Labels::of(b"\xff\xfe").record, r#"{"base64":"//4="}"#);
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        assert!(Labels::of(deep.as_bytes()).record.starts_with('"'));
+    }
+
+    #[test]
+    fn a_nul_in_a_label_is_replaced() {
+        let record = br#"{"eventID":"a\u0000b"}"#;
+        assert_eq!(Labels::of(record).event_id.as_deref(), Some("a\u{fffd}b"));
+    }
+}

@@ -1,0 +1,159 @@
+//! Logs and metrics: one JSON line and one metric line a batch, with counts and durations. Neither
+//! holds a measured value or a user's id.
+
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+use time::OffsetDateTime;
+use tracing_subscriber::EnvFilter;
+
+use crate::apply::{Applied, Counts, Durations};
+use crate::config::ConfigError;
+
+/// The metrics' namespace in CloudWatch.
+pub const NAMESPACE: &str = "Projector";
+
+/// The log filter of `RUST_LOG`: `info` where it is not set.
+///
+/// # Errors
+/// [`ConfigError`] where it cannot be read.
+pub fn log_filter() -> Result<EnvFilter, ConfigError> {
+    let text = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    EnvFilter::try_new(text.as_deref().unwrap_or("info")).map_err(|error| ConfigError {
+        variable: "RUST_LOG",
+        problem: format!("cannot be read: {error}"),
+    })
+}
+
+/// JSON logs to standard output, as CloudWatch Logs Insights reads them.
+///
+/// # Errors
+/// As [`log_filter`].
+pub fn start_json_logs() -> Result<(), ConfigError> {
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_target(false)
+        .with_env_filter(log_filter()?)
+        .init();
+    Ok(())
+}
+
+/// The batch's log line.
+pub fn log_batch(batch: &Applied, duration: Duration) {
+    let Counts {
+        records,
+        applied,
+        duplicate,
+        stale,
+        superseded,
+        ttl_kept,
+        rejected,
+        failed,
+        rows_written,
+        objects_written,
+        objects_current,
+    } = batch.counts;
+    let Durations { decode, database, archive } = batch.durations;
+    tracing::info!(
+        records,
+        applied,
+        duplicate,
+        stale,
+        superseded,
+        ttl_kept,
+        rejected,
+        failed,
+        rows_written,
+        objects_written,
+        objects_current,
+        decode_ms = milliseconds(decode),
+        database_ms = milliseconds(database),
+        archive_ms = milliseconds(archive),
+        duration_ms = milliseconds(duration),
+        "batch"
+    );
+}
+
+/// The batch's metrics in CloudWatch's embedded metric format (Amazon CloudWatch User Guide,
+/// "Specification: Embedded metric format"): a line on standard output is enough.
+#[must_use]
+pub fn metrics(batch: &Applied, duration: Duration, function: &str, now: OffsetDateTime) -> Json {
+    let counts = batch.counts;
+    let mut values = vec![
+        ("Records", "Count", json!(counts.records)),
+        ("Applied", "Count", json!(counts.applied)),
+        ("Duplicate", "Count", json!(counts.duplicate)),
+        ("Stale", "Count", json!(counts.stale)),
+        ("Superseded", "Count", json!(counts.superseded)),
+        ("TtlKept", "Count", json!(counts.ttl_kept)),
+        ("Rejected", "Count", json!(counts.rejected)),
+        ("Failures", "Count", json!(counts.failed)),
+        ("ObjectsWritten", "Count", json!(counts.objects_written)),
+        ("ObjectsCurrent", "Count", json!(counts.objects_current)),
+        ("BatchDuration", "Milliseconds", json!(milliseconds(duration))),
+    ];
+    if let Some(oldest) = batch.oldest {
+        let age_s = (now - oldest).as_seconds_f64().max(0.0);
+        values.push(("OldestRecordAge", "Seconds", json!(age_s)));
+    }
+    let definitions: Vec<Json> =
+        values.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit })).collect();
+    let timestamp_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+    let mut line = json!({
+        "_aws": {
+            "Timestamp": timestamp_ms,
+            "CloudWatchMetrics": [{
+                "Namespace": NAMESPACE,
+                "Dimensions": [["FunctionName"]],
+                "Metrics": definitions,
+            }],
+        },
+        "FunctionName": function,
+    });
+    for (name, _, value) in values {
+        line[name] = value;
+    }
+    line
+}
+
+/// To the microsecond, in milliseconds.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::metrics;
+    use crate::apply::{Applied, Counts};
+    use std::time::Duration;
+    use time::macros::datetime;
+
+    #[test]
+    fn every_metric_is_defined_and_has_a_value() {
+        let batch = Applied {
+            counts: Counts { records: 3, applied: 2, rejected: 1, ..Counts::default() },
+            oldest: Some(datetime!(2026-11-22 08:00 UTC)),
+            ..Applied::default()
+        };
+        let line = metrics(
+            &batch,
+            Duration::from_micros(1500),
+            "projector-new",
+            datetime!(2026-11-22 08:00:30 UTC),
+        );
+        let definitions =
+            line["_aws"]["CloudWatchMetrics"][0]["Metrics"].as_array().expect("definitions");
+        assert_eq!(definitions.len(), 12);
+        for definition in definitions {
+            let name = definition["Name"].as_str().expect("a name");
+            assert!(line[name].is_number(), "{name}");
+        }
+        assert_eq!(line["OldestRecordAge"].as_f64(), Some(30.0));
+        assert_eq!(line["BatchDuration"].as_f64(), Some(1.5));
+        assert_eq!(line["_aws"]["Timestamp"].as_i64(), Some(1_795_334_430_000));
+        assert_eq!(line["FunctionName"], "projector-new");
+    }
+}
