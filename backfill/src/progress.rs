@@ -85,7 +85,7 @@ pub(crate) fn print_summary(counts: &Counts, reasons: &BTreeMap<String, u64>, du
     } = *counts;
     let seconds = duration.as_secs_f64();
     println!(
-        "{title}: {records} records in {seconds:.1} s ({:.0}/s)",
+        "done: {records} records in {seconds:.1} s ({:.0}/s)",
         records as f64 / seconds.max(1e-9)
     );
     for (name, count, meaning) in [

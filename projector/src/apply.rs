@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use time::OffsetDateTime;
 
 use crate::archive::{Archive, Archived};
@@ -153,9 +153,8 @@ impl Projector {
 
         let connections = self.database.connections();
         let chunk = sessions.len().div_ceil(connections).max(SPLIT_SESSIONS);
-        let mut outcomes = stream::iter(sessions.chunks(chunk))
-            .map(|chunk| self.apply_sessions(chunk))
-            .buffer_unordered(connections);
+        let mut outcomes: FuturesUnordered<_> =
+            sessions.chunks(chunk).map(|chunk| self.apply_sessions(chunk)).collect();
         while let Some(outcome) = outcomes.next().await {
             let outcome = outcome?;
             batch.counts += outcome.counts;
@@ -275,12 +274,15 @@ impl Projector {
         }
         let Some(archive) = &self.archive else { return Ok(()) };
         let start = Instant::now();
-        let mut objects = stream::iter(sessions.iter().zip(upserted))
-            .map(|(session, upserted)| async move {
-                (session, archive.bring_up(&self.database, session.session_id, upserted).await)
-            })
-            .buffer_unordered(archive.concurrency());
-        while let Some((session, archived)) = objects.next().await {
+        let mut pending = sessions.iter().zip(upserted);
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < archive.concurrency()
+                && let Some((session, upserted)) = pending.next()
+            {
+                under_way.push(self.bring_up(archive, session, upserted));
+            }
+            let Some((session, archived)) = under_way.next().await else { break };
             match archived {
                 Ok(Archived::Written) => outcome.counts.objects_written += 1,
                 Ok(Archived::Current) => outcome.counts.objects_current += 1,
@@ -292,6 +294,15 @@ impl Projector {
         }
         outcome.durations.archive += start.elapsed();
         Ok(())
+    }
+
+    async fn bring_up<'a, 'b>(
+        &self,
+        archive: &Archive,
+        session: &'a SessionChanges<'b>,
+        upserted: &Upserted,
+    ) -> (&'a SessionChanges<'b>, Result<Archived, Error>) {
+        (session, archive.bring_up(&self.database, session.session_id, upserted).await)
     }
 }
 

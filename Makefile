@@ -1,0 +1,44 @@
+# The commands of this repository; `make` lists them.
+
+CARGO ?= cargo
+SERVICES := scripts/with-services
+# One profile builds everything that the demo and the tests run.
+BINARIES := target/debug
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-stop test lint fmt fixtures day lambda clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: ## Replay the small fixture into a PostgreSQL and an S3 of its own, and show what comes out (KEEP=1 leaves them up)
+	@$(CARGO) build --quiet -p backfill
+	@$(SERVICES) $(if $(KEEP),--keep) scripts/demo $(BINARIES)/backfill
+
+demo-stop: ## Stop what `make demo KEEP=1` left up
+	@$(SERVICES) --stop
+
+test: ## Run all tests against real services
+	$(CARGO) build --workspace --all-targets
+	$(SERVICES) scripts/run-tests
+
+lint: ## Formatting, clippy, documentation links, unused dependencies
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+fixtures: ## Write tests/fixtures anew from their seeds
+	$(CARGO) run -p tests --bin generate-fixtures -- --out tests/fixtures/small --sessions 40 --seed 22
+	$(CARGO) run -p tests --bin generate-fixtures -- --out tests/fixtures/mesh --sessions 1 --seed 7 --mesh-bytes 300000 --well-formed --gzip
+
+day: ## Write a day of 100,000 sessions to target/day
+	$(CARGO) run -p tests --bin generate-fixtures -- --out target/day --sessions 100000 --seed 1
+
+lambda: ## Build the Lambda's zip, with the RDS root certificates, to target/lambda
+	scripts/build-lambda
+
+clean: ## Remove what was built
+	$(CARGO) clean

@@ -1,0 +1,189 @@
+//! Any history, duplicated, split and interleaved in any way over concurrent invocations, ends in
+//! the rows that the oracle names; and on the way no row ever goes back.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures_util::future::join_all;
+use projector::apply::Projector;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::Value as Json;
+use support::oracle;
+use support::records::{Draft, LABEL, Record, removal, scan, session};
+use support::services::{Stores, apply};
+
+const LATER: &str = "2026-11-22T06:00:00.000";
+
+/// One step in an item's life: which item of which session, what happens, on which stream.
+#[derive(Clone, Debug)]
+struct Step {
+    session: usize,
+    part: usize,
+    removed: bool,
+    later_stream: bool,
+    value: u32,
+}
+
+/// A history, and how it is delivered: to which invocation each record goes, where it stands there,
+/// and whether it comes twice.
+#[derive(Clone, Debug)]
+struct Delivery {
+    steps: Vec<Step>,
+    lanes: Vec<(usize, u32, bool)>,
+    batch_size: usize,
+}
+
+fn delivery() -> impl Strategy<Value = Delivery> {
+    let step =
+        (0..3_usize, 0..3_usize, prop::bool::weighted(0.25), prop::bool::weighted(0.2), 1..999_u32);
+    let step = step.prop_map(|(session, part, removed, later_stream, value)| Step {
+        session,
+        part,
+        removed,
+        later_stream,
+        value,
+    });
+    let steps = prop::collection::vec(step, 1..24);
+    (
+        steps,
+        prop::collection::vec((0..4_usize, any::<u32>(), prop::bool::weighted(0.3)), 24),
+        1..6_usize,
+    )
+        .prop_map(|(steps, lanes, batch_size)| Delivery { steps, lanes, batch_size })
+}
+
+fn history(prefix: &str, steps: &[Step]) -> Vec<Record> {
+    // Around a change of length of the sequence number.
+    let first = 999_999_999_999_999_999_990_u128;
+    let record = |(index, step): (usize, &Step)| {
+        let session_id = format!("{prefix}-{}", step.session);
+        let value = format!("{}.{}", step.value, index);
+        let draft: Draft = match step.part {
+            0 => session(&session_id, &value),
+            1 => scan(&session_id, "left", &value),
+            _ => scan(&session_id, "right", &value),
+        };
+        let draft = if step.removed { removal(&draft) } else { draft };
+        draft.place(if step.later_stream { LATER } else { LABEL }, first + index as u128)
+    };
+    steps.iter().enumerate().map(record).collect()
+}
+
+/// Lets a row never go back: any statement that tried would fail, and with it the test.
+const GUARD: &str = "
+    CREATE FUNCTION never_back() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF new.session_version < old.session_version OR new.left_version < old.left_version
+            OR new.right_version < old.right_version
+            OR (old.session_version IS NOT NULL AND new.session_version IS NULL)
+            OR (old.left_version IS NOT NULL AND new.left_version IS NULL)
+            OR (old.right_version IS NOT NULL AND new.right_version IS NULL)
+        THEN
+            RAISE EXCEPTION 'the row of % goes back', old.session_id USING ERRCODE = '58000';
+        END IF;
+        RETURN new;
+    END $$;
+    CREATE TRIGGER never_back BEFORE UPDATE ON measurements FOR EACH ROW EXECUTE FUNCTION never_back();
+    CREATE FUNCTION never_gone() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'a row is deleted' USING ERRCODE = '58000'; END $$;
+    CREATE TRIGGER never_gone BEFORE DELETE ON measurements FOR EACH ROW EXECUTE FUNCTION never_gone();
+";
+
+async fn deliver(projectors: &[Projector], records: &[Record], delivery: &Delivery) {
+    let mut lanes = vec![Vec::new(); projectors.len()];
+    for (record, (lane, place, twice)) in records.iter().zip(&delivery.lanes) {
+        lanes[*lane].push((*place, record));
+        if *twice {
+            lanes[(*lane + 1) % projectors.len()].push((place.wrapping_mul(31), record));
+        }
+    }
+    let invocations = lanes.into_iter().zip(projectors).map(|(mut lane, projector)| async move {
+        lane.sort_by_key(|(place, _)| *place);
+        let records: Vec<Record> = lane.into_iter().map(|(_, record)| record.clone()).collect();
+        for batch in records.chunks(delivery.batch_size) {
+            apply(projector, batch).await;
+        }
+    });
+    join_all(invocations).await;
+}
+
+#[test]
+fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objects() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let stores = runtime.block_on(Stores::fresh());
+    let projectors: Vec<Projector> = runtime.block_on(async {
+        sqlx::raw_sql(GUARD).execute(&mut stores.connect().await).await.expect("the guard");
+        join_all((0..4).map(|_| stores.projector())).await
+    });
+    let case = AtomicU32::new(0);
+    let cases =
+        std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64);
+    let mut runner = TestRunner::new(Config {
+        cases,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    runner
+        .run(&delivery(), |delivery| {
+            let prefix = format!("case-{}", case.fetch_add(1, Ordering::Relaxed));
+            let records = history(&prefix, &delivery.steps);
+            let expected = oracle::rows(&records);
+            let (rows, objects) = runtime.block_on(async {
+                deliver(&projectors, &records, &delivery).await;
+                let mut rows = stores.rows().await;
+                rows.retain(|session_id, _| session_id.starts_with(&format!("{prefix}-")));
+                let client =
+                    support::services::s3(&support::services::service("AWS_ENDPOINT_URL")).await;
+                let mut objects = Vec::new();
+                for session_id in rows.keys() {
+                    let key = format!("measurements/{session_id}.json");
+                    let object = client
+                        .get_object()
+                        .bucket(&stores.bucket)
+                        .key(key)
+                        .send()
+                        .await
+                        .expect("an object");
+                    objects.push(object.body.collect().await.expect("a body").to_vec());
+                }
+                (rows, objects)
+            });
+            prop_assert_eq!(&rows, &expected);
+            for (row, object) in rows.values().zip(objects) {
+                prop_assert_eq!(
+                    serde_json::from_slice::<Json>(&object).expect("JSON"),
+                    oracle::object(row)
+                );
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// Large batches over the same keys at once, each in its own order: sorted statements do not
+/// deadlock, and nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_concurrent_batches_over_the_same_rows_do_not_deadlock() {
+    let stores = Stores::fresh().await;
+    sqlx::raw_sql(GUARD).execute(&mut stores.connect().await).await.expect("the guard");
+    let day = support::generate::Day { seed: 9, sessions: 1500, malformed: false, mesh_bytes: 0 };
+    let (sessions, scans) = support::generate::day(day);
+    let records = [sessions, scans].concat();
+    let lanes = (0..4).map(|lane| {
+        let mut records = records.clone();
+        fastrand::Rng::with_seed(lane).shuffle(&mut records);
+        let projector = stores.projector_without_archive(&stores.database_url, 2);
+        tokio::spawn(async move {
+            for batch in records.chunks(2000) {
+                apply(&projector, batch).await;
+            }
+        })
+    });
+    for lane in join_all(lanes).await {
+        lane.expect("no failure");
+    }
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(stores.ask(deadlocks).await, "0");
+}

@@ -1,0 +1,159 @@
+//! The small fixture, in every order and cut, comes to the same rows and the same bytes; and a pure
+//! replay writes nothing at all.
+
+use fastrand::Rng;
+use serde_json::Value as Json;
+use support::gates::S3Gate;
+use support::generate::{self, MESH, SMALL};
+use support::oracle;
+use support::records::Record;
+use support::services::{Stores, apply, apply_all, service};
+
+/// Shuffled, but each item's records in the order of its stream.
+fn shuffled(records: &[Record], seed: u64) -> Vec<Record> {
+    let mut rng = Rng::with_seed(seed);
+    let mut keyed: Vec<(u64, &Record)> =
+        records.iter().map(|record| (rng.u64(..), record)).collect();
+    // Each item's keys are dealt to its records in ascending order.
+    for index in 0..keyed.len() {
+        for later in index + 1..keyed.len() {
+            if keyed[later].1.item == keyed[index].1.item && keyed[later].0 < keyed[index].0 {
+                let key = keyed[index].0;
+                keyed[index].0 = keyed[later].0;
+                keyed[later].0 = key;
+            }
+        }
+    }
+    keyed.sort_by_key(|(key, _)| *key);
+    keyed.into_iter().map(|(_, record)| record.clone()).collect()
+}
+
+fn small() -> Vec<Record> {
+    let (sessions, scans) = generate::day(SMALL);
+    [sessions, scans].concat()
+}
+
+#[tokio::test]
+async fn every_order_and_cut_comes_to_the_same_rows_and_the_same_bytes() {
+    let given = small();
+    let (sessions, scans) = generate::day(SMALL);
+    let reversed_by_table = [scans, sessions].concat();
+    let mut across_tables = given.clone();
+    across_tables.sort_by_key(|record| record.json.len());
+
+    let expected = oracle::rows(&given);
+    let mut first_objects = None;
+    for (name, order) in [
+        ("given", given.clone()),
+        ("reversed by table", reversed_by_table),
+        ("shuffled, items in order", shuffled(&given, 1)),
+        ("shuffled without any order", across_tables),
+    ] {
+        for batch_size in [1, 7, 10_000] {
+            let stores = Stores::fresh().await;
+            let projector = stores.projector().await;
+            for batch in order.chunks(batch_size) {
+                apply(&projector, batch).await;
+                apply(&projector, batch).await;
+            }
+            let rows = stores.rows().await;
+            assert_eq!(rows, expected, "{name}, batches of {batch_size}");
+            let objects = stores.objects().await;
+            for (session_id, row) in &rows {
+                let object: Json =
+                    serde_json::from_slice(&objects[&format!("measurements/{session_id}.json")])
+                        .expect("JSON");
+                assert_eq!(object, oracle::object(row), "{name}, batches of {batch_size}");
+            }
+            apply_all(&projector, &order, batch_size).await;
+            assert_eq!(stores.rows().await, expected, "replayed: {name}, batches of {batch_size}");
+            assert!(stores.objects().await == objects, "replayed: {name}, batches of {batch_size}");
+            let first = first_objects.get_or_insert_with(|| objects.clone());
+            assert!(*first == objects, "other bytes: {name}, batches of {batch_size}");
+            let malformed: std::collections::BTreeSet<_> = given
+                .iter()
+                .filter(|record| record.malformed)
+                .map(|record| &record.json)
+                .collect();
+            assert_eq!(stores.rejected().await, malformed.len(), "{name}, batches of {batch_size}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pure_replay_writes_no_row_and_no_object() {
+    let stores = Stores::fresh().await;
+    let s3 = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
+    let projector = stores.projector_at(&s3.url, 1).await;
+    let records = small();
+    apply_all(&projector, &records, 50).await;
+    let (places, puts) = (stores.row_places().await, s3.count("PUT"));
+    assert!(puts >= places.len());
+
+    let (heads, mut applied, mut written) = (s3.count("HEAD"), 0, 0);
+    for batch in apply_all(&projector, &records, 50).await {
+        applied += batch.counts.applied;
+        written += batch.counts.rows_written + batch.counts.objects_written;
+    }
+    assert_eq!((applied, written), (0, 0));
+    assert_eq!(stores.row_places().await, places);
+    assert_eq!(s3.count("PUT"), puts);
+    // The comparison itself did take place, for every session of every batch.
+    assert!(s3.count("HEAD") > heads);
+}
+
+#[tokio::test]
+async fn a_mesh_of_300_kb_reaches_both_stores_and_replays() {
+    let stores = Stores::fresh().await;
+    let projector = stores.projector().await;
+    let (sessions, scans) = generate::day(MESH);
+    let records = [scans, sessions].concat();
+    for batch_size in [1, 10_000, 1] {
+        apply_all(&projector, &records, batch_size).await;
+        let rows = stores.rows().await;
+        assert_eq!(rows, oracle::rows(&records));
+        let (session_id, row) = rows.first_key_value().expect("a row");
+        let object = &stores.objects().await[&format!("measurements/{session_id}.json")];
+        assert_eq!(serde_json::from_slice::<Json>(object).expect("JSON"), oracle::object(row));
+    }
+}
+
+/// More rows than are returned whole, each too large to be returned with the others: their objects
+/// are made of rows read one by one.
+#[tokio::test]
+async fn large_rows_are_read_when_their_object_is_written() {
+    let stores = Stores::fresh().await;
+    let projector = stores.projector().await;
+    let day = generate::Day { seed: 3, sessions: 12, malformed: false, mesh_bytes: 20_000 };
+    let (sessions, scans) = generate::day(day);
+    let records = [sessions, scans].concat();
+    apply(&projector, &records).await;
+    let (rows, objects) = (stores.rows().await, stores.objects().await);
+    assert_eq!(rows, oracle::rows(&records));
+    for (session_id, row) in &rows {
+        let object = &objects[&format!("measurements/{session_id}.json")];
+        assert_eq!(serde_json::from_slice::<Json>(object).expect("JSON"), oracle::object(row));
+    }
+}
+
+/// The counts tell what became of each record, and add up.
+#[tokio::test]
+async fn every_record_is_counted_once() {
+    let stores = Stores::fresh().await;
+    let projector = stores.projector().await;
+    let records = small();
+    for batch_size in [9, 10_000] {
+        for batch in apply_all(&projector, &records, batch_size).await {
+            let counts = batch.counts;
+            assert_eq!(
+                counts.records,
+                counts.applied
+                    + counts.duplicate
+                    + counts.stale
+                    + counts.superseded
+                    + counts.rejected,
+                "{counts:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The services of `scripts/with-services`, and a fresh database and bucket for each test.
+
+use std::collections::BTreeMap;
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use projector::apply::{Applied, Projector, TtlRemovals};
+use projector::archive::{Archive, ArchiveConfig};
+use projector::change::Tables;
+use projector::database::{self, Database, DatabaseConfig, Login};
+use serde_json::Value as Json;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::oracle::Rows;
+use crate::records::Record;
+
+/// A variable that `scripts/with-services` sets.
+///
+/// # Panics
+/// Where it is not set.
+#[must_use]
+pub fn service(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: these tests want real services, run them with `make test` or `scripts/with-services cargo nextest run --workspace`")
+    })
+}
+
+/// A database and a bucket of a test's own.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// The database's URL, for its owner.
+    pub database_url: String,
+    /// The bucket's name.
+    pub bucket: String,
+}
+
+/// The objects of a bucket, by key.
+pub type Objects = BTreeMap<String, Vec<u8>>;
+
+impl Stores {
+    /// A migrated database and an empty bucket.
+    ///
+    /// # Panics
+    /// Where the services refuse.
+    pub async fn fresh() -> Self {
+        let stores = Self::unmigrated().await;
+        let mut connection = stores.connect().await;
+        sqlx::migrate!("../migrations").run(&mut connection).await.expect("the migrations run");
+        stores
+    }
+
+    /// An empty database and an empty bucket.
+    ///
+    /// # Panics
+    /// Where the services refuse.
+    pub async fn unmigrated() -> Self {
+        let name = format!("test-{:016x}", fastrand::u64(..));
+        let admin_url = service("DATABASE_URL");
+        let mut admin = PgConnection::connect(&admin_url).await.expect("PostgreSQL answers");
+        let sql = format!("CREATE DATABASE {name:?}");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a database");
+        s3(&service("AWS_ENDPOINT_URL"))
+            .await
+            .create_bucket()
+            .bucket(&name)
+            .send()
+            .await
+            .expect("a bucket");
+        let database_url = admin_url.replace("/postgres?", &format!("/{name}?"));
+        Self { database_url, bucket: name }
+    }
+
+    /// A connection as the database's owner.
+    ///
+    /// # Panics
+    /// Where PostgreSQL refuses.
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.database_url).await.expect("PostgreSQL answers")
+    }
+
+    /// The first column of the first row.
+    ///
+    /// # Panics
+    /// Where PostgreSQL refuses.
+    pub async fn ask(&self, sql: &str) -> String {
+        let text: Option<String> =
+            sqlx::query_scalar(AssertSqlSafe(format!("SELECT ({sql})::text")))
+                .fetch_one(&mut self.connect().await)
+                .await
+                .expect("an answer");
+        text.unwrap_or_default()
+    }
+
+    /// A projector of both stores.
+    pub async fn projector(&self) -> Projector {
+        self.projector_at(&service("AWS_ENDPOINT_URL"), 1).await
+    }
+
+    /// A projector whose S3 is at this URL, with so many connections to the database.
+    pub async fn projector_at(&self, s3_url: &str, connections: usize) -> Projector {
+        let archive =
+            ArchiveConfig { bucket: self.bucket.clone(), prefix: "measurements/".to_owned() };
+        let archive = Archive::new(archive, &aws(s3_url).await);
+        Projector {
+            archive: Some(archive),
+            ..self.projector_without_archive(&self.database_url, connections)
+        }
+    }
+
+    /// A projector of the database alone, at this URL.
+    ///
+    /// # Panics
+    /// Where the URL cannot be read.
+    #[must_use]
+    pub fn projector_without_archive(&self, database_url: &str, connections: usize) -> Projector {
+        let options = database::parse_url(database_url).expect("a URL");
+        let config = DatabaseConfig { options, login: Login::Url, connections };
+        Projector {
+            tables: Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() },
+            ttl_removals: TtlRemovals::Apply,
+            database: Database::new(config, None),
+            archive: None,
+        }
+    }
+
+    /// Every row of `measurements`.
+    ///
+    /// # Panics
+    /// Where PostgreSQL refuses.
+    pub async fn rows(&self) -> Rows {
+        let rows: Vec<(String, String)> =
+            sqlx::query_as("SELECT session_id, row_to_json(m)::text FROM measurements m")
+                .fetch_all(&mut self.connect().await)
+                .await
+                .expect("the rows");
+        let json = |text: String| serde_json::from_str::<Json>(&text).expect("JSON");
+        rows.into_iter().map(|(session_id, row)| (session_id, json(row))).collect()
+    }
+
+    /// Where each row lies and who wrote it: any write of a row changes it.
+    ///
+    /// # Panics
+    /// Where PostgreSQL refuses.
+    pub async fn row_places(&self) -> Vec<(String, String, String)> {
+        sqlx::query_as("SELECT session_id, xmin::text, ctid::text FROM measurements ORDER BY 1")
+            .fetch_all(&mut self.connect().await)
+            .await
+            .expect("the rows")
+    }
+
+    /// Every object of the bucket.
+    ///
+    /// # Panics
+    /// Where S3 refuses.
+    pub async fn objects(&self) -> Objects {
+        let client = s3(&service("AWS_ENDPOINT_URL")).await;
+        let mut objects = Objects::new();
+        let mut pages = client.list_objects_v2().bucket(&self.bucket).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            for object in page.expect("a page").contents() {
+                let key = object.key().expect("a key");
+                let body = client
+                    .get_object()
+                    .bucket(&self.bucket)
+                    .key(key)
+                    .send()
+                    .await
+                    .expect("an object")
+                    .body;
+                objects.insert(key.to_owned(), body.collect().await.expect("a body").to_vec());
+            }
+        }
+        objects
+    }
+
+    /// How many rows `rejected_records` has.
+    pub async fn rejected(&self) -> usize {
+        self.ask("SELECT count(*) FROM rejected_records").await.parse().unwrap_or(usize::MAX)
+    }
+}
+
+/// An AWS configuration whose services are all at this URL.
+pub async fn aws(url: &str) -> SdkConfig {
+    aws_config::defaults(BehaviorVersion::latest()).endpoint_url(url).load().await
+}
+
+/// An S3 client.
+pub async fn s3(url: &str) -> aws_sdk_s3::Client {
+    let config = aws_sdk_s3::config::Builder::from(&aws(url).await).force_path_style(true).build();
+    aws_sdk_s3::Client::from_conf(config)
+}
+
+/// Applies records in batches, and sees that nothing failed.
+///
+/// # Panics
+/// Where something failed.
+pub async fn apply_all(
+    projector: &Projector,
+    records: &[Record],
+    batch_size: usize,
+) -> Vec<Applied> {
+    let mut applied = Vec::new();
+    for batch in records.chunks(batch_size) {
+        applied.push(apply(projector, batch).await);
+    }
+    applied
+}
+
+/// Applies one batch, and sees that nothing failed.
+///
+/// # Panics
+/// Where something failed.
+pub async fn apply(projector: &Projector, records: &[Record]) -> Applied {
+    let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
+    let applied = projector.apply(&json).await.expect("no fatal error");
+    assert_eq!(applied.failed, [0; 0], "nothing fails");
+    applied
+}
