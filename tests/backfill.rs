@@ -1,2 +1,177 @@
-//! t
-fn main() {}
+//! The `backfill` binary, as an operator runs it.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use support::emulator::{binary, event};
+use support::generate::{self, SMALL};
+use support::oracle;
+use support::records::{LABEL, Record, session};
+use support::services::{Stores, service};
+
+fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
+    Command::new(binary("backfill"))
+        .args(arguments)
+        .env("DATABASE_URL", &stores.database_url)
+        .env("ARCHIVE_BUCKET", &stores.bucket)
+        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
+        .output()
+        .expect("backfill runs")
+}
+
+fn fixture(name: &str) -> String {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+    path.to_str().expect("a path").to_owned()
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+/// The number behind a name in the summary.
+fn counted(output: &Output, name: &str) -> u64 {
+    let summary = text(&output.stdout);
+    let line = summary.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap_or("0");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[tokio::test]
+async fn the_small_fixture_from_files_comes_to_the_rows_and_a_replay_changes_nothing() {
+    let stores = Stores::unmigrated().await;
+    let files = [fixture("small/sessions.jsonl"), fixture("small/scans.jsonl")];
+    let arguments = ["file", &files[0], &files[1]];
+
+    let unmigrated = backfill(&stores, &arguments);
+    assert_eq!(unmigrated.status.code(), Some(1));
+    assert!(
+        text(&unmigrated.stderr).contains("run `backfill migrate` against it"),
+        "{}",
+        text(&unmigrated.stderr)
+    );
+    assert_eq!(
+        text(&unmigrated.stderr).trim_end().lines().count(),
+        1,
+        "{}",
+        text(&unmigrated.stderr)
+    );
+
+    let pending = backfill(&stores, &["migrate", "--dry-run"]);
+    assert!(text(&pending.stdout).contains("pending"), "{pending:?}");
+    for expected in ["applied   ", "already applied"] {
+        let migrated = backfill(&stores, &["migrate"]);
+        assert!(migrated.status.success(), "{migrated:?}");
+        assert!(text(&migrated.stdout).contains(expected), "{migrated:?}");
+    }
+
+    let (sessions, scans) = generate::day(SMALL);
+    let records = [sessions, scans].concat();
+    let first = backfill(&stores, &arguments);
+    assert_eq!(first.status.code(), Some(3), "some records are malformed: {first:?}");
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    assert!(counted(&first, "rows written") >= stores.rows().await.len() as u64, "{first:?}");
+    assert!(counted(&first, "rejected") > 10, "{first:?}");
+    assert!(
+        text(&first.stdout).contains("× the attribute started_at is not an RFC 3339 time"),
+        "{first:?}"
+    );
+
+    let (places, objects) = (stores.row_places().await, stores.objects().await);
+    let again = backfill(&stores, &arguments);
+    for name in ["applied", "rows written", "objects written"] {
+        assert_eq!(counted(&again, name), 0, "{name}");
+    }
+    assert_eq!(stores.row_places().await, places);
+    assert!(stores.objects().await == objects);
+}
+
+#[tokio::test]
+async fn every_form_of_file_is_read() {
+    let stores = Stores::fresh().await;
+    let records: Vec<Record> =
+        (1..=12).map(|index| session(&format!("s{index}"), "u").place(LABEL, index)).collect();
+    let json: Vec<&str> = records.iter().map(|record| record.json.as_str()).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path").to_owned();
+    let gzip = |content: &str| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(content.as_bytes()).expect("gzip");
+        encoder.finish().expect("gzip")
+    };
+    let pretty: serde_json::Value =
+        serde_json::from_str(&event(json[2..4].iter().copied())).expect("JSON");
+    let files: [(&str, Vec<u8>); 7] = [
+        ("event.json", event(json[..2].iter().copied()).into_bytes()),
+        ("pretty.json", serde_json::to_string_pretty(&pretty).expect("JSON").into_bytes()),
+        ("records.jsonl", format!("{}\r\n\n{}\n", json[4], json[5]).into_bytes()),
+        ("records.jsonl.gz", gzip(&json[6..8].join("\n"))),
+        ("events.jsonl", event(json[8..10].iter().copied()).into_bytes()),
+        ("event.json.gz", gzip(&event(json[10..11].iter().copied()))),
+        ("records", json[11..].join("\n").into_bytes()),
+    ];
+    let mut arguments = vec!["file".to_owned(), "--batch-size".to_owned(), "3".to_owned()];
+    for (name, content) in files {
+        std::fs::write(path(name), content).expect("a file");
+        arguments.push(path(name));
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let output = backfill(&stores, &arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(counted(&output, "applied"), 12);
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+
+    std::fs::write(path("notes.txt"), "not a stream\nat all\n").expect("a file");
+    let output = backfill(&stores, &["file", &path("notes.txt")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("neither a Lambda event"), "{output:?}");
+    let output = backfill(&stores, &["file", &path("no-such-file.jsonl")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no-such-file.jsonl"), "{output:?}");
+}
+
+#[test]
+fn a_dry_run_needs_no_database_and_says_what_would_be_rejected() {
+    let output = Command::new(binary("backfill"))
+        .args(["file", "--dry-run", &fixture("small/scans.jsonl")])
+        .env_remove("DATABASE_URL")
+        .output()
+        .expect("backfill runs");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stdout).contains("dry run, nothing was written"), "{output:?}");
+    assert!(text(&output.stdout).contains("foot_length_mm is not more than 0"), "{output:?}");
+}
+
+#[test]
+fn wrong_flags_and_variables_end_with_code_2_and_name_themselves() {
+    let run = |arguments: &[&str], variable: (&str, &str)| {
+        let output = Command::new(binary("backfill"))
+            .args(arguments)
+            .env_remove("DATABASE_URL")
+            .env(variable.0, variable.1)
+            .output()
+            .expect("backfill runs");
+        (output.status.code(), text(&output.stderr))
+    };
+    let file = fixture("small/scans.jsonl");
+    let none = ("UNUSED", "");
+    let (code, message) = run(&["file", &file], none);
+    assert_eq!(
+        (code, message.starts_with("backfill: DATABASE_URL is not set")),
+        (Some(2), true),
+        "{message}"
+    );
+    let (code, message) = run(&["file", &file], ("DATABASE_CONNECTIONS", "many"));
+    assert_eq!(code, Some(2));
+    assert!(message.contains("DATABASE_URL is not set"), "{message}");
+    let (code, message) =
+        run(&["file", &file, "--database-url", "postgres://h/d", "--ttl-removals", "x"], none);
+    assert_eq!(code, Some(2));
+    assert!(message.starts_with("backfill: TTL_REMOVALS is \"x\""), "{message}");
+    let (code, message) = run(&["file"], none);
+    assert_eq!(code, Some(2));
+    assert!(message.contains("<PATH>"), "{message}");
+    let (code, message) = run(&["replay"], none);
+    assert_eq!((code, message.contains("unrecognized subcommand")), (Some(2), true), "{message}");
+}

@@ -1,2 +1,149 @@
-//! t
-fn main() {}
+//! Connecting: TLS that is verified, and passwords that come from Secrets Manager.
+
+use projector::apply::Projector;
+use projector::database::{self, Database, DatabaseConfig, Login};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use serde_json::json;
+use sqlx::AssertSqlSafe;
+use std::net::SocketAddr;
+use support::gates::tls_before_postgres;
+use support::records::{LABEL, session};
+use support::services::{Stores, apply, aws, service};
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+/// A server that speaks TLS with a certificate for `localhost`, and the PEM of who vouches for it.
+async fn with_tls(stores: &Stores) -> (SocketAddr, String) {
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate().expect("a key");
+    let authority = params.self_signed(&authority_key).expect("a certificate").pem();
+    let issuer = Issuer::new(params, authority_key);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()])
+        .and_then(|params| params.signed_by(&key, &issuer))
+        .expect("a certificate");
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .expect("a configuration");
+    (tls_before_postgres(config, host_of(&stores.database_url)).await, authority)
+}
+
+fn host_of(url: &str) -> String {
+    let (_, host) = url.split_once('@').expect("a host");
+    host.split('/').next().expect("a host").to_owned()
+}
+
+#[tokio::test]
+async fn tls_is_verified_in_full_by_default() {
+    let stores = Stores::fresh().await;
+    let (address, authority) = with_tls(&stores).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let roots = folder.path().join("roots.pem");
+    std::fs::write(&roots, authority).expect("the roots");
+    let bare = stores.database_url.split('?').next().expect("a URL");
+    let by_address = bare.replace(&host_of(bare), &address.to_string());
+    let by_name = by_address.replace("127.0.0.1", "localhost");
+    let record = [session("s1", "u").place(LABEL, 1)];
+    let refused = async |url: &str| {
+        let projector = stores.projector_without_archive(url, 1);
+        let error = projector.database.connect().await.expect_err("not trusted");
+        println!("{}", projector::error::chain(&error));
+        assert!(
+            error.to_string().starts_with("cannot agree on TLS"),
+            "{}",
+            projector::error::chain(&error)
+        );
+        projector::error::chain(&error)
+    };
+    let trusted = format!("sslrootcert={}", roots.display());
+
+    // Nobody vouches for the certificate; somebody does, but for another name; the server has no TLS.
+    assert!(refused(&by_name).await.contains("UnknownIssuer"));
+    assert!(refused(&format!("{by_address}?{trusted}")).await.contains("not valid for name"));
+    assert!(refused(bare).await.contains("does not support TLS"));
+
+    apply(&stores.projector_without_archive(&format!("{by_name}?{trusted}"), 1), &record).await;
+    assert_eq!(stores.rows().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_password_comes_from_secrets_manager_anew_for_each_connection() {
+    let stores = Stores::fresh().await;
+    let url = stores.database_url.clone();
+    let role = format!("secret_{:08x}", fastrand::u32(..));
+    let rotate = async |password: &str, new: bool| {
+        let verb = if new { "CREATE" } else { "ALTER" };
+        let sql = format!("{verb} ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'");
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(&mut stores.connect().await)
+            .await
+            .expect("the role");
+    };
+    rotate("first", true).await;
+    let endpoint = service("AWS_ENDPOINT_URL");
+    let secrets = aws_sdk_secretsmanager::Client::new(&aws(&endpoint).await);
+    let options = database::parse_url(&url).expect("a URL");
+    let secret = |password: &str| {
+        json!({
+            "engine": "postgres", "username": role, "password": password, "host": "127.0.0.1",
+            "port": options.get_port(), "dbname": options.get_database(),
+        })
+        .to_string()
+    };
+    let created =
+        secrets.create_secret().name(&stores.bucket).secret_string(secret("first")).send().await;
+    let arn = created.expect("a secret").arn.expect("an ARN");
+    let without_tls = database::parse_url("postgres://localhost/?sslmode=disable").expect("a URL");
+    let config =
+        DatabaseConfig { options: without_tls, login: Login::Secret(arn.clone()), connections: 1 };
+    let projector = Projector {
+        database: Database::new(config, Some(aws(&endpoint).await)),
+        ..stores.projector_without_archive(&url, 1)
+    };
+    apply(&projector, &[session("s1", "u").place(LABEL, 1)]).await;
+
+    rotate("second", false).await;
+    secrets
+        .put_secret_value()
+        .secret_id(&arn)
+        .secret_string(secret("second"))
+        .send()
+        .await
+        .expect("rotated");
+    let kill = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'"
+    );
+    assert_eq!(stores.ask(&kill).await, "1");
+    apply(&projector, &[session("s2", "u").place(LABEL, 2)]).await;
+    assert_eq!(stores.rows().await.len(), 2);
+}
+
+#[tokio::test]
+async fn the_migrations_run_twice_and_the_schema_is_the_contracts() {
+    let stores = Stores::fresh().await;
+    sqlx::migrate!("../migrations").run(&mut stores.connect().await).await.expect("harmless twice");
+    let types = "SELECT string_agg(column_name || ' ' || data_type || coalesce(' ' || collation_name, ''), E'\\n' \
+                 ORDER BY ordinal_position) FROM information_schema.columns WHERE table_name = 'measurements'";
+    let columns = stores.ask(types).await;
+    for expected in [
+        "session_id text C",
+        "started_at timestamp with time zone",
+        "session_attributes json",
+        "left_foot_length_mm numeric",
+        "right_arch_length_mm numeric",
+        "left_mesh bytea",
+        "right_attributes json",
+        "session_version text C",
+        "right_changed_at timestamp with time zone",
+        "complete boolean",
+    ] {
+        assert!(
+            columns.lines().any(|column| column == expected),
+            "{expected} is not in\n{columns}"
+        );
+    }
+    assert_eq!(columns.lines().count(), 32);
+}

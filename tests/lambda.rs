@@ -1,2 +1,166 @@
-//! t
-fn main() {}
+//! The real binary over the real Runtime API: AWS's own emulator drives it.
+
+use std::process::{Command, Output};
+
+use serde_json::{Value as Json, json};
+use support::emulator::{Lambda, binary, event};
+use support::gates::TcpGate;
+use support::generate::{self, SMALL};
+use support::oracle;
+use support::records::{LABEL, Record, scan, session};
+use support::services::Stores;
+
+fn event_of(records: &[Record]) -> String {
+    event(records.iter().map(|record| record.json.as_str()))
+}
+
+async fn start(stores: &Stores) -> Lambda {
+    Lambda::start(&[
+        ("DATABASE_URL", &stores.database_url),
+        ("ARCHIVE_BUCKET", &stores.bucket),
+        ("AWS_LAMBDA_FUNCTION_NAME", "projector-test"),
+    ])
+    .await
+}
+
+fn log_lines(lambda: &Lambda) -> Vec<Json> {
+    lambda.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[tokio::test]
+async fn the_small_fixture_through_the_runtime_api_comes_to_the_rows_and_objects() {
+    let stores = Stores::fresh().await;
+    let lambda = start(&stores).await;
+    let (sessions, scans) = generate::day(SMALL);
+    for stream in [&scans, &sessions] {
+        for batch in stream.chunks(25) {
+            assert_eq!(lambda.invoke(&event_of(batch)).await, json!({ "batchItemFailures": [] }));
+        }
+    }
+    let rows = stores.rows().await;
+    assert_eq!(rows, oracle::rows(scans.iter().chain(&sessions)));
+    let objects = stores.objects().await;
+    for (session_id, row) in &rows {
+        let object = &objects[&format!("measurements/{session_id}.json")];
+        assert_eq!(serde_json::from_slice::<Json>(object).expect("JSON"), oracle::object(row));
+    }
+}
+
+#[tokio::test]
+async fn a_batch_leaves_one_log_line_and_one_metric_line_without_values_or_users() {
+    let stores = Stores::fresh().await;
+    let lambda = start(&stores).await;
+    let records =
+        [session("s1", "user-4711").place(LABEL, 1), scan("s1", "left", "245.3").place(LABEL, 2)];
+    lambda.invoke(&event_of(&records)).await;
+    let lines = log_lines(&lambda);
+    let batches: Vec<&Json> = lines.iter().filter(|line| line["message"] == "batch").collect();
+    assert_eq!(batches.len(), 1, "{}", lambda.log());
+    assert_eq!(batches[0]["applied"], 2);
+    assert!(batches[0]["duration_ms"].as_f64().is_some_and(|duration| duration > 0.0));
+    let metrics: Vec<&Json> = lines.iter().filter(|line| line.get("_aws").is_some()).collect();
+    assert_eq!(metrics.len(), 1, "{}", lambda.log());
+    assert_eq!(metrics[0]["FunctionName"], "projector-test");
+    assert_eq!((&metrics[0]["Records"], &metrics[0]["ObjectsWritten"]), (&json!(2), &json!(1)));
+    assert!(!lambda.log().contains("user-4711") && !lambda.log().contains("245.3"));
+}
+
+#[tokio::test]
+async fn one_record_that_cannot_be_parsed_does_not_fail_the_event() {
+    let stores = Stores::fresh().await;
+    let lambda = start(&stores).await;
+    let good = session("s1", "u").place(LABEL, 1);
+    let odd = [r#"{"dynamodb":{"SequenceNumber":7}}"#, "null", r#"{"eventName":{"a":[1,2]}}"#];
+    let event = event([odd[0], &good.json, odd[1], odd[2]]);
+    assert_eq!(lambda.invoke(&event).await, json!({ "batchItemFailures": [] }));
+    assert_eq!((stores.rows().await.len(), stores.rejected().await), (1, 3));
+}
+
+#[tokio::test]
+async fn a_dead_database_is_reported_and_the_same_process_recovers() {
+    let stores = Stores::fresh().await;
+    let (_, host) = stores.database_url.split_once('@').expect("a host");
+    let host = host.split('/').next().expect("a host").to_owned();
+    let gate = TcpGate::open(host.clone()).await;
+    let gated = Stores {
+        database_url: stores.database_url.replace(&host, &gate.address.to_string()),
+        ..stores.clone()
+    };
+    let lambda = start(&gated).await;
+    let records = [session("s1", "u").place(LABEL, 999), session("s2", "u").place(LABEL, 1000)];
+    gate.set_open(false);
+    let failure = json!({ "batchItemFailures": [{ "itemIdentifier": "000000000000000000999" }] });
+    assert_eq!(lambda.invoke(&event_of(&records)).await, failure);
+    assert!(lambda.log().contains("the database cannot be reached"), "{}", lambda.log());
+    gate.set_open(true);
+    assert_eq!(lambda.invoke(&event_of(&records)).await, json!({ "batchItemFailures": [] }));
+    assert_eq!(stores.rows().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_wrong_table_fails_the_invocation_and_names_the_variables() {
+    let stores = Stores::fresh().await;
+    let lambda = start(&stores).await;
+    let record =
+        session("s1", "u").place(LABEL, 1).json.replace("table/sessions/", "table/orders/");
+    let answer = lambda.invoke(&event([record.as_str()])).await;
+    let message = answer["errorMessage"].as_str().unwrap_or_default();
+    assert!(message.contains("SESSIONS_TABLE") && message.contains("orders"), "{answer}");
+    assert_eq!(stores.rows().await.len(), 0);
+
+    let answer = lambda.invoke(r#"{"hello":"world"}"#).await;
+    assert!(
+        answer["errorMessage"].as_str().is_some_and(|message| message.contains("Records")),
+        "{answer}"
+    );
+    assert_eq!(lambda.invoke(r#"{"Records":[]}"#).await, json!({ "batchItemFailures": [] }));
+}
+
+/// Lambda's largest payload: 6 MB, here of 10,000 records and some.
+#[tokio::test]
+async fn an_event_of_6_mb_goes_through() {
+    let stores = Stores::fresh().await;
+    // Without the archive: this is about the payload, not about 10,000 objects.
+    let lambda = Lambda::start(&[("DATABASE_URL", &stores.database_url)]).await;
+    let records: Vec<Record> = (0..10_000)
+        .map(|index| session(&format!("s{index}"), "u").place(LABEL, 1 + index))
+        .collect();
+    let event = event_of(&records);
+    assert!(event.len() > 5_000_000, "{}", event.len());
+    assert_eq!(lambda.invoke(&event).await, json!({ "batchItemFailures": [] }));
+    assert_eq!(stores.ask("SELECT count(*) FROM measurements").await, "10000");
+}
+
+fn start_without_runtime(variables: &[(&str, &str)]) -> Output {
+    Command::new(binary("projector"))
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .expect("the projector runs")
+}
+
+#[test]
+fn a_wrong_configuration_stops_the_start_with_one_line_that_names_it() {
+    let url = ("DATABASE_URL", "postgres://u:secret@h/d");
+    let cases: [(&[(&str, &str)], &str); 5] = [
+        (&[], "projector: DATABASE_URL is not set"),
+        (
+            &[url, ("TTL_REMOVALS", "never")],
+            "projector: TTL_REMOVALS is \"never\", expected apply or keep",
+        ),
+        (&[url, ("DATABASE_AUTH", "magic")], "projector: DATABASE_AUTH is \"magic\""),
+        (&[url, ("RUST_LOG", "pro=jec=tor")], "projector: RUST_LOG cannot be read"),
+        (
+            &[url],
+            "projector: AWS_LAMBDA_RUNTIME_API is not set: this program runs inside AWS Lambda",
+        ),
+    ];
+    for (variables, expected) in cases {
+        let output = start_without_runtime(variables);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(message.starts_with(expected), "{message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+        assert!(!message.contains("secret"), "{message}");
+    }
+}

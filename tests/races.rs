@@ -1,2 +1,200 @@
-//! t
-fn main() {}
+//! Invocations race for one object. Whatever order their PUTs arrive in, the object is the newest
+//! row; without the conditions on the PUTs it would not be, and a test here shows that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use projector::apply::Projector;
+use serde_json::Value as Json;
+use support::gates::{Fault, S3Gate};
+use support::oracle;
+use support::records::{LABEL, Record, removal, scan, session};
+use support::services::{Stores, apply, s3, service};
+use tokio::sync::Notify;
+
+const KEY: &str = "measurements/s1.json";
+
+struct Race {
+    stores: Stores,
+    gate: S3Gate,
+    older: Projector,
+    newer: Projector,
+}
+
+impl Race {
+    async fn start() -> Self {
+        let stores = Stores::fresh().await;
+        let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
+        let (older, newer) =
+            (stores.projector_at(&gate.url, 1).await, stores.projector_at(&gate.url, 1).await);
+        Self { stores, gate, older, newer }
+    }
+
+    /// Holds the next PUT back until told, and lets all after it pass.
+    fn hold_next_put(&self) -> Arc<Notify> {
+        let release = Arc::new(Notify::new());
+        let (held, before) = (Arc::clone(&release), self.gate.count("PUT"));
+        self.gate.set_rule(move |seen| match seen.method {
+            "PUT" if seen.earlier == before => Fault::Hold(Arc::clone(&held)),
+            _ => Fault::Pass,
+        });
+        release
+    }
+
+    async fn object(&self) -> Json {
+        serde_json::from_slice(&self.stores.objects().await[KEY]).expect("JSON")
+    }
+
+    async fn assert_newest(&self) {
+        let rows = self.stores.rows().await;
+        assert_eq!(self.object().await, oracle::object(&rows["s1"]));
+    }
+
+    /// `first` commits and its PUT is held back; `second` goes through; then the held PUT arrives.
+    async fn overtake(&self, first: Record, second: Record) {
+        let puts = self.gate.count("PUT");
+        let release = self.hold_next_put();
+        let (first, second) = ([first], [second]);
+        let held = async {
+            apply(&self.older, &first).await;
+        };
+        let overtaking = async {
+            self.gate.until("PUT", puts + 1).await;
+            apply(&self.newer, &second).await;
+            release.notify_one();
+        };
+        tokio::time::timeout(Duration::from_secs(30), futures_util::future::join(held, overtaking))
+            .await
+            .expect("both end");
+    }
+}
+
+#[tokio::test]
+async fn a_new_rows_put_that_arrives_late_does_not_bring_the_older_row_back() {
+    let race = Race::start().await;
+    race.overtake(session("s1", "old").place(LABEL, 1), session("s1", "new").place(LABEL, 2)).await;
+    assert_eq!(race.object().await["user_id"], "new");
+    race.assert_newest().await;
+}
+
+#[tokio::test]
+async fn an_updates_put_that_arrives_late_does_not_bring_the_older_row_back() {
+    let race = Race::start().await;
+    apply(&race.older, &[session("s1", "first").place(LABEL, 1)]).await;
+    race.overtake(session("s1", "old").place(LABEL, 2), session("s1", "new").place(LABEL, 3)).await;
+    assert_eq!(race.object().await["user_id"], "new");
+    race.assert_newest().await;
+}
+
+/// The other order: the newer row's PUT is the one that arrives last, and wins all the same.
+#[tokio::test]
+async fn the_newest_rows_put_that_arrives_last_is_not_given_up() {
+    let race = Race::start().await;
+    apply(&race.older, &[session("s1", "first").place(LABEL, 1)]).await;
+    race.overtake(
+        scan("s1", "left", "245.3").place(LABEL, 2),
+        scan("s1", "right", "245.9").place(LABEL, 3),
+    )
+    .await;
+    race.assert_newest().await;
+    assert_eq!(race.object().await["complete"], true);
+}
+
+/// The proof that the tests above can fail: without If-Match and If-None-Match, both go back.
+#[tokio::test]
+async fn without_the_conditions_the_object_would_go_back() {
+    for earlier in [false, true] {
+        let race = Race::start().await;
+        race.gate.strip_conditions();
+        if earlier {
+            apply(&race.older, &[session("s1", "first").place(LABEL, 1)]).await;
+        }
+        race.overtake(session("s1", "old").place(LABEL, 2), session("s1", "new").place(LABEL, 3))
+            .await;
+        assert_eq!(race.stores.rows().await["s1"]["user_id"], "new");
+        assert_eq!(
+            race.object().await["user_id"],
+            "old",
+            "the guard is not what keeps the object new"
+        );
+    }
+}
+
+/// A PUT from before the removal is still in flight when everything has been removed: the tombstone
+/// stays, because it is an object like any other and not a deletion.
+#[tokio::test]
+async fn a_late_put_does_not_bring_a_removed_session_back() {
+    let race = Race::start().await;
+    let written = session("s1", "u");
+    race.overtake(written.place(LABEL, 1), removal(&written).place(LABEL, 2)).await;
+    assert_eq!(race.object().await["deleted"], true);
+    race.assert_newest().await;
+    let client = s3(&service("AWS_ENDPOINT_URL")).await;
+    let tagged = client
+        .get_object_tagging()
+        .bucket(&race.stores.bucket)
+        .key(KEY)
+        .send()
+        .await
+        .expect("tags");
+    assert_eq!(
+        tagged.tag_set().iter().map(|tag| (tag.key(), tag.value())).collect::<Vec<_>>(),
+        [("state", "deleted")]
+    );
+
+    // Written once more, it is no tombstone any longer. (S3 drops the tag with the object that is
+    // overwritten; the stand-in keeps it, so that is not to be seen here.)
+    apply(&race.newer, &[written.place(LABEL, 3)]).await;
+    race.assert_newest().await;
+}
+
+/// Eight invocations write eight versions at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_at_once_end_in_the_newest_row() {
+    let stores = Stores::fresh().await;
+    let mut writers = Vec::new();
+    for version in 1..=8_u128 {
+        let projector = stores.projector().await;
+        writers.push(tokio::spawn(async move {
+            let part = match version % 3 {
+                0 => session("s1", &version.to_string()),
+                1 => scan("s1", "left", &format!("24{version}.5")),
+                _ => scan("s1", "right", &format!("24{version}.5")),
+            };
+            apply(&projector, &[part.place(LABEL, version)]).await;
+        }));
+    }
+    for writer in writers {
+        writer.await.expect("no failure");
+    }
+    let rows = stores.rows().await;
+    let object: Json = serde_json::from_slice(&stores.objects().await[KEY]).expect("JSON");
+    assert_eq!(object, oracle::object(&rows["s1"]));
+}
+
+/// The old and the new database write one bucket, and each knows one part better than the other: the
+/// object takes the newer of each and goes back in none.
+#[tokio::test]
+async fn two_databases_that_write_one_bucket_never_take_a_part_back() {
+    let old = Stores::fresh().await;
+    let new = Stores { bucket: old.bucket.clone(), ..Stores::fresh().await };
+    let (of_old, of_new) = (old.projector().await, new.projector().await);
+    let objects =
+        || async { serde_json::from_slice::<Json>(&old.objects().await[KEY]).expect("JSON") };
+    let (first, second) =
+        (session("s1", "first").place(LABEL, 1), session("s1", "second").place(LABEL, 5));
+    let (left, again) =
+        (scan("s1", "left", "245.3").place(LABEL, 2), scan("s1", "left", "245.9").place(LABEL, 6));
+    apply(&of_old, &[first.clone(), second.clone(), left.clone()]).await;
+    // The new database is behind with the session, and ahead with the foot.
+    apply(&of_new, &[first, left, again.clone()]).await;
+    let object = objects().await;
+    assert_eq!(object["user_id"], "second");
+    assert_eq!(object["left_foot_length_mm"].to_string(), "245.9");
+
+    // Each catches up; the object is the row of both, to the byte.
+    apply(&of_new, &[second]).await;
+    apply(&of_old, &[again]).await;
+    assert_eq!(old.rows().await, new.rows().await);
+    assert_eq!(objects().await, oracle::object(&old.rows().await["s1"]));
+}

@@ -273,14 +273,13 @@ fn side(keys: &Item) -> Result<Part, Malformed> {
 
 /// Seconds since 1970, perhaps with a fraction; the stream itself cuts to the second.
 fn creation_time(seconds: &serde_json::Number) -> Result<OffsetDateTime, Malformed> {
-    let whole = seconds.as_i64().map(i128::from);
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the range is checked by the conversion after it"
-    )]
-    let fraction = || seconds.as_f64().map(|seconds| (seconds * 1e6).round() as i128 * 1_000);
-    let nanoseconds = whole.map(|seconds| seconds * 1_000_000_000).or_else(fraction);
-    nanoseconds
+    let microseconds = match seconds.as_i64() {
+        Some(seconds) => i128::from(seconds) * 1_000_000,
+        #[expect(clippy::cast_possible_truncation, reason = "the range is checked below")]
+        None => (seconds.as_f64().ok_or(Malformed::CreationTime)? * 1e6).round() as i128,
+    };
+    microseconds
+        .checked_mul(1_000)
         .and_then(|nanoseconds| OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok())
         .ok_or(Malformed::CreationTime)
 }

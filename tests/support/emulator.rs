@@ -46,7 +46,9 @@ impl Lambda {
     pub async fn start(variables: &[(&str, &str)]) -> Self {
         let (address, runtime_api) = (free_address(), free_address());
         let log = tempfile::NamedTempFile::new().expect("a file");
-        let output = || Stdio::from(log.reopen().expect("the file"));
+        // Two streams of one file: each write goes to its end.
+        let append = || std::fs::OpenOptions::new().append(true).open(log.path());
+        let output = || Stdio::from(append().expect("the file"));
         let mut command = Command::new(service("LAMBDA_RIE"));
         command
             .args([

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
@@ -55,6 +56,34 @@ impl TcpGate {
     pub fn set_open(&self, open: bool) {
         self.open.send_replace(open);
     }
+}
+
+/// Puts TLS in front of a PostgreSQL that has none, and gives the address: the server half of
+/// `SSLRequest` (PostgreSQL documentation, "Message Flow", SSL Session Encryption).
+///
+/// # Panics
+/// Where no port can be had.
+pub async fn tls_before_postgres(
+    config: tokio_rustls::rustls::ServerConfig,
+    upstream: String,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (acceptor, upstream) = (acceptor.clone(), upstream.clone());
+            tokio::spawn(async move {
+                let mut request = [0; 8];
+                client.read_exact(&mut request).await?;
+                client.write_all(b"S").await?;
+                let mut client = acceptor.accept(client).await?;
+                let mut server = TcpStream::connect(upstream).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    address
 }
 
 /// What the S3 gate does with a request.
