@@ -50,7 +50,6 @@ async fn tls_is_verified_in_full_by_default() {
     let refused = async |url: &str| {
         let projector = stores.projector_without_archive(url, 1);
         let error = projector.database.connect().await.expect_err("not trusted");
-        println!("{}", projector::error::chain(&error));
         assert!(
             error.to_string().starts_with("cannot agree on TLS"),
             "{}",

@@ -117,7 +117,8 @@ fn database_consequence(error: &sqlx::Error) -> Consequence {
     use sqlx::Error as E;
     let Some(code) = sqlstate(error) else {
         return match error {
-            E::Configuration(_) | E::Tls(_) => Consequence::Fatal,
+            error if is_tls(error) => Consequence::Fatal,
+            E::Configuration(_) => Consequence::Fatal,
             E::Encode(_) | E::InvalidArgument(_) => Consequence::Reject,
             _ => Consequence::Retry,
         };
@@ -136,6 +137,16 @@ fn database_consequence(error: &sqlx::Error) -> Consequence {
     }
 }
 
+/// Whether the two sides cannot agree on TLS. A certificate that is not trusted comes as invalid data
+/// from the handshake's reads.
+fn is_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
 fn database_message(error: &sqlx::Error) -> String {
     match sqlstate(error).as_deref() {
         Some("42P01" | "42703" | "3F000") => {
@@ -151,7 +162,7 @@ fn database_message(error: &sqlx::Error) -> String {
         }
         Some(code) => format!("the database answered with error {code}"),
         None => match error {
-            sqlx::Error::Tls(_) => "cannot agree on TLS with the database: see sslmode and sslrootcert in DATABASE_URL",
+            error if is_tls(error) => "cannot agree on TLS with the database: see sslmode and sslrootcert in DATABASE_URL",
             sqlx::Error::Configuration(_) => "DATABASE_URL cannot be used",
             sqlx::Error::Io(_) => "the database cannot be reached",
             _ => "the exchange with the database failed",
