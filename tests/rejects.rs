@@ -133,7 +133,13 @@ fn every_rule_has_a_reason_that_names_it() {
         (&who, "\"S\":\"u\"", "\"N\":\"5\"", "the attribute user_id is tagged N, expected S"),
         (&who, "\"user_id\":", "\"user\":", "the attribute user_id is missing"),
         (&who, "{\"S\":\"u\"}", "{\"NULL\":true}", "the attribute user_id is missing"),
-        (&who, "{\"S\":\"u\"}", "{\"Q\":\"u\"}", "not a stream record: unknown variant `Q`"),
+        (&who, "{\"S\":\"u\"}", "{\"Q\":\"u\"}", "the attribute user_id is tagged Q, expected S"),
+        (
+            &who,
+            "\"device_model\":{\"S\"",
+            "\"weather\":{\"Q\"",
+            "the attribute weather has or holds the type \"Q\"",
+        ),
         (&who, "08:00:00Z", "08:00", "the attribute started_at is not an RFC 3339 time"),
         (
             &who,

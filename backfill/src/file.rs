@@ -56,7 +56,7 @@ pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyho
     match replay.target {
         Target::Nowhere(_) => progress::print_dry_summary(&replay.counts, &replay.reasons),
         Target::Stores(_) => {
-            progress::print_summary(&replay.counts, &replay.reasons, start.elapsed())
+            progress::print_summary(&replay.counts, &replay.reasons, start.elapsed());
         }
     }
     Ok(if replay.counts.rejected > 0 { Outcome::DoneWithRejections } else { Outcome::Done })

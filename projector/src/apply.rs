@@ -319,10 +319,15 @@ fn note(error: Error) -> Result<(), Error> {
     Ok(())
 }
 
-/// Why PostgreSQL refused, without the values that its detail may quote.
+/// Why PostgreSQL refused: its message without its detail, which quotes values.
 fn refusal(error: &Error) -> String {
-    let source = std::error::Error::source(error).map(ToString::to_string);
-    format!("PostgreSQL refuses the row: {}", source.unwrap_or_else(|| error.to_string()))
+    match error {
+        Error::Database(error) => match error.as_database_error() {
+            Some(error) => format!("PostgreSQL refuses the row: {}", error.message()),
+            None => format!("the row cannot be sent to PostgreSQL: {error}"),
+        },
+        other => other.to_string(),
+    }
 }
 
 /// Says of each record of a session what it came to. The versions held are those the statement saw;

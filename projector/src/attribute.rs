@@ -5,19 +5,21 @@
 //! the same bytes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bigdecimal::BigDecimal;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
 
 /// An item or a nested map: attribute names and their values.
 pub type Item = BTreeMap<String, Attribute>;
 
 /// One attribute value in the wire form `{"S": "text"}`; binary is base64.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Attribute {
     /// A string.
     S(String),
@@ -26,24 +28,64 @@ pub enum Attribute {
     /// Binary, base64.
     B(String),
     /// A boolean.
-    #[serde(rename = "BOOL")]
     Bool(bool),
     /// The null value; the flag is always true.
-    #[serde(rename = "NULL")]
     Null(bool),
     /// A map.
     M(Item),
     /// A list.
     L(Vec<Attribute>),
     /// A set of strings.
-    #[serde(rename = "SS")]
     Strings(Vec<String>),
     /// A set of numbers.
-    #[serde(rename = "NS")]
     Numbers(Vec<String>),
     /// A set of binaries, base64.
-    #[serde(rename = "BS")]
     Binaries(Vec<String>),
+    /// A type that came after this version, by its tag. Its value cannot be understood, but the
+    /// record around it can, so that the reason for rejecting it names the attribute.
+    Unknown(String),
+}
+
+impl<'de> Deserialize<'de> for Attribute {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tagged;
+
+        impl<'de> Visitor<'de> for Tagged {
+            type Value = Attribute;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an attribute value such as {\"S\": \"text\"}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attribute, A::Error> {
+                let tag: String = map
+                    .next_key()?
+                    .ok_or_else(|| A::Error::custom("an attribute value has no type"))?;
+                let attribute = match tag.as_str() {
+                    "S" => Attribute::S(map.next_value()?),
+                    "N" => Attribute::N(map.next_value()?),
+                    "B" => Attribute::B(map.next_value()?),
+                    "BOOL" => Attribute::Bool(map.next_value()?),
+                    "NULL" => Attribute::Null(map.next_value()?),
+                    "M" => Attribute::M(map.next_value()?),
+                    "L" => Attribute::L(map.next_value()?),
+                    "SS" => Attribute::Strings(map.next_value()?),
+                    "NS" => Attribute::Numbers(map.next_value()?),
+                    "BS" => Attribute::Binaries(map.next_value()?),
+                    _ => {
+                        map.next_value::<IgnoredAny>()?;
+                        Attribute::Unknown(tag)
+                    }
+                };
+                match map.next_key::<IgnoredAny>()? {
+                    None => Ok(attribute),
+                    Some(_) => Err(A::Error::custom("an attribute value has two types")),
+                }
+            }
+        }
+
+        deserializer.deserialize_map(Tagged)
+    }
 }
 
 /// Why a value cannot be what its tag says.
@@ -55,12 +97,15 @@ pub enum AttributeError {
     /// A `B` that is not base64.
     #[error("is tagged B and is not base64")]
     Binary,
+    /// A type that this version does not know.
+    #[error("has or holds the type {0:?}, which this version does not know")]
+    UnknownType(String),
 }
 
 impl Attribute {
     /// The tag: `S`, `N`, `B`, `BOOL`, `NULL`, `M`, `L`, `SS`, `NS` or `BS`.
     #[must_use]
-    pub fn tag(&self) -> &'static str {
+    pub fn tag(&self) -> &str {
         match self {
             Self::S(_) => "S",
             Self::N(_) => "N",
@@ -72,6 +117,7 @@ impl Attribute {
             Self::Strings(_) => "SS",
             Self::Numbers(_) => "NS",
             Self::Binaries(_) => "BS",
+            Self::Unknown(tag) => tag,
         }
     }
 
@@ -103,6 +149,7 @@ impl Attribute {
             Self::Strings(set) => sorted(set, |text| Ok(Json::String(text.to_owned()))),
             Self::Numbers(set) => sorted(set, number_json),
             Self::Binaries(set) => sorted(set, binary_json),
+            Self::Unknown(tag) => Err(AttributeError::UnknownType(tag.clone())),
         }
     }
 }
@@ -205,8 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_tag_and_bad_base64_are_refused() {
-        assert!(serde_json::from_str::<Attribute>(r#"{"Q":"x"}"#).is_err());
+    fn an_unknown_type_is_named_and_bad_base64_is_refused() {
+        let nested = r#"{"L":[{"M":{"deep":{"Q":[{"x":1}]}}}]}"#;
+        assert_eq!(json(nested), Err(AttributeError::UnknownType("Q".to_owned())));
         assert_eq!(json(r#"{"B":"!"}"#), Err(AttributeError::Binary));
+        for wire in ["{}", "7", r#"{"S":"a","N":"1"}"#, r#"{"S":7}"#] {
+            assert!(serde_json::from_str::<Attribute>(wire).is_err(), "{wire}");
+        }
     }
 }

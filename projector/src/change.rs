@@ -74,7 +74,7 @@ pub enum Malformed {
         /// The attribute.
         name: &'static str,
         /// The tag it has.
-        tag: &'static str,
+        tag: String,
         /// The tag it should have.
         expected: &'static str,
     },
@@ -300,7 +300,7 @@ fn value(part: Part, field: &Field, image: &Item) -> Result<Option<Value>, Malfo
         None | Some(Attribute::Null(_)) => return Ok(None),
         Some(attribute) => attribute,
     };
-    let mistyped = |expected| Malformed::Type { name, tag: attribute.tag(), expected };
+    let mistyped = |expected| Malformed::Type { name, tag: attribute.tag().to_owned(), expected };
     let invalid = |source| Malformed::Attribute { name: name.to_owned(), source };
     let value = match (field.kind, attribute) {
         (Kind::Text, Attribute::S(text)) => Value::Text(text.clone()),

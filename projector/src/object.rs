@@ -179,3 +179,125 @@ pub fn join(mut row: Measurement, other: Measurement) -> Measurement {
     }
     row
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{at_least, body, join, metadata, parse, read_metadata};
+    use crate::measurement::{Measurement, Part, Value, Versions};
+    use proptest::prelude::*;
+    use time::OffsetDateTime;
+
+    fn value(kind: crate::measurement::Kind) -> BoxedStrategy<Value> {
+        use crate::measurement::Kind;
+        match kind {
+            Kind::Text => any::<String>().prop_map(Value::Text).boxed(),
+            Kind::Timestamp => {
+                (0..253_402_300_799_000_000_i64).prop_map(|us| Value::Timestamp(time(us))).boxed()
+            }
+            Kind::Millimetres => "[1-9][0-9]{0,2}\\.[0-9]{1,30}".prop_map(Value::Text).boxed(),
+            Kind::Bytes => any::<Vec<u8>>().prop_map(Value::Bytes).boxed(),
+            Kind::Attributes => any::<Vec<String>>()
+                .prop_map(|texts| Value::Text(serde_json::json!({ "a b": texts }).to_string()))
+                .boxed(),
+        }
+    }
+
+    fn time(us: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000).expect("a time")
+    }
+
+    fn versions() -> impl Strategy<Value = Versions> {
+        prop::array::uniform3(prop::option::of("[0-9]{4}/[0-9]{40}"))
+    }
+
+    /// A row that holds something: a tombstone does not say when its parts were removed.
+    fn row() -> impl Strategy<Value = Measurement> {
+        let document = |part: Part| {
+            let fields: Vec<_> = part
+                .fields()
+                .iter()
+                .map(|field| {
+                    if field.required {
+                        value(field.kind).prop_map(Some).boxed()
+                    } else {
+                        prop::option::of(value(field.kind)).boxed()
+                    }
+                })
+                .collect();
+            prop::option::of(fields)
+        };
+        let documents = Part::ALL.map(document);
+        let changed_at =
+            prop::array::uniform3(prop::option::of((0..9_000_000_000_000_000_i64).prop_map(time)));
+        let present = |documents: &[Option<_>; 3]| documents.iter().any(Option::is_some);
+        (documents.prop_filter("nothing there", present), versions(), changed_at).prop_map(
+            |(documents, versions, changed_at)| Measurement {
+                session_id: "s1".to_owned(),
+                documents,
+                versions,
+                changed_at,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn an_object_is_read_back_as_the_row_it_was_made_of(row in row()) {
+            let body = body(&row).expect("a body");
+            prop_assert_eq!(&parse(&body).expect("a row"), &row);
+            prop_assert_eq!(read_metadata(Some(&metadata(&row.versions))), (row.versions, Some(1)));
+        }
+
+        #[test]
+        fn the_join_of_two_rows_is_at_least_both_and_the_same_either_way(a in row(), b in row()) {
+            let joined = join(a.clone(), b.clone());
+            prop_assert!(at_least(&joined.versions, &a.versions) && at_least(&joined.versions, &b.versions));
+            prop_assert_eq!(&joined.versions, &join(b, a.clone()).versions);
+            prop_assert_eq!(join(a.clone(), a.clone()), a);
+        }
+    }
+
+    #[test]
+    fn the_body_is_the_golden_one() {
+        let text = |text: &str| Some(Value::Text(text.to_owned()));
+        let at = || Some(Value::Timestamp(time(1_795_334_400_123_000)));
+        let row = Measurement {
+            session_id: "m-1".to_owned(),
+            documents: [
+                Some(vec![text("u\"1"), None, text("19.1"), None, at(), text(r#"{"n":1.50}"#)]),
+                Some(vec![
+                    at(),
+                    text("245.3"),
+                    text("98.7"),
+                    text("243.1"),
+                    None,
+                    None,
+                    text("180"),
+                    Some(Value::Bytes(vec![0, 255])),
+                    None,
+                ]),
+                None,
+            ],
+            versions: [Some("l/1".to_owned()), Some("l/2".to_owned()), None],
+            changed_at: [Some(time(1_795_334_460_000_000)), None, None],
+        };
+        let expected = concat!(
+            r#"{"session_id":"m-1","user_id":"u\"1","device_model":null,"os_version":"19.1","app_version":null,"#,
+            r#""started_at":"2026-11-22T08:00:00.123Z","session_attributes":{"n":1.50},"#,
+            r#""left_scanned_at":"2026-11-22T08:00:00.123Z","left_foot_length_mm":245.3,"left_foot_breadth_mm":98.7,"#,
+            r#""left_ball_girth_mm":243.1,"left_heel_breadth_mm":null,"left_instep_height_mm":null,"#,
+            r#""left_arch_length_mm":180,"left_mesh":"AP8=","left_attributes":null,"#,
+            r#""right_scanned_at":null,"right_foot_length_mm":null,"right_foot_breadth_mm":null,"#,
+            r#""right_ball_girth_mm":null,"right_heel_breadth_mm":null,"right_instep_height_mm":null,"#,
+            r#""right_arch_length_mm":null,"right_mesh":null,"right_attributes":null,"#,
+            r#""versions":{"session":"l/1","left":"l/2","right":null},"#,
+            r#""session_changed_at":"2026-11-22T08:01:00Z","left_changed_at":null,"right_changed_at":null,"complete":false}"#,
+        );
+        assert_eq!(String::from_utf8(body(&row).expect("a body")).expect("text"), expected);
+        let removed = Measurement { documents: [None, None, None], ..row };
+        assert_eq!(
+            String::from_utf8(body(&removed).expect("a body")).expect("text"),
+            r#"{"session_id":"m-1","deleted":true,"versions":{"session":"l/1","left":"l/2","right":null}}"#
+        );
+    }
+}
