@@ -31,7 +31,7 @@ fmt: ## Format the code
 	$(CARGO) fmt --all
 
 fixtures: ## Write tests/fixtures anew from their seeds
-	$(CARGO) run -p tests --bin generate-fixtures -- --out tests/fixtures/small --sessions 40 --seed 22
+	$(CARGO) run -p tests --bin generate-fixtures -- --out tests/fixtures/small --sessions 40 --seed 22 --event
 	$(CARGO) run -p tests --bin generate-fixtures -- --out tests/fixtures/mesh --sessions 1 --seed 7 --mesh-bytes 300000 --well-formed --gzip
 
 day: ## Write a day of 100,000 sessions to target/day

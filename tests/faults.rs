@@ -163,6 +163,22 @@ async fn a_throttled_s3_loses_nothing() {
     assert_eq!(stores.objects().await.len(), 6);
 }
 
+/// S3 is away altogether: the batch fails soon, not object by object until the Lambda's time is up.
+#[tokio::test]
+async fn an_outage_of_s3_fails_the_batch_soon_and_whole() {
+    let stores = Stores::fresh().await;
+    let s3 = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
+    let projector = stores.projector_at(&s3.url, 1).await;
+    s3.set_rule(|_| Fault::Refuse(500));
+    let records = records(300);
+    assert_eq!(reported(&handle(&projector, &records).await), ["999999999999999999998"]);
+    let tries = s3.count("PUT") + s3.count("HEAD");
+    assert!(tries < 300, "{tries} requests");
+    s3.set_rule(|_| Fault::Pass);
+    assert_eq!(reported(&handle(&projector, &records).await), [""; 0]);
+    assert_eq!(stores.objects().await.len(), 300);
+}
+
 /// A rejected record that cannot be set aside is not acknowledged.
 #[tokio::test]
 async fn a_record_is_not_acknowledged_before_it_is_set_aside() {

@@ -34,6 +34,11 @@ fn the_committed_fixtures_are_what_the_generator_writes() {
             assert!(committed(&path) == lines(&records), "{path} is stale: run `make fixtures`");
         }
     }
+    let (_, scans) = generate::day(SMALL);
+    assert!(
+        committed("small/event.json") == generate::event(&scans),
+        "event.json is stale: run `make fixtures`"
+    );
 }
 
 #[test]

@@ -21,6 +21,10 @@ use crate::rejected::{self, Rejection};
 /// A batch of fewer sessions is one statement; of more, one a connection, each its own commit.
 const SPLIT_SESSIONS: usize = 500;
 
+/// After so many failures without a success between them the remaining objects of a batch are not
+/// tried: they come again.
+const GIVE_UP_AFTER: u32 = 16;
+
 /// What to do with the removals that DynamoDB makes at the end of an item's time to live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TtlRemovals {
@@ -276,6 +280,7 @@ impl Projector {
         let start = Instant::now();
         let mut pending = sessions.iter().zip(upserted);
         let mut under_way = FuturesUnordered::new();
+        let mut failures_in_a_row = 0;
         loop {
             while under_way.len() < archive.concurrency()
                 && let Some((session, upserted)) = pending.next()
@@ -283,11 +288,24 @@ impl Projector {
                 under_way.push(self.bring_up(archive, session, upserted));
             }
             let Some((session, archived)) = under_way.next().await else { break };
+            failures_in_a_row += 1;
             match archived {
-                Ok(Archived::Written) => outcome.counts.objects_written += 1,
-                Ok(Archived::Current) => outcome.counts.objects_current += 1,
+                Ok(archived) => {
+                    failures_in_a_row = 0;
+                    match archived {
+                        Archived::Written => outcome.counts.objects_written += 1,
+                        Archived::Current => outcome.counts.objects_current += 1,
+                    }
+                }
                 Err(error) => {
                     note(error)?;
+                    outcome.failed.extend(positions(session));
+                }
+            }
+            if failures_in_a_row == GIVE_UP_AFTER {
+                // S3 is away: what was not tried yet would fail one by one, for longer than a Lambda
+                // has. What is under way is brought to its end.
+                for (session, _) in pending.by_ref() {
                     outcome.failed.extend(positions(session));
                 }
             }

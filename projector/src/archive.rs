@@ -134,15 +134,23 @@ impl Archive {
             let put = match &seen {
                 None => self.put(&key, &fresh, &Expect::Nothing).await?,
                 Some(Seen { etag: None, .. }) => Put::Lost,
-                Some(seen @ Seen { etag: Some(etag), .. }) => {
-                    let knows_better = seen.format == Some(FORMAT)
-                        && !object::at_least(&fresh.versions, &seen.versions);
-                    if !knows_better {
+                Some(Seen { etag: Some(etag), versions, format }) => {
+                    if object::at_least(&fresh.versions, versions) {
                         self.put(&key, &fresh, &Expect::ETag(etag)).await?
-                    } else if let Some(other) = self.get(&key, etag).await? {
-                        self.put(&key, &object::join(fresh, other), &Expect::ETag(etag)).await?
+                    } else if *format == Some(FORMAT) {
+                        // The projector of another database knows some part better.
+                        match self.get(&key, etag).await? {
+                            Some(other) => {
+                                self.put(&key, &object::join(fresh, other), &Expect::ETag(etag))
+                                    .await?
+                            }
+                            None => Put::Lost,
+                        }
+                    } else if object::at_least(versions, &fresh.versions) {
+                        // Of another format, and newer: not ours to take back.
+                        return Ok(Archived::Current);
                     } else {
-                        Put::Lost
+                        return Err(self.foreign_format(key));
                     }
                 }
             };
@@ -155,6 +163,16 @@ impl Archive {
             }
         }
         Err(Error::Contended { bucket: self.config.bucket.clone(), key, tries: TRIES })
+    }
+
+    fn foreign_format(&self, key: String) -> Error {
+        Error::Archive {
+            operation: "PUT",
+            bucket: self.config.bucket.clone(),
+            key,
+            remedy: "it holds newer parts in a format of another version of the projector: bring all projectors of this bucket to one version",
+            source: "foreign format".into(),
+        }
     }
 
     async fn head(&self, key: &str) -> Result<Option<Seen>, Error> {

@@ -1,6 +1,9 @@
 //! Configuration by environment variables, for the Lambda and, as flags of the same names, for
 //! `backfill`. What is missing or wrong is one line that names the variable.
 
+use std::time::Duration;
+
+use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 
 use crate::apply::{Projector, TtlRemovals};
@@ -91,8 +94,14 @@ impl Config {
     }
 }
 
+/// A call that hangs must end before the Lambda does.
 async fn aws() -> SdkConfig {
-    aws_config::load_defaults(BehaviorVersion::latest()).await
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(3))
+        .operation_attempt_timeout(Duration::from_secs(10))
+        .operation_timeout(Duration::from_secs(30))
+        .build();
+    aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts).load().await
 }
 
 fn wrong<T>(variable: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials;
@@ -22,6 +22,9 @@ use crate::rds_token;
 
 const CONNECT_TIMEOUT_S: u64 = 10;
 const STATEMENT_TIMEOUT_S: u64 = 60;
+/// A connection that was idle for longer is not used again: something between us and the server may
+/// have forgotten it without a word (a NAT gateway does after 350 s), and a statement would hang.
+const MAX_IDLE: Duration = Duration::from_mins(5);
 /// How often a statement is run at most: once, and again after a dead connection or a deadlock.
 const TRIES: u32 = 4;
 
@@ -98,7 +101,8 @@ fn rds_roots() -> Option<PathBuf> {
 pub struct Database {
     config: DatabaseConfig,
     aws: Option<SdkConfig>,
-    idle: Mutex<Vec<PgConnection>>,
+    /// Each with the time since when it is idle.
+    idle: Mutex<Vec<(PgConnection, Instant)>>,
     permits: Semaphore,
     /// RDS Proxy pins a session to its connection when it prepares a statement, so behind one we
     /// do not keep statements.
@@ -151,7 +155,7 @@ impl Database {
         let mut tries = 0;
         loop {
             tries += 1;
-            let warm = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let warm = self.warm();
             let was_warm = warm.is_some();
             let mut connection = match warm {
                 Some(connection) => connection,
@@ -188,7 +192,13 @@ impl Database {
     }
 
     fn keep(&self, connection: PgConnection) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push((connection, Instant::now()));
+    }
+
+    fn warm(&self) -> Option<PgConnection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(_, since)| since.elapsed() < MAX_IDLE);
+        idle.pop().map(|(connection, _)| connection)
     }
 
     async fn options(&self) -> Result<PgConnectOptions, Error> {

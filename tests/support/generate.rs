@@ -242,6 +242,20 @@ fn spoil(mut record: Record, time: usize) -> Record {
     record
 }
 
+/// The first ten records of a stream as one Lambda event, laid out for reading.
+///
+/// # Panics
+/// Where a record is no JSON.
+#[must_use]
+pub fn event(records: &[Record]) -> String {
+    let records: Vec<Json> = records
+        .iter()
+        .take(10)
+        .map(|record| serde_json::from_str(&record.json).expect("JSON"))
+        .collect();
+    serde_json::to_string_pretty(&json!({ "Records": records })).expect("JSON") + "\n"
+}
+
 /// The small fixture in `tests/fixtures/small`, as its recipe in `make fixtures` says.
 pub const SMALL: Day = Day { seed: 22, sessions: 40, malformed: true, mesh_bytes: 0 };
 

@@ -29,6 +29,9 @@ struct Arguments {
     /// Leave the malformed records out.
     #[arg(long)]
     well_formed: bool,
+    /// Write event.json too: the first scans as a Lambda event.
+    #[arg(long)]
+    event: bool,
     /// Compress with gzip.
     #[arg(long)]
     gzip: bool,
@@ -45,7 +48,14 @@ fn main() -> anyhow::Result<()> {
         mesh_bytes: arguments.mesh_bytes,
     });
     write(&arguments, "sessions.jsonl", &sessions)?;
-    write(&arguments, "scans.jsonl", &scans)
+    write(&arguments, "scans.jsonl", &scans)?;
+    if arguments.event {
+        let path = arguments.out.join("event.json");
+        fs::write(&path, generate::event(&scans))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}: a Lambda event", path.display());
+    }
+    Ok(())
 }
 
 fn write(arguments: &Arguments, name: &str, records: &[Record]) -> anyhow::Result<()> {
