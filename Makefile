@@ -26,6 +26,8 @@ lint: ## Formatting, clippy, documentation links, unused dependencies
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
+	test -x target/tools/bin/cargo-machete || $(CARGO) install --quiet --locked --root target/tools cargo-machete@0.9.2
+	target/tools/bin/cargo-machete
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
