@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use projector::apply::Projector;
 use serde_json::Value as Json;
+use sqlx::AssertSqlSafe;
 use support::gates::{Fault, S3Gate};
 use support::oracle;
 use support::records::{LABEL, Record, removal, scan, session};
@@ -86,18 +87,86 @@ async fn an_updates_put_that_arrives_late_does_not_bring_the_older_row_back() {
     race.assert_newest().await;
 }
 
-/// The other order: the newer row's PUT is the one that arrives last, and wins all the same.
+/// Both PUTs are held back after both HEADs, and released in each order: the newest row wins, also
+/// where its PUT is the one that is refused and has to look again.
 #[tokio::test]
-async fn the_newest_rows_put_that_arrives_last_is_not_given_up() {
-    let race = Race::start().await;
-    apply(&race.older, &[session("s1", "first").place(LABEL, 1)]).await;
-    race.overtake(
-        scan("s1", "left", "245.3").place(LABEL, 2),
-        scan("s1", "right", "245.9").place(LABEL, 3),
-    )
-    .await;
-    race.assert_newest().await;
-    assert_eq!(race.object().await["complete"], true);
+async fn two_puts_that_were_both_held_back_end_in_the_newest_row_in_each_order() {
+    for newest_first in [false, true] {
+        let race = Race::start().await;
+        apply(&race.older, &[session("s1", "first").place(LABEL, 1)]).await;
+        let before = race.gate.count("PUT");
+        let releases = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        let held = releases.clone();
+        race.gate.set_rule(move |seen| match (seen.method, seen.earlier.checked_sub(before)) {
+            ("PUT", Some(index @ (0 | 1))) => Fault::Hold(Arc::clone(&held[index])),
+            _ => Fault::Pass,
+        });
+        let (left, right) = (scan("s1", "left", "245.3"), scan("s1", "right", "245.9"));
+        let (left, right) = ([left.place(LABEL, 2)], [right.place(LABEL, 3)]);
+        let (_, _, ()) = tokio::time::timeout(
+            Duration::from_secs(30),
+            futures_util::future::join3(
+                apply(&race.older, &left),
+                async {
+                    race.gate.until("PUT", before + 1).await;
+                    apply(&race.newer, &right).await
+                },
+                async {
+                    race.gate.until("PUT", before + 2).await;
+                    let [older, newer] = &releases;
+                    let (first, then) = if newest_first { (newer, older) } else { (older, newer) };
+                    first.notify_one();
+                    // The first is through before the other goes.
+                    while race.object().await["versions"]["left"].is_null() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    then.notify_one();
+                },
+            ),
+        )
+        .await
+        .expect("all end");
+        race.assert_newest().await;
+        assert_eq!(race.object().await["complete"], true, "newest first: {newest_first}");
+    }
+}
+
+/// A statement of an invocation that was killed goes on in the server and commits; nobody will ever
+/// PUT for it. The redelivery waits for its lock, finds nothing to write, and must not take the
+/// versions that it saw before for the row's.
+#[tokio::test]
+async fn a_commit_whose_writer_is_gone_is_archived_by_whom_it_overtook() {
+    for earlier in [false, true] {
+        let race = Race::start().await;
+        let newest = session("s1", "new").place(LABEL, 2);
+        if earlier {
+            apply(&race.older, &[session("s1", "old").place(LABEL, 1)]).await;
+        } else {
+            // An object that holds no less than no row at all.
+            let other = Stores { bucket: race.stores.bucket.clone(), ..Stores::fresh().await };
+            apply(&other.projector().await, &[session("s1", "old").place(LABEL, 1)]).await;
+        }
+        let mut gone = race.stores.connect().await;
+        let version = format!("{LABEL}/{:040}", 2);
+        let orphan = format!(
+            "BEGIN; INSERT INTO measurements (session_id, user_id, started_at, device_model, session_version, session_changed_at) \
+             VALUES ('s1', 'new', '2026-11-22T08:00:00Z', 'iPhone16,2', '{version}', to_timestamp(1795334400)) \
+             ON CONFLICT (session_id) DO UPDATE SET user_id = excluded.user_id, session_version = excluded.session_version"
+        );
+        sqlx::raw_sql(AssertSqlSafe(orphan)).execute(&mut gone).await.expect("the orphan writes");
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND application_name = 'projector' AND wait_event_type = 'Lock'";
+        let batch = [newest];
+        let (_, ()) = futures_util::future::join(apply(&race.newer, &batch), async {
+            while race.stores.ask(waiting).await != "1" {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            sqlx::raw_sql("COMMIT").execute(&mut gone).await.expect("the orphan commits");
+        })
+        .await;
+        assert_eq!(race.object().await["user_id"], "new");
+        race.assert_newest().await;
+    }
 }
 
 /// The proof that the tests above can fail: without If-Match and If-None-Match, both go back.
@@ -192,9 +261,28 @@ async fn two_databases_that_write_one_bucket_never_take_a_part_back() {
     assert_eq!(object["user_id"], "second");
     assert_eq!(object["left_foot_length_mm"].to_string(), "245.9");
 
-    // Each catches up; the object is the row of both, to the byte.
+    // Each catches up; the object is the row of both.
     apply(&of_new, &[second]).await;
     apply(&of_old, &[again]).await;
     assert_eq!(old.rows().await, new.rows().await);
     assert_eq!(objects().await, oracle::object(&old.rows().await["s1"]));
+}
+
+/// As above, where what the other database knows better is that everything was removed: the object
+/// ends in the very bytes that the row alone would give.
+#[tokio::test]
+async fn a_part_written_into_another_databases_tombstone_keeps_when_the_rest_was_removed() {
+    let old = Stores::fresh().await;
+    let new = Stores { bucket: old.bucket.clone(), ..Stores::fresh().await };
+    let alone = Stores::fresh().await;
+    let written = session("s1", "u");
+    let (first, gone) = (written.place(LABEL, 1), removal(&written).place(LABEL, 5));
+    let left = scan("s1", "left", "245.3").place(LABEL, 2);
+    apply(&old.projector().await, &[first.clone(), gone.clone()]).await;
+    apply(&new.projector().await, &[first, left.clone()]).await;
+    apply(&new.projector().await, std::slice::from_ref(&gone)).await;
+    apply(&old.projector().await, std::slice::from_ref(&left)).await;
+    apply(&alone.projector().await, &[gone, left]).await;
+    assert_eq!(old.rows().await, new.rows().await);
+    assert!(old.objects().await == alone.objects().await);
 }

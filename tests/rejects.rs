@@ -1,7 +1,9 @@
 //! A record that can never apply is set aside, alone; it blocks nothing and is not lost.
 
 use projector::apply::{Projector, TtlRemovals};
-use projector::change::{self, Decoded, Tables};
+use projector::change::{self, Change, Decoded, Tables};
+use projector::measurement::Measurement;
+use projector::object;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value as Json;
@@ -14,8 +16,11 @@ fn projector(stores: &Stores) -> Projector {
     stores.projector_without_archive(&stores.database_url, 2)
 }
 
-fn with_nul(mut draft: Draft) -> Draft {
-    draft.image.as_mut().expect("an image")["device_model"] = serde_json::json!({ "S": "a\u{0}b" });
+/// What the checks let through and PostgreSQL refuses: an index entry of more than 2704 bytes.
+fn oversize(mut draft: Draft) -> Draft {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let long: String = (0..20_000).map(|_| rng.alphanumeric()).collect();
+    draft.image.as_mut().expect("an image")["user_id"] = serde_json::json!({ "S": long });
     draft
 }
 
@@ -37,7 +42,7 @@ async fn one_bad_record_among_10_000_is_set_aside_alone() {
         // One that only PostgreSQL finds.
         |record| Record {
             malformed: true,
-            ..with_nul(session("s05000", "u")).place(LABEL, record.sequence_number)
+            ..oversize(session("s05000", "u")).place(LABEL, record.sequence_number)
         },
     ];
     for spoil in spoil {
@@ -74,7 +79,7 @@ async fn what_a_refused_change_had_overtaken_in_the_batch_still_applies() {
     let projector = projector(&stores);
     let mut records = vec![
         session("s1", "first").place(LABEL, 1),
-        with_nul(session("s1", "second")).place(LABEL, 2),
+        oversize(session("s1", "second")).place(LABEL, 2),
         scan("s1", "left", "245.3").place(LABEL, 3),
         session("s2", "other").place(LABEL, 4),
     ];
@@ -85,18 +90,33 @@ async fn what_a_refused_change_had_overtaken_in_the_batch_still_applies() {
     assert_eq!(stores.rows().await["s1"]["user_id"], "first");
 }
 
-/// A limit of PostgreSQL's own: an index entry of more than 2704 bytes.
+/// Several refused records, at both ends and beside each other, and one that is refused twice.
 #[tokio::test]
-async fn a_value_too_large_for_its_index_is_set_aside() {
+async fn several_refused_records_are_each_found() {
     let stores = Stores::fresh().await;
     let projector = projector(&stores);
-    let mut rng = fastrand::Rng::with_seed(1);
-    let long: String = (0..20_000).map(|_| rng.alphanumeric()).collect();
-    let records = [session("s1", &long).place(LABEL, 1), session("s2", "u").place(LABEL, 2)];
-    let applied = apply(&projector, &records).await;
-    assert_eq!((applied.counts.applied, applied.counts.rejected), (1, 1));
-    let reason = stores.ask("SELECT reason FROM rejected_records").await;
-    assert!(reason.contains("index row") && !reason.contains(&long), "{reason}");
+    let records: Vec<Record> = (0..100)
+        .map(|index| {
+            let draft = session(&format!("s{index:03}"), "u");
+            match index {
+                0 | 49 | 50 | 99 => {
+                    Record { malformed: true, ..oversize(draft).place(LABEL, 1 + index) }
+                }
+                _ => draft.place(LABEL, 1 + index),
+            }
+        })
+        .collect();
+    let mut delivered = records.clone();
+    delivered.push(records[49].clone());
+    let applied = apply(&projector, &delivered).await;
+    assert_eq!((applied.counts.applied, applied.counts.rejected), (96, 5));
+    assert_eq!(stores.rejected().await, 4);
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    let reason = stores.ask("SELECT reason FROM rejected_records LIMIT 1").await;
+    assert!(
+        reason.contains("PostgreSQL refuses the row: index row") && reason.len() < 200,
+        "{reason}"
+    );
 }
 
 #[tokio::test]
@@ -140,6 +160,8 @@ fn every_rule_has_a_reason_that_names_it() {
             "\"weather\":{\"Q\"",
             "the attribute weather has or holds the type \"Q\"",
         ),
+        (&who, "iPhone16,2", "iPhone\\u0000", "the attribute device_model holds a NUL character"),
+        (&who, "1795334400", "-1", "ApproximateCreationDateTime is not"),
         (&who, "08:00:00Z", "08:00", "the attribute started_at is not an RFC 3339 time"),
         (
             &who,
@@ -295,22 +317,40 @@ fn fuzz_cases(default: u32) -> Config {
 
 fn samples() -> Vec<Vec<u8>> {
     let (sessions, scans) = generate::day(SMALL);
-    sessions
-        .iter()
-        .step_by(9)
-        .chain(scans.iter().step_by(9))
-        .map(|record| record.json.clone().into_bytes())
-        .collect()
+    let (_, meshes) = generate::day(generate::Day { mesh_bytes: 60, ..generate::MESH });
+    let of = |records: &[Record]| -> Vec<Vec<u8>> {
+        records.iter().step_by(11).map(|record| record.json.clone().into_bytes()).collect()
+    };
+    [of(&scans), of(&sessions), of(&meshes)].concat()
+}
+
+/// Whatever the decoder takes can be written as an object, or a record would be stuck behind it.
+fn assert_has_an_object(change: Change) {
+    let mut row = Measurement {
+        session_id: change.session_id,
+        documents: [None, None, None],
+        versions: [None, None, None],
+        changed_at: [None; 3],
+    };
+    let part = change.part as usize;
+    row.documents[part] = change.document;
+    row.versions[part] = Some(change.version.to_string());
+    row.changed_at[part] = change.changed_at;
+    object::body(&row).expect("a body");
+    object::metadata(&row).expect("metadata");
 }
 
 #[test]
 fn no_bytes_make_the_decoder_panic() {
     let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
     let samples = samples();
-    TestRunner::new(fuzz_cases(20_000))
-        .run(&mutation(), |mutations| {
-            for record in mutate(&samples[..4], &mutations) {
-                let _ = change::decode(&record, &tables);
+    TestRunner::new(fuzz_cases(8_000))
+        .run(&(mutation(), any::<usize>()), |(mutations, first)| {
+            let first = first % samples.len();
+            for record in mutate(&samples[first..samples.len().min(first + 3)], &mutations) {
+                if let Ok(Decoded::Change(change)) = change::decode(&record, &tables) {
+                    assert_has_an_object(change);
+                }
                 let _ = projector::rejected::sequence_number(&record);
             }
             Ok(())

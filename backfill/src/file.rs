@@ -1,6 +1,5 @@
 //! `backfill file`: replays fixture streams through the projector's own apply path.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -14,11 +13,11 @@ use projector::handler::StreamEvent;
 
 use crate::Outcome;
 use crate::cli::{FileArguments, Settings};
-use crate::progress::{self, Progress};
+use crate::progress::{self, Progress, Reasons};
 
 /// A batch ends here too, however few its records are: it bounds the memory that meshes take.
 const BATCH_BYTES: usize = 32 << 20;
-/// How often a batch is delivered before the run is given up, with pauses from one second to
+/// How often a batch is delivered before the run is given up, with pauses from two seconds to
 /// [`MAX_PAUSE`]: some five minutes.
 const DELIVERIES: u32 = 14;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -33,11 +32,11 @@ pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyho
         target: if arguments.dry_run {
             Target::Nowhere(config.tables)
         } else {
-            Target::Stores(Box::new(config.projector().await))
+            Target::Stores(Box::new(config.projector().await?))
         },
         progress: Progress::start(bytes),
         counts: Counts::default(),
-        reasons: BTreeMap::new(),
+        reasons: Reasons::default(),
     };
     for path in &arguments.paths {
         let mut batches = Batches::open(path, arguments.batch_size as usize)?;
@@ -80,7 +79,7 @@ struct Replay {
     target: Target,
     progress: Progress,
     counts: Counts,
-    reasons: BTreeMap<String, u64>,
+    reasons: Reasons,
 }
 
 impl Replay {
@@ -93,7 +92,7 @@ impl Replay {
                         self.counts.records += 1;
                         if let Decoded::Malformed(malformed) = change::decode(record, tables)? {
                             self.counts.rejected += 1;
-                            *self.reasons.entry(malformed.to_string()).or_default() += 1;
+                            self.reasons.add(malformed.to_string());
                         }
                     }
                     return Ok(());
@@ -101,13 +100,14 @@ impl Replay {
                 Target::Stores(projector) => projector,
             };
             let batch = projector.apply(&records).await?;
-            // A record that is delivered again is counted when it is through.
+            // A record counts once it is through. (A change whose object failed was applied then; it
+            // comes again as a duplicate.)
             let mut counts = batch.counts;
             counts.records -= counts.failed;
             counts.failed = 0;
             self.counts += counts;
             for rejection in batch.rejections {
-                *self.reasons.entry(rejection.reason).or_default() += 1;
+                self.reasons.add(rejection.reason);
             }
             if batch.failed.is_empty() {
                 return Ok(());

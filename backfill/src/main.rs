@@ -33,11 +33,19 @@ async fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::DoneWithRejections) => ExitCode::from(3),
         Err(error) => {
-            eprintln!("backfill: {error:#}");
-            let configuration = error.downcast_ref::<projector::config::ConfigError>().is_some();
-            ExitCode::from(if configuration { 2 } else { 1 })
+            eprintln!("backfill: {}", projector::error::chain(error.as_ref()));
+            ExitCode::from(if is_configuration(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Whether a flag or variable is wrong, found at the start or by the first record.
+fn is_configuration(error: &anyhow::Error) -> bool {
+    use projector::error::Error::{Misconfigured, NoBucket};
+    error.chain().any(|error| {
+        error.is::<projector::config::ConfigError>()
+            || matches!(error.downcast_ref(), Some(Misconfigured(_) | NoBucket { .. }))
+    })
 }
 
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {

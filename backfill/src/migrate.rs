@@ -21,7 +21,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<Outcome> {
     let mut config = settings.config()?;
     config.archive = None;
-    let projector = config.projector().await;
+    let projector = config.projector().await?;
     let mut connection = connect(&projector.database).await?;
     let applied = applied(&mut connection).await?;
     for migration in MIGRATOR.iter().filter(|migration| applied.contains(&migration.version)) {

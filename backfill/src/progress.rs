@@ -69,7 +69,7 @@ impl Progress {
 }
 
 /// The summary, on standard output.
-pub(crate) fn print_summary(counts: &Counts, reasons: &BTreeMap<String, u64>, duration: Duration) {
+pub(crate) fn print_summary(counts: &Counts, reasons: &Reasons, duration: Duration) {
     let Counts {
         records,
         applied,
@@ -107,7 +107,7 @@ pub(crate) fn print_summary(counts: &Counts, reasons: &BTreeMap<String, u64>, du
 }
 
 /// The end of a run that wrote nothing.
-pub(crate) fn print_dry_summary(counts: &Counts, reasons: &BTreeMap<String, u64>) {
+pub(crate) fn print_dry_summary(counts: &Counts, reasons: &Reasons) {
     println!(
         "dry run, nothing was written: {} records, {} would be rejected",
         counts.records, counts.rejected
@@ -115,8 +115,22 @@ pub(crate) fn print_dry_summary(counts: &Counts, reasons: &BTreeMap<String, u64>
     print_reasons(reasons);
 }
 
-fn print_reasons(reasons: &BTreeMap<String, u64>) {
-    for (reason, count) in reasons {
+/// Why records were rejected, and how many for each reason; the first so many reasons by name.
+#[derive(Debug, Default)]
+pub(crate) struct Reasons(BTreeMap<String, u64>);
+
+impl Reasons {
+    const NAMED: usize = 50;
+
+    pub(crate) fn add(&mut self, reason: String) {
+        let known = self.0.len() < Self::NAMED || self.0.contains_key(&reason);
+        let reason = if known { reason } else { "for other reasons".to_owned() };
+        *self.0.entry(reason).or_default() += 1;
+    }
+}
+
+fn print_reasons(reasons: &Reasons) {
+    for (reason, count) in &reasons.0 {
         println!("  {count:>6} × {reason}");
     }
 }

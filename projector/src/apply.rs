@@ -15,7 +15,7 @@ use crate::database::Database;
 use crate::error::{self, Consequence, Error};
 use crate::fold::{self, Arrival, SessionChanges};
 use crate::measurement::{Part, Versions};
-use crate::read_model::{self, Upserted};
+use crate::read_model::{self, Standing, Upserted};
 use crate::rejected::{self, Rejection};
 
 /// A batch of fewer sessions is one statement; of more, one a connection, each its own commit.
@@ -155,10 +155,12 @@ impl Projector {
         let sessions = fold::fold(&arrivals);
         batch.durations.decode = start.elapsed();
 
-        let connections = self.database.connections();
-        let chunk = sessions.len().div_ceil(connections).max(SPLIT_SESSIONS);
-        let mut outcomes: FuturesUnordered<_> =
-            sessions.chunks(chunk).map(|chunk| self.apply_sessions(chunk)).collect();
+        let mut outcomes = FuturesUnordered::new();
+        let chunk = sessions.len().div_ceil(self.database.connections()).max(SPLIT_SESSIONS);
+        let mut sessions = sessions.into_iter();
+        while sessions.len() > 0 {
+            outcomes.push(self.apply_sessions(sessions.by_ref().take(chunk).collect()));
+        }
         while let Some(outcome) = outcomes.next().await {
             let outcome = outcome?;
             batch.counts += outcome.counts;
@@ -207,78 +209,50 @@ impl Projector {
 
     /// Both stores for some sessions: the rows, narrowed down where PostgreSQL refuses, then the
     /// objects.
-    async fn apply_sessions(&self, sessions: &[SessionChanges<'_>]) -> Result<Outcome, Error> {
+    async fn apply_sessions(&self, sessions: Vec<SessionChanges<'_>>) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
+        let mut stored = Vec::with_capacity(sessions.len());
         let mut pending = vec![sessions];
         while let Some(sessions) = pending.pop() {
             let start = Instant::now();
             let upserted =
-                read_model::upsert(&self.database, sessions, self.archive.is_some()).await;
+                read_model::upsert(&self.database, &sessions, self.archive.is_some()).await;
             outcome.durations.database += start.elapsed();
             match upserted {
-                Ok(upserted) => self.archive_sessions(sessions, &upserted, &mut outcome).await?,
-                Err(error) if error.consequence() == Consequence::Reject => match sessions {
-                    [session] => self.apply_one_by_one(session, error, &mut outcome).await?,
-                    _ => {
-                        let (first, second) = sessions.split_at(sessions.len() / 2);
-                        pending.extend([second, first]);
+                Ok(upserted) => stored.extend(sessions.into_iter().zip(upserted)),
+                Err(error) if error.consequence() == Consequence::Reject => {
+                    match narrow(sessions) {
+                        Narrowed::Parts(first, rest) => pending.extend([rest, first]),
+                        Narrowed::One(position) => {
+                            outcome
+                                .rejections
+                                .push(Rejection { position, reason: refusal(&error) });
+                        }
                     }
-                },
+                }
                 Err(error) => {
                     note(error)?;
                     outcome.failed.extend(sessions.iter().flat_map(positions));
                 }
             }
         }
+        self.archive_sessions(&stored, &mut outcome).await?;
         Ok(outcome)
-    }
-
-    /// PostgreSQL refuses one session: its changes go one by one, oldest first, so that only the
-    /// refused one is set aside, and a change that it had overtaken in the batch still applies.
-    async fn apply_one_by_one(
-        &self,
-        session: &SessionChanges<'_>,
-        refused: Error,
-        outcome: &mut Outcome,
-    ) -> Result<(), Error> {
-        if let [arrival] = session.arrivals[..] {
-            outcome
-                .rejections
-                .push(Rejection { position: arrival.position, reason: refusal(&refused) });
-            return Ok(());
-        }
-        for arrival in &session.arrivals {
-            let alone = [session.alone(arrival)];
-            match read_model::upsert(&self.database, &alone, self.archive.is_some()).await {
-                Ok(upserted) => self.archive_sessions(&alone, &upserted, outcome).await?,
-                Err(error) if error.consequence() == Consequence::Reject => {
-                    outcome
-                        .rejections
-                        .push(Rejection { position: arrival.position, reason: refusal(&error) });
-                }
-                Err(error) => {
-                    note(error)?;
-                    outcome.failed.push(arrival.position);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Counts what the rows took, and brings EVERY session's object up, written or not: a crash
     /// between commit and PUT is repaired by the redelivery.
     async fn archive_sessions(
         &self,
-        sessions: &[SessionChanges<'_>],
-        upserted: &[Upserted],
+        stored: &[(SessionChanges<'_>, Upserted)],
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
-        for (session, upserted) in sessions.iter().zip(upserted) {
+        for (session, upserted) in stored {
             count(session, upserted, &mut outcome.counts);
         }
         let Some(archive) = &self.archive else { return Ok(()) };
         let start = Instant::now();
-        let mut pending = sessions.iter().zip(upserted);
+        let mut pending = stored.iter();
         let mut under_way = FuturesUnordered::new();
         let mut failures_in_a_row = 0;
         loop {
@@ -324,6 +298,27 @@ impl Projector {
     }
 }
 
+/// What to try next of sessions that PostgreSQL refused together.
+enum Narrowed<'a> {
+    /// Two parts, in this order.
+    Parts(Vec<SessionChanges<'a>>, Vec<SessionChanges<'a>>),
+    /// It was one change, the record at this position, that is refused.
+    One(usize),
+}
+
+/// Halves the sessions; of one session, takes the oldest change apart from those after it, so that
+/// only what is refused is set aside, and a change that it had overtaken in the batch still applies.
+fn narrow(mut refused: Vec<SessionChanges<'_>>) -> Narrowed<'_> {
+    if let [session] = refused.as_slice() {
+        return match session.split_first() {
+            Some((first, rest)) => Narrowed::Parts(vec![first], vec![rest]),
+            None => Narrowed::One(session.arrivals[0].position),
+        };
+    }
+    let rest = refused.split_off(refused.len() / 2);
+    Narrowed::Parts(refused, rest)
+}
+
 fn positions(session: &SessionChanges<'_>) -> impl Iterator<Item = usize> {
     session.arrivals.iter().map(|arrival| arrival.position)
 }
@@ -352,7 +347,8 @@ fn refusal(error: &Error) -> String {
 /// under a race of two invocations a record can count as applied in both.
 fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
     let held: &Versions = &upserted.held;
-    counts.rows_written += u64::from(upserted.written.is_some());
+    let written = matches!(upserted.standing, Standing::Written { .. });
+    counts.rows_written += u64::from(written);
     for part in Part::ALL {
         let mut newest_seen = false;
         let of_part = |arrival: &&&Arrival| arrival.change.part == part;
@@ -364,7 +360,7 @@ fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts)
                 Some(held) if version < held => counts.stale += 1,
                 _ if newest != Some(version) => counts.superseded += 1,
                 _ if newest_seen => counts.duplicate += 1,
-                _ if upserted.written.is_none() => counts.stale += 1,
+                _ if !written => counts.stale += 1,
                 _ => {
                     newest_seen = true;
                     counts.applied += 1;

@@ -18,7 +18,7 @@ use crate::database::Database;
 use crate::error::{self, Error};
 use crate::measurement::{Measurement, Versions};
 use crate::object::{self, FORMAT};
-use crate::read_model::{self, Upserted};
+use crate::read_model::{self, Standing, Upserted};
 
 /// How many objects are compared or written at once.
 const CONCURRENT_OBJECTS: usize = 32;
@@ -104,28 +104,35 @@ impl Archive {
     ) -> Result<Archived, Error> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let key = format!("{}{session_id}.json", self.config.prefix);
-        let mut row = upserted.written.as_ref().and_then(|written| written.row.clone());
-        let inserted = upserted.written.as_ref().is_some_and(|written| written.inserted);
-        if let Some(row) = row.as_ref().filter(|_| inserted)
-            && let Put::Done = self.put(&key, row, &Expect::Nothing).await?
-        {
-            return Ok(Archived::Written);
-        }
-        // Nothing was written: what the statement saw is the row, or was it a moment ago, and who
-        // has written it since answers for the object.
-        let mut held = upserted.written.is_none().then(|| upserted.held.clone());
+        let (mut row, mut held) = match &upserted.standing {
+            Standing::Written { inserted, row } => {
+                if let (true, Some(row)) = (inserted, row)
+                    && let Put::Done = self.put(&key, row, &Expect::Nothing).await?
+                {
+                    return Ok(Archived::Written);
+                }
+                (row.clone(), None)
+            }
+            // What the statement saw is at least the patch; whoever has written the row since
+            // answers for that.
+            Standing::Held => (None, Some(&upserted.held)),
+            // The row has to be read: the versions held are older than the patch, and whoever
+            // overtook us may never come to its PUT (a statement of an invocation that was killed
+            // goes on in the server).
+            Standing::Overtaken => (None, None),
+        };
         for tries in 1..=TRIES {
             let seen = self.head(&key).await?;
             let current = |versions: &Versions| {
                 seen.as_ref().is_some_and(|seen| {
-                    seen.format == Some(FORMAT) && object::at_least(&seen.versions, versions)
+                    seen.format >= Some(FORMAT) && object::at_least(&seen.versions, versions)
                 })
             };
-            if held.take().as_ref().is_some_and(&current) {
+            if held.take().is_some_and(&current) {
                 return Ok(Archived::Current);
             }
             let fresh = match row.take() {
-                Some(row) => row,
+                Some(row) => *row,
                 None => read_model::read(database, session_id).await?,
             };
             if current(&fresh.versions) {
@@ -195,19 +202,24 @@ impl Archive {
             Err(error) if matches!(status(&error), Some(404 | 412)) => return Ok(None),
             Err(error) => return Err(self.failed("GET", key, &error)),
         };
-        let unusable = |source: Box<dyn std::error::Error + Send + Sync>| Error::Archive {
+        let failed = |remedy, source: Box<dyn std::error::Error + Send + Sync>| Error::Archive {
             operation: "GET",
             bucket: self.config.bucket.clone(),
             key: key.to_owned(),
-            remedy: "its body is not what its metadata says: move the object away and redeliver",
+            remedy,
             source,
         };
-        let body = object.body.collect().await.map_err(|error| unusable(error.into()))?;
-        object::parse(&body.into_bytes()).map(Some).map_err(|error| unusable(error.into()))
+        let metadata = object.metadata;
+        let body =
+            object.body.collect().await.map_err(|error| failed("S3 broke off", error.into()))?;
+        object::parse(&body.into_bytes(), metadata.as_ref()).map(Some).map_err(|error| {
+            failed("its body is not what its metadata says: move the object away", error.into())
+        })
     }
 
     async fn put(&self, key: &str, row: &Measurement, expect: &Expect<'_>) -> Result<Put, Error> {
-        let body = object::body(row).map_err(|source| Error::Archive {
+        let form = object::body(row).and_then(|body| Ok((body, object::metadata(row)?)));
+        let (body, metadata) = form.map_err(|source| Error::Archive {
             operation: "PUT",
             bucket: self.config.bucket.clone(),
             key: key.to_owned(),
@@ -220,7 +232,7 @@ impl Archive {
             .bucket(&self.config.bucket)
             .key(key)
             .content_type("application/json")
-            .set_metadata(Some(object::metadata(&row.versions)))
+            .set_metadata(Some(metadata))
             .body(ByteStream::from(body));
         request = match expect {
             Expect::Nothing => request.if_none_match("*"),
@@ -251,7 +263,7 @@ impl Archive {
             ("PUT", Some(404)) => {
                 return Error::NoBucket { bucket, remedy: "it does not exist", source };
             }
-            (_, Some(301 | 307 | 400)) => {
+            (_, Some(301 | 307)) => {
                 return Error::NoBucket {
                     bucket,
                     remedy: "it is in another region than AWS_REGION",

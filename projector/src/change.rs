@@ -86,6 +86,9 @@ pub enum Malformed {
         /// What is wrong with it.
         source: AttributeError,
     },
+    /// A string with the one character that PostgreSQL's `text` cannot hold.
+    #[error("the attribute {0} holds a NUL character, which PostgreSQL cannot store in a text")]
+    Nul(&'static str),
     /// A time that is not RFC 3339.
     #[error("the attribute {0} is not an RFC 3339 time between the years 0 and 9999")]
     Time(&'static str),
@@ -174,6 +177,28 @@ pub fn stream_of(arn: &str) -> Option<(&str, &str)> {
     (!table.is_empty() && !label.is_empty()).then_some((table, label))
 }
 
+impl Tables {
+    /// The table, one of the two, and the label that a stream's ARN names.
+    fn stream_of<'a>(&self, arn: &'a str) -> Result<(&'a str, &'a str), Misconfigured> {
+        let (table, label) =
+            stream_of(arn).ok_or_else(|| Misconfigured::NotAStream(arn.to_owned()))?;
+        if table != self.sessions && table != self.scans {
+            return Err(Misconfigured::UnknownTable {
+                table: table.to_owned(),
+                sessions: self.sessions.clone(),
+                scans: self.scans.clone(),
+            });
+        }
+        Ok((table, label))
+    }
+}
+
+/// The event source of a record that is no stream record, where one can be made out.
+fn arn_of(record: &[u8]) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(record).ok()?;
+    Some(json.get("eventSourceARN")?.as_str()?.to_owned())
+}
+
 /// Decodes one record of a stream, as Lambda writes it, from its JSON.
 ///
 /// # Errors
@@ -181,20 +206,19 @@ pub fn stream_of(arn: &str) -> Option<(&str, &str)> {
 pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> {
     let record: StreamRecord = match serde_json::from_slice(record) {
         Ok(record) => record,
-        Err(error) => return Ok(Decoded::Malformed(Malformed::NotARecord(error))),
+        Err(error) => {
+            // Set aside only what is ours: a foreign stream's records may well have another form.
+            if let Some(arn) = arn_of(record) {
+                tables.stream_of(&arn)?;
+            }
+            return Ok(Decoded::Malformed(Malformed::NotARecord(error)));
+        }
     };
     let Some(arn) = &record.event_source_arn else {
         return Ok(Decoded::Malformed(Malformed::MissingMember("eventSourceARN")));
     };
-    let (table, label) = stream_of(arn).ok_or_else(|| Misconfigured::NotAStream(arn.clone()))?;
+    let (table, label) = tables.stream_of(arn)?;
     let of_sessions = table == tables.sessions;
-    if !of_sessions && table != tables.scans {
-        return Err(Misconfigured::UnknownTable {
-            table: table.to_owned(),
-            sessions: tables.sessions.clone(),
-            scans: tables.scans.clone(),
-        });
-    }
     let view_type = record.dynamodb.as_ref().and_then(|images| images.stream_view_type.as_deref());
     if let Some(view_type @ ("KEYS_ONLY" | "OLD_IMAGE")) = view_type {
         return Err(Misconfigured::NoNewImages {
@@ -280,6 +304,7 @@ fn creation_time(seconds: &serde_json::Number) -> Result<OffsetDateTime, Malform
     };
     microseconds
         .checked_mul(1_000)
+        .filter(|nanoseconds| *nanoseconds >= 0)
         .and_then(|nanoseconds| OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok())
         .ok_or(Malformed::CreationTime)
 }
@@ -303,6 +328,9 @@ fn value(part: Part, field: &Field, image: &Item) -> Result<Option<Value>, Malfo
     let mistyped = |expected| Malformed::Type { name, tag: attribute.tag().to_owned(), expected };
     let invalid = |source| Malformed::Attribute { name: name.to_owned(), source };
     let value = match (field.kind, attribute) {
+        (Kind::Text, Attribute::S(text)) if text.contains('\0') => {
+            return Err(Malformed::Nul(name));
+        }
         (Kind::Text, Attribute::S(text)) => Value::Text(text.clone()),
         (Kind::Timestamp, Attribute::S(text)) => {
             Value::Timestamp(utc_microseconds(text).ok_or(Malformed::Time(name))?)

@@ -82,19 +82,25 @@ impl Config {
     }
 
     /// Makes the projector. Nothing is connected to before the first batch.
-    pub async fn projector(self) -> Projector {
+    ///
+    /// # Errors
+    /// [`ConfigError`] where an AWS service is needed and there is no region.
+    pub async fn projector(self) -> Result<Projector, ConfigError> {
         let needs_aws = self.archive.is_some() || self.database.login != Login::Url;
         let aws = if needs_aws { Some(aws().await) } else { None };
-        Projector {
+        if aws.as_ref().is_some_and(|aws| aws.region().is_none()) {
+            return wrong("AWS_REGION", "is not set, and neither is a region in the AWS profile");
+        }
+        Ok(Projector {
             tables: self.tables,
             ttl_removals: self.ttl_removals,
             archive: self.archive.zip(aws.as_ref()).map(|(config, aws)| Archive::new(config, aws)),
             database: Database::new(self.database, aws),
-        }
+        })
     }
 }
 
-/// A call that hangs must end before the Lambda does.
+/// No call hangs for ever: each try of one ends within ten seconds, each call within thirty.
 async fn aws() -> SdkConfig {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(3))
@@ -132,10 +138,12 @@ fn database(
         (None, true) => Login::Iam,
         (None, false) => Login::Url,
     };
-    let options = match (&url, &login) {
-        (Some(url), _) => database::parse_url(url)
-            .map_err(|problem| ConfigError { variable: "DATABASE_URL", problem })?,
-        (None, Login::Secret(_)) => database::bare_options(),
+    let url = match (url, &login) {
+        (Some(url), _) => Some(
+            database::parse_url(&url)
+                .map_err(|problem| ConfigError { variable: "DATABASE_URL", problem })?,
+        ),
+        (None, Login::Secret(_)) => None,
         (None, Login::Iam) => {
             return wrong(
                 "DATABASE_URL",
@@ -161,7 +169,7 @@ fn database(
             }
         },
     };
-    Ok(DatabaseConfig { options, login, connections })
+    Ok(DatabaseConfig { url, login, connections })
 }
 
 fn archive(
@@ -216,7 +224,7 @@ mod tests {
     fn tls_is_verified_in_full_unless_the_url_says_otherwise() {
         let mode = |url| {
             let config = read(&[("DATABASE_URL", url)]).expect("a configuration");
-            format!("{:?}", config.database.options.get_ssl_mode())
+            format!("{:?}", config.database.url.expect("a URL").get_ssl_mode())
         };
         assert_eq!(mode("postgres://u:p@h/d"), format!("{:?}", PgSslMode::VerifyFull));
         assert_eq!(mode("postgres://u:p@h/d?sslmode=disable"), format!("{:?}", PgSslMode::Disable));

@@ -17,7 +17,7 @@ use sqlx::{ConnectOptions, PgConnection};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::error::{self, Error};
+use crate::error::{self, Consequence, Error};
 use crate::rds_token;
 
 const CONNECT_TIMEOUT_S: u64 = 10;
@@ -31,8 +31,9 @@ const TRIES: u32 = 4;
 /// Where the database is and how to log in, as configured.
 #[derive(Clone, Debug)]
 pub struct DatabaseConfig {
-    /// Host, port, database, user and TLS; the password too where `login` is [`Login::Url`].
-    pub options: PgConnectOptions,
+    /// `DATABASE_URL`: host, port, database, user and TLS, and the password where `login` is
+    /// [`Login::Url`]. `None` only with [`Login::Secret`], which then names all of it.
+    pub url: Option<PgConnectOptions>,
     /// Where the password comes from.
     pub login: Login,
     /// How many connections may be open at once.
@@ -45,8 +46,9 @@ pub struct DatabaseConfig {
 pub enum Login {
     /// It stands in `DATABASE_URL`.
     Url,
-    /// A Secrets Manager secret, by ARN: a JSON object with `username` and `password`, and perhaps
-    /// `host`, `port` and `dbname`, as RDS writes it.
+    /// A Secrets Manager secret, by ARN: a JSON object with `username` and `password`. Its `host`,
+    /// `port` and `dbname` count only where there is no `DATABASE_URL`: a secret restored or copied
+    /// along with a database still names the old one.
     Secret(String),
     /// An IAM authentication token.
     Iam,
@@ -68,12 +70,6 @@ pub fn parse_url(text: &str) -> Result<PgConnectOptions, String> {
         says(&["sslmode", "ssl-mode"]),
         says(&["sslrootcert", "ssl-root-cert", "ssl-ca"]),
     ))
-}
-
-/// The options of a database whose every particular comes from a secret.
-#[must_use]
-pub fn bare_options() -> PgConnectOptions {
-    secured(PgConnectOptions::new_without_pgpass(), false, false)
 }
 
 fn secured(mut options: PgConnectOptions, mode_given: bool, roots_given: bool) -> PgConnectOptions {
@@ -101,27 +97,30 @@ fn rds_roots() -> Option<PathBuf> {
 pub struct Database {
     config: DatabaseConfig,
     aws: Option<SdkConfig>,
-    /// Each with the time since when it is idle.
-    idle: Mutex<Vec<(PgConnection, Instant)>>,
+    idle: Mutex<Vec<Warm>>,
     permits: Semaphore,
-    /// RDS Proxy pins a session to its connection when it prepares a statement, so behind one we
-    /// do not keep statements.
+}
+
+/// A connection that is not in use.
+#[derive(Debug)]
+struct Warm {
+    connection: PgConnection,
+    since: Instant,
     persistent: bool,
+}
+
+/// Whether statements are kept prepared: not behind RDS Proxy, which pins a session to its
+/// connection for that (Amazon RDS User Guide, "Avoiding pinning an RDS Proxy").
+fn persistent(options: &PgConnectOptions) -> bool {
+    let host = options.get_host();
+    !(host.contains(".proxy-") && host.contains(".rds.amazonaws.com"))
 }
 
 impl Database {
     /// Connects to nothing yet. `aws` is needed where the login asks an AWS service.
     #[must_use]
     pub fn new(config: DatabaseConfig, aws: Option<SdkConfig>) -> Self {
-        let host = config.options.get_host();
-        let proxied = host.contains(".proxy-") && host.contains(".rds.amazonaws.com");
-        Self {
-            permits: Semaphore::new(config.connections),
-            idle: Mutex::default(),
-            persistent: !proxied,
-            config,
-            aws,
-        }
+        Self { permits: Semaphore::new(config.connections), idle: Mutex::default(), config, aws }
     }
 
     /// How many connections may be open at once.
@@ -135,10 +134,18 @@ impl Database {
     /// # Errors
     /// [`Error::Credentials`], [`Error::Database`] or [`Error::DatabaseTimeout`].
     pub async fn connect(&self) -> Result<PgConnection, Error> {
-        let connecting = async { self.options().await?.connect().await.map_err(Error::Database) };
-        timeout(Duration::from_secs(CONNECT_TIMEOUT_S), connecting).await.unwrap_or(Err(
-            Error::DatabaseTimeout { doing: "accept a connection", seconds: CONNECT_TIMEOUT_S },
-        ))
+        Ok(self.open().await?.connection)
+    }
+
+    async fn open(&self) -> Result<Warm, Error> {
+        let options = self.options().await?;
+        let connecting = timeout(Duration::from_secs(CONNECT_TIMEOUT_S), options.connect());
+        let connection = connecting.await.map_err(|_| Error::DatabaseTimeout {
+            doing: "accept a connection",
+            seconds: CONNECT_TIMEOUT_S,
+        })?;
+        let connection = connection.map_err(Error::Database)?;
+        Ok(Warm { connection, since: Instant::now(), persistent: persistent(&options) })
     }
 
     /// Runs one statement that may be repeated without harm, and gives its rows.
@@ -157,64 +164,74 @@ impl Database {
             tries += 1;
             let warm = self.warm();
             let was_warm = warm.is_some();
-            let mut connection = match warm {
-                Some(connection) => connection,
-                None => self.connect().await?,
+            let mut warm = match warm {
+                Some(warm) => warm,
+                None => self.open().await?,
             };
             let arguments =
                 arguments().map_err(|error| Error::Database(sqlx::Error::Encode(error)))?;
-            let query = sqlx::query_with(sql, arguments).persistent(self.persistent);
+            let query = sqlx::query_with(sql, arguments).persistent(warm.persistent);
             let limit = Duration::from_secs(STATEMENT_TIMEOUT_S);
-            // A connection that is not given back is closed; after a time-out that is what we want.
-            let answer = timeout(limit, query.fetch_all(&mut connection)).await.map_err(|_| {
-                Error::DatabaseTimeout { doing: "finish a statement", seconds: STATEMENT_TIMEOUT_S }
-            })?;
-            match answer {
+            // A connection that is not kept is closed; after a time-out that is what we want.
+            let answer =
+                timeout(limit, query.fetch_all(&mut warm.connection)).await.map_err(|_| {
+                    Error::DatabaseTimeout {
+                        doing: "finish a statement",
+                        seconds: STATEMENT_TIMEOUT_S,
+                    }
+                })?;
+            let error = match answer {
                 Ok(rows) => {
-                    self.keep(connection);
+                    self.keep(warm);
                     return Ok(rows);
                 }
-                // The server closes idle connections when it restarts or fails over.
-                Err(error) if error::connection_lost(&error) && was_warm && tries < TRIES => {
-                    self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                Err(error) => error,
+            };
+            if error::rolled_back_for_another(&error) && tries < TRIES {
+                self.keep(warm);
+                let pause_ms = fastrand::u64(5..50) << tries;
+                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            } else if error::connection_lost(&error) && was_warm && tries < TRIES {
+                // The server closes idle connections when it restarts or fails over, so the others
+                // are no better.
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            } else {
+                let error = Error::Database(error);
+                // After anything but a refused value the connection may be what is wrong.
+                if error.consequence() == Consequence::Reject {
+                    self.keep(warm);
                 }
-                Err(error) if error::connection_lost(&error) => return Err(Error::Database(error)),
-                Err(error) => {
-                    self.keep(connection);
-                    if !error::rolled_back_for_another(&error) || tries == TRIES {
-                        return Err(Error::Database(error));
-                    }
-                    let pause_ms = fastrand::u64(5..50) << tries;
-                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-                }
+                return Err(error);
             }
         }
     }
 
-    fn keep(&self, connection: PgConnection) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push((connection, Instant::now()));
+    fn keep(&self, warm: Warm) {
+        let warm = Warm { since: Instant::now(), ..warm };
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(warm);
     }
 
-    fn warm(&self) -> Option<PgConnection> {
+    fn warm(&self) -> Option<Warm> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(_, since)| since.elapsed() < MAX_IDLE);
-        idle.pop().map(|(connection, _)| connection)
+        idle.retain(|warm| warm.since.elapsed() < MAX_IDLE);
+        idle.pop()
     }
 
     async fn options(&self) -> Result<PgConnectOptions, Error> {
-        let options = self.config.options.clone();
+        let url = self.config.url.clone();
         let aws = || self.aws.as_ref().expect("main loads the AWS configuration for these logins");
+        let given = || url.clone().expect("only a secret stands for the URL");
         match &self.config.login {
-            Login::Url => Ok(options),
-            Login::Secret(arn) => from_secret(arn, options, aws()).await,
-            Login::Iam => with_token(options, aws()).await,
+            Login::Url => Ok(given()),
+            Login::Secret(arn) => from_secret(arn, url, aws()).await,
+            Login::Iam => with_token(given(), aws()).await,
         }
     }
 }
 
 async fn from_secret(
     arn: &str,
-    mut options: PgConnectOptions,
+    url: Option<PgConnectOptions>,
     aws: &SdkConfig,
 ) -> Result<PgConnectOptions, Error> {
     let failed = |problem: &str, source: Option<Box<dyn std::error::Error + Send + Sync>>| {
@@ -233,21 +250,27 @@ async fn from_secret(
     let json: serde_json::Value =
         serde_json::from_str(text).map_err(|_| failed("the secret is not JSON", None))?;
     let member = |name: &str| json.get(name).and_then(serde_json::Value::as_str);
-    options = options
+    let options = match url {
+        Some(options) => options,
+        None => {
+            let host = member("host");
+            let host =
+                host.ok_or_else(|| failed("the secret has no host: set DATABASE_URL", None))?;
+            let mut options =
+                secured(PgConnectOptions::new_without_pgpass(), false, false).host(host);
+            let port = json.get("port").map(|port| port.to_string());
+            if let Some(port) = port.and_then(|port| port.trim_matches('"').parse().ok()) {
+                options = options.port(port);
+            }
+            match member("dbname") {
+                Some(database) => options.database(database),
+                None => options,
+            }
+        }
+    };
+    Ok(options
         .username(member("username").ok_or_else(|| failed("the secret has no username", None))?)
-        .password(member("password").ok_or_else(|| failed("the secret has no password", None))?);
-    if let Some(host) = member("host") {
-        options = options.host(host);
-    }
-    if let Some(port) =
-        json.get("port").and_then(|port| port.to_string().trim_matches('"').parse().ok())
-    {
-        options = options.port(port);
-    }
-    if let Some(database) = member("dbname") {
-        options = options.database(database);
-    }
-    Ok(options)
+        .password(member("password").ok_or_else(|| failed("the secret has no password", None))?))
 }
 
 async fn with_token(options: PgConnectOptions, aws: &SdkConfig) -> Result<PgConnectOptions, Error> {

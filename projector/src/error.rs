@@ -180,8 +180,11 @@ pub(crate) fn rolled_back_for_another(error: &sqlx::Error) -> bool {
 /// Whether the connection is of no use any more (and not the statement).
 pub(crate) fn connection_lost(error: &sqlx::Error) -> bool {
     match sqlstate(error) {
-        // Connection exceptions; the server is being shut down or just starts.
-        Some(code) => code.starts_with("08") || code.starts_with("57P"),
+        // Connection exceptions; the server is being shut down or just starts; it is read-only since
+        // another was made the writer; it does not know the statement that we prepared.
+        Some(code) => {
+            code.starts_with("08") || code.starts_with("57P") || code == "25006" || code == "26000"
+        }
         None => matches!(
             error,
             sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed

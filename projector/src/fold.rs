@@ -19,7 +19,7 @@ pub struct Arrival {
 pub type Patch<'a> = PerPart<Option<&'a Change>>;
 
 /// Everything that a batch says of one session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionChanges<'a> {
     /// The session.
     pub session_id: &'a str,
@@ -56,10 +56,16 @@ fn patch<'a>(arrivals: &[&'a Arrival]) -> Patch<'a> {
     patch
 }
 
-impl<'a> SessionChanges<'a> {
-    /// One of the changes as if it had come alone.
+impl SessionChanges<'_> {
+    /// The oldest of the changes (of the first part that has any) and all others, each as if it had
+    /// come alone; `None` where there is one only.
     #[must_use]
-    pub fn alone(&self, arrival: &'a Arrival) -> Self {
-        Self { session_id: self.session_id, arrivals: vec![arrival], patch: patch(&[arrival]) }
+    pub fn split_first(&self) -> Option<(Self, Self)> {
+        let of = |arrivals: &[_]| Self {
+            session_id: self.session_id,
+            patch: patch(arrivals),
+            arrivals: arrivals.to_vec(),
+        };
+        (self.arrivals.len() > 1).then(|| (of(&self.arrivals[..1]), of(&self.arrivals[1..])))
     }
 }

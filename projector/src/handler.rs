@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use crate::apply::Projector;
+use crate::apply::{Applied, Counts, Projector};
 use crate::error::{self, Error};
 use crate::{rejected, telemetry};
 
@@ -71,6 +71,14 @@ pub async fn handle(
     // Boxed: the futures below it are deeply nested, and the compiler has a limit.
     let batch = Box::pin(projector.apply(&records)).await.map_err(|error| {
         tracing::error!(error = error::chain(&error), "nothing is acknowledged");
+        // An alarm on failures must see this too.
+        let failed = records.len() as u64;
+        let counts = Counts { records: failed, failed, ..Counts::default() };
+        let batch = Applied { counts, ..Applied::default() };
+        println!(
+            "{}",
+            telemetry::metrics(&batch, start.elapsed(), function, OffsetDateTime::now_utc())
+        );
         InvocationError::Fatal(error)
     })?;
     let duration = start.elapsed();

@@ -30,7 +30,7 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     }
     let function =
         std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|_| "projector".to_owned());
-    let projector = config.projector().await;
+    let projector = config.projector().await?;
     let (projector, function) = (&projector, function.as_str());
     lambda_runtime::run(service_fn(async |event: LambdaEvent<StreamEvent>| {
         let response = handler::handle(projector, event.payload, function).await;

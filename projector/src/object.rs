@@ -16,15 +16,23 @@ use crate::measurement::{COLUMNS, Document, Kind, Measurement, Part, PerPart, Va
 /// The form of the body. An object of an older form is written anew when its session comes by.
 pub const FORMAT: u32 = 1;
 
-/// The metadata of an object that holds these versions: `format`, `session-version`,
-/// `left-version`, `right-version` (`x-amz-meta-…` on the wire); a part never seen has none.
-#[must_use]
-pub fn metadata(versions: &Versions) -> HashMap<String, String> {
-    let versions = Part::ALL.into_iter().filter_map(|part| {
-        let version = versions[part as usize].clone()?;
-        Some((format!("{}-version", part.name()), version))
-    });
-    versions.chain([("format".to_owned(), FORMAT.to_string())]).collect()
+/// The metadata of a row's object: `format`, `session-version`, `left-version`, `right-version`
+/// (`x-amz-meta-…` on the wire); a part never seen has none. A tombstone's has the change times too
+/// (`session-changed-at`, …), which its body does not say.
+///
+/// # Errors
+/// Where a change time is outside the years 0 to 9999, which we never write.
+pub fn metadata(row: &Measurement) -> Result<HashMap<String, String>, serde_json::Error> {
+    let mut metadata = HashMap::from([("format".to_owned(), FORMAT.to_string())]);
+    for part in Part::ALL {
+        if let Some(version) = &row.versions[part as usize] {
+            metadata.insert(format!("{}-version", part.name()), version.clone());
+        }
+        if let Some(changed_at) = row.changed_at[part as usize].filter(|_| row.removed()) {
+            metadata.insert(format!("{}-changed-at", part.name()), rfc3339(changed_at)?);
+        }
+    }
+    Ok(metadata)
 }
 
 /// The versions that an object's metadata names, and its format where it is ours.
@@ -111,11 +119,14 @@ fn rfc3339(time: OffsetDateTime) -> Result<String, serde_json::Error> {
     time.format(&Rfc3339).map_err(serde::ser::Error::custom)
 }
 
-/// The row that an object was made of.
+/// The row that an object with this body and metadata was made of.
 ///
 /// # Errors
 /// Where the bytes are not a body of today's [`FORMAT`].
-pub fn parse(body: &[u8]) -> Result<Measurement, serde_json::Error> {
+pub fn parse(
+    body: &[u8],
+    metadata: Option<&HashMap<String, String>>,
+) -> Result<Measurement, serde_json::Error> {
     use serde::de::Error as _;
     let members: HashMap<&str, &RawValue> = serde_json::from_slice(body)?;
     let raw = |name: &str| {
@@ -135,6 +146,15 @@ pub fn parse(body: &[u8]) -> Result<Measurement, serde_json::Error> {
         changed_at: [None; 3],
     };
     if members.contains_key("deleted") {
+        for part in Part::ALL {
+            let text =
+                metadata.and_then(|metadata| metadata.get(&format!("{}-changed-at", part.name())));
+            row.changed_at[part as usize] = text
+                .map(|text| {
+                    OffsetDateTime::parse(text, &Rfc3339).map_err(serde_json::Error::custom)
+                })
+                .transpose()?;
+        }
         return Ok(row);
     }
     let mut documents: PerPart<Document> = [const { Document::new() }; 3];
@@ -182,7 +202,7 @@ pub fn join(mut row: Measurement, other: Measurement) -> Measurement {
 
 #[cfg(test)]
 mod tests {
-    use super::{at_least, body, join, metadata, parse, read_metadata};
+    use super::{FORMAT, at_least, body, join, metadata, parse, read_metadata};
     use crate::measurement::{Measurement, Part, Value, Versions};
     use proptest::prelude::*;
     use time::OffsetDateTime;
@@ -210,7 +230,6 @@ mod tests {
         prop::array::uniform3(prop::option::of("[0-9]{4}/[0-9]{40}"))
     }
 
-    /// A row that holds something: a tombstone does not say when its parts were removed.
     fn row() -> impl Strategy<Value = Measurement> {
         let document = |part: Part| {
             let fields: Vec<_> = part
@@ -229,23 +248,18 @@ mod tests {
         let documents = Part::ALL.map(document);
         let changed_at =
             prop::array::uniform3(prop::option::of((0..9_000_000_000_000_000_i64).prop_map(time)));
-        let present = |documents: &[Option<_>; 3]| documents.iter().any(Option::is_some);
-        (documents.prop_filter("nothing there", present), versions(), changed_at).prop_map(
-            |(documents, versions, changed_at)| Measurement {
-                session_id: "s1".to_owned(),
-                documents,
-                versions,
-                changed_at,
-            },
-        )
+        (documents, versions(), changed_at).prop_map(|(documents, versions, changed_at)| {
+            Measurement { session_id: "s1".to_owned(), documents, versions, changed_at }
+        })
     }
 
     proptest! {
         #[test]
         fn an_object_is_read_back_as_the_row_it_was_made_of(row in row()) {
             let body = body(&row).expect("a body");
-            prop_assert_eq!(&parse(&body).expect("a row"), &row);
-            prop_assert_eq!(read_metadata(Some(&metadata(&row.versions))), (row.versions, Some(1)));
+            let metadata = metadata(&row).expect("metadata");
+            prop_assert_eq!(&parse(&body, Some(&metadata)).expect("a row"), &row);
+            prop_assert_eq!(read_metadata(Some(&metadata)), (row.versions, Some(FORMAT)));
         }
 
         #[test]
@@ -255,6 +269,24 @@ mod tests {
             prop_assert_eq!(&joined.versions, &join(b, a.clone()).versions);
             prop_assert_eq!(join(a.clone(), a.clone()), a);
         }
+    }
+
+    /// An object is rewritten when its session comes by only if its format is older than ours: a
+    /// change of what a body holds wants a new number, and its form pinned here.
+    #[test]
+    fn the_format_is_the_one_of_these_columns() {
+        let names: Vec<&str> =
+            crate::measurement::COLUMNS.iter().map(|column| column.name.as_str()).collect();
+        let known = "user_id device_model os_version app_version started_at session_attributes \
+            left_scanned_at left_foot_length_mm left_foot_breadth_mm left_ball_girth_mm left_heel_breadth_mm \
+            left_instep_height_mm left_arch_length_mm left_mesh left_attributes \
+            right_scanned_at right_foot_length_mm right_foot_breadth_mm right_ball_girth_mm right_heel_breadth_mm \
+            right_instep_height_mm right_arch_length_mm right_mesh right_attributes";
+        assert_eq!(
+            (FORMAT, names.join(" ").as_str()),
+            (1, known),
+            "count FORMAT up with the columns"
+        );
     }
 
     #[test]

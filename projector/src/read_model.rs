@@ -10,6 +10,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
+use crate::change::Change;
 use crate::database::Database;
 use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
@@ -23,18 +24,26 @@ const WHOLE_ROWS: usize = 8;
 pub struct Upserted {
     /// The versions that the statement found in the row; all `None` where there was no row.
     pub held: Versions,
-    /// What was written; `None` where nothing was newer than what the row holds.
-    pub written: Option<Written>,
+    /// What came of the patch.
+    pub standing: Standing,
 }
 
-/// A row that the upsert wrote.
+/// What came of one patch.
 #[derive(Debug)]
-pub struct Written {
-    /// Whether the row is new.
-    pub inserted: bool,
-    /// The row as it is now; `None` where it is too large to be returned along with others, or
-    /// where rows were not asked for.
-    pub row: Option<Measurement>,
+pub enum Standing {
+    /// The row was written.
+    Written {
+        /// Whether the row is new.
+        inserted: bool,
+        /// The row as it is now; `None` where it is too large to be returned along with others, or
+        /// where rows were not asked for. Boxed: most sessions of a replay have none.
+        row: Option<Box<Measurement>>,
+    },
+    /// Nothing in the patch was newer than what the row held.
+    Held,
+    /// The patch was newer than the row when the statement began, and not when it had the row's
+    /// lock: another writer committed between. What the row holds now is not known here.
+    Overtaken,
 }
 
 /// Writes what is newer than the rows, in one statement and one transaction.
@@ -43,7 +52,8 @@ pub struct Written {
 /// The answer has one entry a session, in the same order.
 ///
 /// # Errors
-/// [`Error::Database`]; then nothing was written.
+/// [`Error::Database`] or [`Error::DatabaseTimeout`]. Where the server was lost in mid-statement it
+/// may have committed all the same; the redelivery finds out.
 pub async fn upsert(
     database: &Database,
     sessions: &[SessionChanges<'_>],
@@ -61,16 +71,27 @@ pub async fn upsert(
                 held.insert(session_id.to_owned(), versions(row)?);
             }
             Some(inserted) => {
-                let row = if returning_rows { measurement(row)? } else { None };
-                written.insert(session_id.to_owned(), Written { inserted, row });
+                let row = if returning_rows { measurement(row)?.map(Box::new) } else { None };
+                written.insert(session_id.to_owned(), Standing::Written { inserted, row });
             }
         }
     }
-    let upserted = |session: &SessionChanges<'_>| Upserted {
-        held: held.remove(session.session_id).unwrap_or_default(),
-        written: written.remove(session.session_id),
+    let upserted = |session: &SessionChanges<'_>| {
+        let held = held.remove(session.session_id).unwrap_or_default();
+        let standing = written.remove(session.session_id).unwrap_or_else(|| {
+            if newer(&session.patch, &held) { Standing::Overtaken } else { Standing::Held }
+        });
+        Upserted { held, standing }
     };
     Ok(sessions.iter().map(upserted).collect())
+}
+
+/// Whether some part of the patch is newer than the versions held.
+fn newer(patch: &Patch<'_>, held: &Versions) -> bool {
+    let newer = |(change, held): (&Option<&Change>, &Option<String>)| {
+        change.is_some_and(|change| Some(change.version.as_str()) > held.as_deref())
+    };
+    patch.iter().zip(held).any(newer)
 }
 
 /// The row of one session, whole.

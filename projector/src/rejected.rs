@@ -40,7 +40,7 @@ ON CONFLICT (identity) DO NOTHING";
 /// Sets the records aside: one row a record, however often it is delivered.
 ///
 /// # Errors
-/// [`Error::Database`]; then none was set aside.
+/// [`Error::Database`] or [`Error::DatabaseTimeout`]; then they must come again.
 pub async fn set_aside<R: AsRef<[u8]>>(
     database: &Database,
     records: &[R],
@@ -109,7 +109,10 @@ impl Labels {
                 Some(format!("{table}/{}", Version::new(label, sequence_number).ok()?))
             });
         Self {
-            identity: version.unwrap_or_else(|| digest(record)),
+            // An index entry may not be larger than 2704 bytes.
+            identity: version
+                .filter(|identity| identity.len() <= 512)
+                .unwrap_or_else(|| digest(record)),
             table_name: stream.map(|(table, _)| table.to_owned()),
             stream_label: stream.map(|(_, label)| label.to_owned()),
             sequence_number,

@@ -228,7 +228,7 @@ fn spoil(mut record: Record, time: usize) -> Record {
     };
     let mut set = |name: &str, value| drop(image.insert(name.to_owned(), value));
     match (record.table, time % 5) {
-        // The checks let it through, PostgreSQL does not.
+        // Valid for DynamoDB, and not for PostgreSQL.
         (Table::Sessions, 0) => set("device_model", text("iPhone\u{0}")),
         (Table::Sessions, 1) => set("started_at", text("yesterday")),
         (Table::Scans, 0) => set("foot_length_mm", json!({ "N": "1200.5" })),

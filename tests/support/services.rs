@@ -113,7 +113,7 @@ impl Stores {
     #[must_use]
     pub fn projector_without_archive(&self, database_url: &str, connections: usize) -> Projector {
         let options = database::parse_url(database_url).expect("a URL");
-        let config = DatabaseConfig { options, login: Login::Url, connections };
+        let config = DatabaseConfig { url: Some(options), login: Login::Url, connections };
         Projector {
             tables: Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() },
             ttl_removals: TtlRemovals::Apply,
@@ -136,15 +136,17 @@ impl Stores {
         rows.into_iter().map(|(session_id, row)| (session_id, json(row))).collect()
     }
 
-    /// Where each row lies and who wrote it: any write of a row changes it.
+    /// Where each row lies, who wrote it and who last locked it: any write or lock of a row changes it.
     ///
     /// # Panics
     /// Where PostgreSQL refuses.
-    pub async fn row_places(&self) -> Vec<(String, String, String)> {
-        sqlx::query_as("SELECT session_id, xmin::text, ctid::text FROM measurements ORDER BY 1")
-            .fetch_all(&mut self.connect().await)
-            .await
-            .expect("the rows")
+    pub async fn row_places(&self) -> Vec<(String, String, String, String)> {
+        sqlx::query_as(
+            "SELECT session_id, xmin::text, ctid::text, xmax::text FROM measurements ORDER BY 1",
+        )
+        .fetch_all(&mut self.connect().await)
+        .await
+        .expect("the rows")
     }
 
     /// Every object of the bucket.
