@@ -6,7 +6,7 @@ SERVICES := scripts/with-services
 BINARIES := target/debug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test lint fmt fixtures day lambda clean
+.PHONY: help demo demo-stop test lint fmt fixtures day backfill lambda clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +38,10 @@ fixtures: ## Write tests/fixtures anew from their seeds
 
 day: ## Write a day of 100,000 sessions to target/day
 	$(CARGO) run -p tests --bin generate-fixtures -- --out target/day --sessions 100000 --seed 1
+
+backfill: ## Build the backfill binary for use, with the RDS root certificates beside it, to target/release
+	$(CARGO) build --release -p backfill
+	test -s target/release/rds-roots.pem || python3 scripts/rds-roots.py target/release/rds-roots.pem
 
 lambda: ## Build the Lambda's zip, with the RDS root certificates, to target/lambda
 	scripts/build-lambda

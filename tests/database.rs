@@ -121,6 +121,25 @@ async fn a_password_comes_from_secrets_manager_anew_for_each_connection() {
 }
 
 #[tokio::test]
+async fn a_secret_that_names_no_host_needs_the_url_and_says_so() {
+    let stores = Stores::unmigrated().await;
+    let endpoint = service("AWS_ENDPOINT_URL");
+    let secrets = aws_sdk_secretsmanager::Client::new(&aws(&endpoint).await);
+    let master = json!({ "username": "u", "password": "p" }).to_string();
+    let created = secrets.create_secret().name(&stores.bucket).secret_string(master).send().await;
+    let arn = created.expect("a secret").arn.expect("an ARN");
+    let config = DatabaseConfig { url: None, login: Login::Secret(arn.clone()), connections: 1 };
+    let database = Database::new(config, Some(aws(&endpoint).await));
+    let error = database.connect().await.expect_err("nowhere to connect to").to_string();
+    assert_eq!(
+        error,
+        format!(
+            "cannot get the database's credentials from {arn}: the secret has no host: set DATABASE_URL"
+        )
+    );
+}
+
+#[tokio::test]
 async fn the_migrations_run_twice_and_the_schema_is_the_contracts() {
     let stores = Stores::fresh().await;
     sqlx::migrate!("../migrations").run(&mut stores.connect().await).await.expect("harmless twice");
