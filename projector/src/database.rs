@@ -258,7 +258,7 @@ async fn from_secret(
                 host.ok_or_else(|| failed("the secret has no host: set DATABASE_URL", None))?;
             let mut options =
                 secured(PgConnectOptions::new_without_pgpass(), false, false).host(host);
-            let port = json.get("port").map(|port| port.to_string());
+            let port = json.get("port").map(ToString::to_string);
             if let Some(port) = port.and_then(|port| port.trim_matches('"').parse().ok()) {
                 options = options.port(port);
             }

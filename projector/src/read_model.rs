@@ -10,7 +10,6 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
-use crate::change::Change;
 use crate::database::Database;
 use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
@@ -88,10 +87,10 @@ pub async fn upsert(
 
 /// Whether some part of the patch is newer than the versions held.
 fn newer(patch: &Patch<'_>, held: &Versions) -> bool {
-    let newer = |(change, held): (&Option<&Change>, &Option<String>)| {
-        change.is_some_and(|change| Some(change.version.as_str()) > held.as_deref())
-    };
-    patch.iter().zip(held).any(newer)
+    Part::ALL.into_iter().any(|part| {
+        let version = patch[part as usize].map(|change| change.version.as_str());
+        version > held[part as usize].as_deref()
+    })
 }
 
 /// The row of one session, whole.

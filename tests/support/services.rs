@@ -213,7 +213,7 @@ pub async fn apply_all(
 /// Where something failed.
 pub async fn apply(projector: &Projector, records: &[Record]) -> Applied {
     let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
-    let applied = projector.apply(&json).await.expect("no fatal error");
+    let applied = Box::pin(projector.apply(&json)).await.expect("no fatal error");
     assert_eq!(applied.failed, [0; 0], "nothing fails");
     applied
 }
