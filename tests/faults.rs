@@ -1,6 +1,7 @@
 //! Faults at every seam: nothing is lost, nothing is acknowledged early, and a redelivery completes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use projector::apply::{Applied, Projector};
 use projector::handler::{self, BatchResponse, StreamEvent};
@@ -64,6 +65,19 @@ async fn an_outage_of_the_database_reports_the_lowest_record_and_a_redelivery_co
     gate.set_open(true);
     assert_eq!(reported(&handle(&projector, &records[1..]).await), [""; 0]);
     assert_eq!(stores.rows().await, oracle::rows(&records));
+}
+
+/// Something takes the connection and never says a word: a firewall, a host that went down.
+#[tokio::test]
+async fn a_database_that_never_answers_is_given_up_and_reported() {
+    let stores = Stores::fresh().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let silent = format!("postgres://u:p@{address}/d?sslmode=disable");
+    let projector = stores.projector_without_archive(&silent, 1);
+    let answer =
+        tokio::time::timeout(Duration::from_secs(40), handle(&projector, &records(3))).await;
+    assert_eq!(reported(&answer.expect("an answer in time")), ["999999999999999999998"]);
 }
 
 /// A failover closes the warm connection: the next batch makes a new one and does not fail.
