@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::Outcome;
 use crate::cli::{MigrateArguments, Settings};
+use crate::progress::say;
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
@@ -25,27 +26,27 @@ pub(crate) async fn run(
     let mut connection = connect(&projector.database).await?;
     let applied = applied(&mut connection).await?;
     for migration in MIGRATOR.iter().filter(|migration| applied.contains(&migration.version)) {
-        println!("already applied  {}  {}", migration.version, migration.description);
+        say!("already applied  {}  {}", migration.version, migration.description);
     }
     let pending = MIGRATOR.iter().filter(|migration| !applied.contains(&migration.version));
     if arguments.dry_run {
         for migration in pending {
-            println!("pending          {}  {}", migration.version, migration.description);
+            say!("pending          {}  {}", migration.version, migration.description);
         }
         return Ok(Outcome::Done);
     }
     MIGRATOR.run(&mut connection).await.context("the migrations stopped")?;
     for migration in pending {
-        println!("applied          {}  {}", migration.version, migration.description);
+        say!("applied          {}  {}", migration.version, migration.description);
     }
     if let Some(role) = &arguments.grant_to {
         grant(&mut connection, role).await?;
-        println!(
+        say!(
             "granted          SELECT, INSERT, UPDATE on measurements and rejected_records to {role}"
         );
     }
     connection.close().await.context("closing the connection")?;
-    println!("the schema is up to date");
+    say!("the schema is up to date");
     Ok(Outcome::Done)
 }
 

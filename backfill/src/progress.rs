@@ -7,6 +7,15 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use projector::apply::Counts;
 
+/// A line on standard output. That its reader has gone (`| head`) is no failure of the run.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+pub(crate) use say;
+
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -84,10 +93,7 @@ pub(crate) fn print_summary(counts: &Counts, reasons: &Reasons, duration: Durati
         objects_current,
     } = *counts;
     let seconds = duration.as_secs_f64();
-    println!(
-        "done: {records} records in {seconds:.1} s ({:.0}/s)",
-        records as f64 / seconds.max(1e-9)
-    );
+    say!("done: {records} records in {seconds:.1} s ({:.0}/s)", records as f64 / seconds.max(1e-9));
     for (name, count, meaning) in [
         ("applied", applied, "newer than what the row held"),
         ("duplicate", duplicate, "held already"),
@@ -100,7 +106,7 @@ pub(crate) fn print_summary(counts: &Counts, reasons: &Reasons, duration: Durati
         ("objects current", objects_current, "held the row already"),
     ] {
         if count > 0 || matches!(name, "applied" | "rejected") {
-            println!("{}", format!("  {name:<16}{count:>10}  {meaning}").trim_end());
+            say!("{}", format!("  {name:<16}{count:>10}  {meaning}").trim_end());
         }
     }
     print_reasons(reasons);
@@ -108,9 +114,10 @@ pub(crate) fn print_summary(counts: &Counts, reasons: &Reasons, duration: Durati
 
 /// The end of a run that wrote nothing.
 pub(crate) fn print_dry_summary(counts: &Counts, reasons: &Reasons) {
-    println!(
+    say!(
         "dry run, nothing was written: {} records, {} would be rejected",
-        counts.records, counts.rejected
+        counts.records,
+        counts.rejected
     );
     print_reasons(reasons);
 }
@@ -131,6 +138,6 @@ impl Reasons {
 
 fn print_reasons(reasons: &Reasons) {
     for (reason, count) in &reasons.0 {
-        println!("  {count:>6} × {reason}");
+        say!("  {count:>6} × {reason}");
     }
 }

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use time::OffsetDateTime;
 
 use crate::apply::{Applied, Counts, Projector};
 use crate::error::{self, Error};
@@ -75,15 +74,12 @@ pub async fn handle(
         let failed = records.len() as u64;
         let counts = Counts { records: failed, failed, ..Counts::default() };
         let batch = Applied { counts, ..Applied::default() };
-        println!(
-            "{}",
-            telemetry::metrics(&batch, start.elapsed(), function, OffsetDateTime::now_utc())
-        );
+        telemetry::print_metrics(&batch, start.elapsed(), function);
         InvocationError::Fatal(error)
     })?;
     let duration = start.elapsed();
     telemetry::log_batch(&batch, duration);
-    println!("{}", telemetry::metrics(&batch, duration, function, OffsetDateTime::now_utc()));
+    telemetry::print_metrics(&batch, duration, function);
     let failed = batch.failed.iter().map(|position| records[*position].as_slice());
     respond(failed)
 }
