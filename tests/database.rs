@@ -28,12 +28,7 @@ async fn with_tls(stores: &Stores) -> (SocketAddr, String) {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], key)
         .expect("a configuration");
-    (tls_before_postgres(config, host_of(&stores.database_url)).await, authority)
-}
-
-fn host_of(url: &str) -> String {
-    let (_, host) = url.split_once('@').expect("a host");
-    host.split('/').next().expect("a host").to_owned()
+    (tls_before_postgres(config, stores.database_host()).await, authority)
 }
 
 #[tokio::test]
@@ -44,7 +39,7 @@ async fn tls_is_verified_in_full_by_default() {
     let roots = folder.path().join("roots.pem");
     std::fs::write(&roots, authority).expect("the roots");
     let bare = stores.database_url.split('?').next().expect("a URL");
-    let by_address = bare.replace(&host_of(bare), &address.to_string());
+    let by_address = bare.replace(&stores.database_host(), &address.to_string());
     let by_name = by_address.replace("127.0.0.1", "localhost");
     let record = [session("s1", "u").place(LABEL, 1)];
     let refused = async |url: &str| {

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use projector::apply::{Applied, Projector};
 use projector::handler::{self, BatchResponse, StreamEvent};
-use serde_json::Value as Json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use support::emulator::event;
 use support::gates::{Fault, S3Gate, TcpGate};
 use support::oracle;
 use support::records::{LABEL, Record, scan, session};
-use support::services::{Stores, apply, service};
+use support::services::{Stores, apply, parsed, service};
 
 const FIRST: u128 = 999_999_999_999_999_999_998;
 
@@ -39,21 +38,12 @@ fn reported(response: &BatchResponse) -> Vec<&str> {
     response.batch_item_failures.iter().map(|failure| failure.item_identifier.as_str()).collect()
 }
 
-/// The database's URL behind a gate.
-async fn gated(stores: &Stores) -> (TcpGate, String) {
-    let url = &stores.database_url;
-    let (_, host) = url.split_once('@').expect("a host");
-    let host = host.split('/').next().expect("a host");
-    let gate = TcpGate::open(host.to_owned()).await;
-    let gated = url.replace(host, &gate.address.to_string());
-    (gate, gated)
-}
-
 #[tokio::test]
 async fn an_outage_of_the_database_reports_the_lowest_record_and_a_redelivery_completes() {
     let stores = Stores::fresh().await;
-    let (gate, url) = gated(&stores).await;
-    let projector = stores.projector_without_archive(&url, 1);
+    let gate = TcpGate::open(stores.database_host()).await;
+    let gated = stores.with_database_at(&gate.address.to_string());
+    let projector = gated.projector_without_archive(&gated.database_url, 1);
     let mut records = records(5);
     assert_eq!(reported(&handle(&projector, &records[..1]).await), [""; 0]);
 
@@ -125,10 +115,7 @@ async fn an_object_that_is_missing_behind_a_committed_row_is_written_by_the_rede
     apply(&without_archive, &records).await;
     let applied = apply(&stores.projector().await, &records).await;
     assert_eq!((applied.counts.rows_written, applied.counts.objects_written), (0, 3));
-    for (session_id, row) in stores.rows().await {
-        let object = &stores.objects().await[&format!("measurements/{session_id}.json")];
-        assert_eq!(serde_json::from_slice::<Json>(object).expect("JSON"), oracle::object(&row));
-    }
+    assert_eq!(parsed(&stores.objects().await), oracle::objects(&stores.rows().await));
 }
 
 /// S3 wrote, and the answer was lost; the SDK's own retry finds the object changed.
@@ -143,10 +130,7 @@ async fn a_put_whose_answer_is_lost_is_not_a_failure() {
     });
     apply(&projector, &records(1)).await;
     apply(&projector, &[scan("s0", "left", "245.3").place(LABEL, FIRST)]).await;
-    let row = &stores.rows().await["s0"];
-    let object: Json =
-        serde_json::from_slice(&stores.objects().await["measurements/s0.json"]).expect("JSON");
-    assert_eq!(object, oracle::object(row));
+    assert_eq!(parsed(&stores.objects().await), oracle::objects(&stores.rows().await));
 }
 
 /// S3 throttles for a while: the SDK's retries and the redelivery bring everything in.

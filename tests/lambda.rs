@@ -8,7 +8,7 @@ use support::gates::TcpGate;
 use support::generate::{self, SMALL};
 use support::oracle;
 use support::records::{LABEL, Record, scan, session};
-use support::services::Stores;
+use support::services::{Stores, parsed};
 
 fn event_of(records: &[Record]) -> String {
     event(records.iter().map(|record| record.json.as_str()))
@@ -39,11 +39,7 @@ async fn the_small_fixture_through_the_runtime_api_comes_to_the_rows_and_objects
     }
     let rows = stores.rows().await;
     assert_eq!(rows, oracle::rows(scans.iter().chain(&sessions)));
-    let objects = stores.objects().await;
-    for (session_id, row) in &rows {
-        let object = &objects[&format!("measurements/{session_id}.json")];
-        assert_eq!(serde_json::from_slice::<Json>(object).expect("JSON"), oracle::object(row));
-    }
+    assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
 }
 
 #[tokio::test]
@@ -79,13 +75,8 @@ async fn one_record_that_cannot_be_parsed_does_not_fail_the_event() {
 #[tokio::test]
 async fn a_dead_database_is_reported_and_the_same_process_recovers() {
     let stores = Stores::fresh().await;
-    let (_, host) = stores.database_url.split_once('@').expect("a host");
-    let host = host.split('/').next().expect("a host").to_owned();
-    let gate = TcpGate::open(host.clone()).await;
-    let gated = Stores {
-        database_url: stores.database_url.replace(&host, &gate.address.to_string()),
-        ..stores.clone()
-    };
+    let gate = TcpGate::open(stores.database_host()).await;
+    let gated = stores.with_database_at(&gate.address.to_string());
     let lambda = start(&gated).await;
     let records = [session("s1", "u").place(LABEL, 999), session("s2", "u").place(LABEL, 1000)];
     gate.set_open(false);

@@ -4,12 +4,11 @@
 use std::collections::BTreeSet;
 
 use fastrand::Rng;
-use serde_json::Value as Json;
 use support::gates::S3Gate;
 use support::generate::{self, MESH, SMALL};
 use support::oracle;
 use support::records::Record;
-use support::services::{Stores, apply, apply_all, service};
+use support::services::{Stores, apply, apply_all, parsed, service};
 
 /// Shuffled, but each item's records in the order of its stream.
 fn shuffled(records: &[Record], seed: u64) -> Vec<Record> {
@@ -61,12 +60,7 @@ async fn every_order_and_cut_comes_to_the_same_rows_and_the_same_bytes() {
             let rows = stores.rows().await;
             assert_eq!(rows, expected, "{name}, batches of {batch_size}");
             let objects = stores.objects().await;
-            for (session_id, row) in &rows {
-                let object: Json =
-                    serde_json::from_slice(&objects[&format!("measurements/{session_id}.json")])
-                        .expect("JSON");
-                assert_eq!(object, oracle::object(row), "{name}, batches of {batch_size}");
-            }
+            assert_eq!(parsed(&objects), oracle::objects(&rows), "{name}, batches of {batch_size}");
             apply_all(&projector, &order, batch_size).await;
             assert_eq!(stores.rows().await, expected, "replayed: {name}, batches of {batch_size}");
             assert!(stores.objects().await == objects, "replayed: {name}, batches of {batch_size}");
@@ -116,9 +110,7 @@ async fn a_mesh_of_300_kb_reaches_both_stores_and_replays() {
         apply_all(&projector, &records, batch_size).await;
         let rows = stores.rows().await;
         assert_eq!(rows, oracle::rows(&records));
-        let (session_id, row) = rows.first_key_value().expect("a row");
-        let object = &stores.objects().await[&format!("measurements/{session_id}.json")];
-        assert_eq!(serde_json::from_slice::<Json>(object).expect("JSON"), oracle::object(row));
+        assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
     }
 }
 
@@ -132,12 +124,9 @@ async fn large_rows_are_read_when_their_object_is_written() {
     let (sessions, scans) = generate::day(day);
     let records = [sessions, scans].concat();
     apply(&projector, &records).await;
-    let (rows, objects) = (stores.rows().await, stores.objects().await);
+    let rows = stores.rows().await;
     assert_eq!(rows, oracle::rows(&records));
-    for (session_id, row) in &rows {
-        let object = &objects[&format!("measurements/{session_id}.json")];
-        assert_eq!(serde_json::from_slice::<Json>(object).expect("JSON"), oracle::object(row));
-    }
+    assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
 }
 
 /// The counts tell what became of each record, and add up.

@@ -236,7 +236,7 @@ impl Projector {
                 }
             }
         }
-        self.archive_sessions(&stored, &mut outcome).await?;
+        self.archive_sessions(stored, &mut outcome).await?;
         Ok(outcome)
     }
 
@@ -244,15 +244,15 @@ impl Projector {
     /// between commit and PUT is repaired by the redelivery.
     async fn archive_sessions(
         &self,
-        stored: &[(SessionChanges<'_>, Upserted)],
+        stored: Vec<(SessionChanges<'_>, Upserted)>,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
-        for (session, upserted) in stored {
+        for (session, upserted) in &stored {
             count(session, upserted, &mut outcome.counts);
         }
         let Some(archive) = &self.archive else { return Ok(()) };
         let start = Instant::now();
-        let mut pending = stored.iter();
+        let mut pending = stored.into_iter();
         let mut under_way = FuturesUnordered::new();
         let mut failures_in_a_row = 0;
         loop {
@@ -273,14 +273,14 @@ impl Projector {
                 }
                 Err(error) => {
                     note(error)?;
-                    outcome.failed.extend(positions(session));
+                    outcome.failed.extend(positions(&session));
                 }
             }
             if failures_in_a_row == GIVE_UP_AFTER {
                 // S3 is away: what was not tried yet would fail one by one, for longer than a Lambda
                 // has. What is under way is brought to its end.
                 for (session, _) in pending.by_ref() {
-                    outcome.failed.extend(positions(session));
+                    outcome.failed.extend(positions(&session));
                 }
             }
         }
@@ -288,13 +288,14 @@ impl Projector {
         Ok(())
     }
 
-    async fn bring_up<'a, 'b>(
+    async fn bring_up<'a>(
         &self,
         archive: &Archive,
-        session: &'a SessionChanges<'b>,
-        upserted: &Upserted,
-    ) -> (&'a SessionChanges<'b>, Result<Archived, Error>) {
-        (session, archive.bring_up(&self.database, session.session_id, upserted).await)
+        session: SessionChanges<'a>,
+        upserted: Upserted,
+    ) -> (SessionChanges<'a>, Result<Archived, Error>) {
+        let archived = archive.bring_up(&self.database, session.session_id, upserted).await;
+        (session, archived)
     }
 }
 

@@ -100,22 +100,22 @@ impl Archive {
         &self,
         database: &Database,
         session_id: &str,
-        upserted: &Upserted,
+        upserted: Upserted,
     ) -> Result<Archived, Error> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let key = format!("{}{session_id}.json", self.config.prefix);
-        let (mut row, mut held) = match &upserted.standing {
+        let (mut row, mut held) = match upserted.standing {
             Standing::Written { inserted, row } => {
-                if let (true, Some(row)) = (inserted, row)
+                if let (true, Some(row)) = (inserted, &row)
                     && let Put::Done = self.put(&key, row, &Expect::Nothing).await?
                 {
                     return Ok(Archived::Written);
                 }
-                (row.clone(), None)
+                (row, None)
             }
             // What the statement saw is at least the patch; whoever has written the row since
             // answers for that.
-            Standing::Held => (None, Some(&upserted.held)),
+            Standing::Held => (None, Some(upserted.held)),
             // The row has to be read: the versions held are older than the patch, and whoever
             // overtook us may never come to its PUT (a statement of an invocation that was killed
             // goes on in the server).
@@ -128,7 +128,7 @@ impl Archive {
                     seen.format >= Some(FORMAT) && object::at_least(&seen.versions, versions)
                 })
             };
-            if held.take().is_some_and(&current) {
+            if held.take().as_ref().is_some_and(&current) {
                 return Ok(Archived::Current);
             }
             let fresh = match row.take() {
@@ -157,7 +157,12 @@ impl Archive {
                         // Of another format, and newer: not ours to take back.
                         return Ok(Archived::Current);
                     } else {
-                        return Err(self.foreign_format(key));
+                        return Err(self.error(
+                            "PUT",
+                            &key,
+                            "it holds newer parts in a format of another version of the projector: bring all projectors of this bucket to one version",
+                            "foreign format",
+                        ));
                     }
                 }
             };
@@ -172,14 +177,15 @@ impl Archive {
         Err(Error::Contended { bucket: self.config.bucket.clone(), key, tries: TRIES })
     }
 
-    fn foreign_format(&self, key: String) -> Error {
-        Error::Archive {
-            operation: "PUT",
-            bucket: self.config.bucket.clone(),
-            key,
-            remedy: "it holds newer parts in a format of another version of the projector: bring all projectors of this bucket to one version",
-            source: "foreign format".into(),
-        }
+    fn error(
+        &self,
+        operation: &'static str,
+        key: &str,
+        remedy: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        let (bucket, key) = (self.config.bucket.clone(), key.to_owned());
+        Error::Archive { operation, bucket, key, remedy, source: source.into() }
     }
 
     async fn head(&self, key: &str) -> Result<Option<Seen>, Error> {
@@ -202,29 +208,19 @@ impl Archive {
             Err(error) if matches!(status(&error), Some(404 | 412)) => return Ok(None),
             Err(error) => return Err(self.failed("GET", key, &error)),
         };
-        let failed = |remedy, source: Box<dyn std::error::Error + Send + Sync>| Error::Archive {
-            operation: "GET",
-            bucket: self.config.bucket.clone(),
-            key: key.to_owned(),
-            remedy,
-            source,
-        };
         let metadata = object.metadata;
-        let body =
-            object.body.collect().await.map_err(|error| failed("S3 broke off", error.into()))?;
+        let body = object.body.collect().await;
+        let body = body.map_err(|error| self.error("GET", key, "S3 broke off", error))?;
         object::parse(&body.into_bytes(), metadata.as_ref()).map(Some).map_err(|error| {
-            failed("its body is not what its metadata says: move the object away", error.into())
+            let remedy = "its body is not what its metadata says: move the object away";
+            self.error("GET", key, remedy, error)
         })
     }
 
     async fn put(&self, key: &str, row: &Measurement, expect: &Expect<'_>) -> Result<Put, Error> {
         let form = object::body(row).and_then(|body| Ok((body, object::metadata(row)?)));
-        let (body, metadata) = form.map_err(|source| Error::Archive {
-            operation: "PUT",
-            bucket: self.config.bucket.clone(),
-            key: key.to_owned(),
-            remedy: "its row holds what the projector never writes there",
-            source: source.into(),
+        let (body, metadata) = form.map_err(|error| {
+            self.error("PUT", key, "its row holds what the projector never writes there", error)
         })?;
         let mut request = self
             .client
@@ -257,19 +253,14 @@ impl Archive {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let bucket = self.config.bucket.clone();
-        let source = said(error).into();
+        let no_bucket = |remedy| Error::NoBucket {
+            bucket: self.config.bucket.clone(),
+            remedy,
+            source: said(error).into(),
+        };
         let remedy = match (operation, status(error)) {
-            ("PUT", Some(404)) => {
-                return Error::NoBucket { bucket, remedy: "it does not exist", source };
-            }
-            (_, Some(301 | 307)) => {
-                return Error::NoBucket {
-                    bucket,
-                    remedy: "it is in another region than AWS_REGION",
-                    source,
-                };
-            }
+            ("PUT", Some(404)) => return no_bucket("it does not exist"),
+            (_, Some(301 | 307)) => return no_bucket("it is in another region than AWS_REGION"),
             ("HEAD", Some(403)) => {
                 "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403)"
             }
@@ -279,7 +270,7 @@ impl Archive {
             (_, Some(_)) => "S3 refuses",
             (_, None) => "S3 cannot be reached",
         };
-        Error::Archive { operation, bucket, key: key.to_owned(), remedy, source }
+        self.error(operation, key, remedy, said(error))
     }
 }
 

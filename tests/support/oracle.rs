@@ -171,6 +171,14 @@ fn plain(value: &Json) -> Json {
     }
 }
 
+/// What the bucket must hold, by key, where these are the rows.
+#[must_use]
+pub fn objects(rows: &Rows) -> BTreeMap<String, Json> {
+    rows.iter()
+        .map(|(session_id, row)| (format!("measurements/{session_id}.json"), object(row)))
+        .collect()
+}
+
 /// What an object must hold, from its row: the same columns, the versions gathered, meshes in
 /// base64, times with `Z`.
 ///

@@ -69,6 +69,23 @@ impl Stores {
         Self { database_url, bucket: name }
     }
 
+    /// `host:port` of the database.
+    ///
+    /// # Panics
+    /// Where the URL names none.
+    #[must_use]
+    pub fn database_host(&self) -> String {
+        let (_, host) = self.database_url.split_once('@').expect("a host");
+        host.split('/').next().expect("a host").to_owned()
+    }
+
+    /// The same stores, where the database is reached at another `host:port`.
+    #[must_use]
+    pub fn with_database_at(&self, host: &str) -> Self {
+        let database_url = self.database_url.replace(&self.database_host(), host);
+        Self { database_url, ..self.clone() }
+    }
+
     /// A connection as the database's owner.
     ///
     /// # Panics
@@ -178,6 +195,16 @@ impl Stores {
     pub async fn rejected(&self) -> usize {
         self.ask("SELECT count(*) FROM rejected_records").await.parse().unwrap_or(usize::MAX)
     }
+}
+
+/// Objects as JSON.
+///
+/// # Panics
+/// Where one is none.
+#[must_use]
+pub fn parsed(objects: &Objects) -> BTreeMap<String, Json> {
+    let json = |body: &Vec<u8>| serde_json::from_slice(body).expect("JSON");
+    objects.iter().map(|(key, body)| (key.clone(), json(body))).collect()
 }
 
 /// An AWS configuration whose services are all at this URL.
