@@ -4,9 +4,21 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use projector::config::{Config, ConfigError};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// How many connections a backfill opens where nothing else is said.
 const DEFAULT_CONNECTIONS: usize = 4;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; of check: safe
+  1  failed; run the same command again once the cause is mended
+  2  a flag or a variable is missing or wrong
+  3  done, and some records are set aside in the table rejected_records
+  4  not safe: the streams do not hold every change since the snapshot, or have too many readers
+  5  records were trimmed away before they could be read: the message says which and since when
+  6  ended by SIGINT or SIGTERM before all was applied; the same command goes on from there";
 
 /// Replays change records into the read model (PostgreSQL, and S3 where a bucket is given).
 ///
@@ -16,7 +28,7 @@ const DEFAULT_CONNECTIONS: usize = 4;
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Exit codes:\n  0  done\n  1  failed; run the same command again once the cause is mended\n  2  a flag or a variable is missing or wrong\n  3  done, and some records are set aside in the table rejected_records"
+    after_help = EXIT_CODES
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -29,8 +41,109 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Bring the database's schema up to date, and say what was done. Harmless twice.
     Migrate(MigrateArguments),
+    /// Say whether the streams hold every change since a snapshot, for how much longer, and who
+    /// reads them. Needs no database. Exit code 0 only if safe, else 4.
+    Check(CheckArguments),
+    /// Replay the live streams of both tables, up to now.
+    #[command(long_about = STREAM)]
+    Stream(StreamArguments),
     /// Replay fixture streams from files.
     File(FileArguments),
+    /// Try the records of `rejected_records` again, and remove those that now apply.
+    Redrive(RedriveArguments),
+}
+
+const STREAM: &str = "\
+Replay the live streams of both tables, up to now.
+
+Reads every shard from TRIM_HORIZON, or from its checkpoint, parents before their children, and \
+applies the records through the projector's own path. Run `backfill check` first; this command does \
+it again, and refuses a gap that is not covered.
+
+The cutoff: when the run ends, every record created before it started is applied. A closed shard is \
+read to its end. An open shard never ends; it is read until it gives a record created more than 5 \
+seconds after the start, or, where nothing more is written to it, only empty pages for --idle-seconds \
+(10 pages at least; empty pages may stand before records). Then its stream is described once more: an \
+idle shard that was closed meanwhile is read to its end after all, and its children too.
+
+Checkpoints are kept in the target database, in backfill_checkpoints, each written after the records \
+before it are in both stores. The same command goes on from them, whatever ended it: SIGINT and \
+SIGTERM (the batch under way is stored first), a crash, kill -9. One run at a time works on a database.
+
+Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and two batches of --batch-size \
+records or 32 MiB.";
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArguments {
+    #[arg(long, value_name = "TIME", help = SNAPSHOT_TIME, value_parser = time)]
+    pub(crate) snapshot_time: OffsetDateTime,
+    #[arg(long, value_name = "MINUTES", help = MARGIN, default_value_t = 60)]
+    margin_minutes: u32,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl CheckArguments {
+    pub(crate) fn margin(&self) -> time::Duration {
+        time::Duration::minutes(self.margin_minutes.into())
+    }
+}
+
+const SNAPSHOT_TIME: &str = "When the snapshot was taken that the database was restored from, in \
+    RFC 3339 (2026-11-23T14:00:00Z; RDS calls it OriginalSnapshotCreateTime). Where the projector was \
+    behind then, the time up to which it had applied";
+const MARGIN: &str = "What must be left of the 24 hours that a stream keeps, for the run itself";
+
+fn time(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| "not a time of RFC 3339, such as 2026-11-23T14:00:00Z".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StreamArguments {
+    #[arg(long, value_name = "TIME", help = SNAPSHOT_TIME, value_parser = time)]
+    pub(crate) snapshot_time: Option<OffsetDateTime>,
+    #[arg(long, value_name = "MINUTES", help = MARGIN, default_value_t = 60)]
+    margin_minutes: u32,
+    /// Go on although changes since the snapshot can be missing: the streams do not hold them all, or
+    /// some are trimmed away before they are read.
+    #[arg(long)]
+    pub(crate) allow_gap: bool,
+    /// Do not end at the cutoff: apply what comes, until SIGINT or SIGTERM.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Begin at TRIM_HORIZON, and forget the checkpoints of these streams.
+    #[arg(long)]
+    pub(crate) restart: bool,
+    /// How many pages are asked for, or wait to be applied, at once.
+    #[arg(long, value_name = "PAGES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) parallel: u16,
+    /// How many records are merged before they are written.
+    #[arg(long, value_name = "RECORDS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) batch_size: u32,
+    /// For how long an open shard gives only empty pages until it counts as read up to the cutoff.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) idle_seconds: u16,
+    /// How long to wait until a closed shard's child is listed, before it is taken to have none.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) child_wait_seconds: u16,
+}
+
+impl StreamArguments {
+    pub(crate) fn margin(&self) -> time::Duration {
+        time::Duration::minutes(self.margin_minutes.into())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RedriveArguments {
+    /// Only records whose reason is LIKE this, such as '%weather%'.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) reason: Option<String>,
+    /// Read and check the records, write and remove nothing, and say what would be rejected again.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -38,9 +151,14 @@ pub(crate) struct MigrateArguments {
     /// List what is pending, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Let this role do what the projector does: SELECT, INSERT, UPDATE on the two tables.
+    /// Let this role do what the projector does: SELECT, INSERT, UPDATE on measurements and
+    /// rejected_records.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
+    /// Let this role run `file`, `stream` and `redrive`: the same, and DELETE on rejected_records and
+    /// all on backfill_checkpoints.
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) grant_backfill_to: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -3,24 +3,18 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use flate2::read::MultiGzDecoder;
-use projector::apply::{Counts, Projector};
-use projector::change::{self, Decoded};
+use projector::apply::Counts;
 use projector::handler::StreamEvent;
 
 use crate::Outcome;
 use crate::cli::{FileArguments, Settings};
-use crate::progress::{self, Progress, Reasons};
-
-/// A batch ends here too, however few its records are: it bounds the memory that meshes take.
-const BATCH_BYTES: usize = 32 << 20;
-/// How often a batch is delivered before the run is given up, with pauses from two seconds to
-/// [`MAX_PAUSE`]: some five minutes.
-const DELIVERIES: u32 = 14;
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+use crate::deliver::{BATCH_BYTES, Delivery, try_out};
+use crate::progress::Progress;
+use crate::summary::{self, Reasons};
 
 pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyhow::Result<Outcome> {
     let config =
@@ -28,37 +22,47 @@ pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyho
     // Before anything is written: a misspelt path is found at once.
     let bytes = arguments.paths.iter().map(|path| size(path)).sum::<anyhow::Result<u64>>()?;
     let start = Instant::now();
-    let mut replay = Replay {
-        target: if arguments.dry_run {
-            Target::Nowhere(config.tables)
-        } else {
-            Target::Stores(Box::new(config.projector().await?))
-        },
-        progress: Progress::start(bytes),
-        counts: Counts::default(),
-        reasons: Reasons::default(),
-    };
+    if arguments.dry_run {
+        let (mut counts, mut reasons) = (Counts::default(), Reasons::default());
+        for_each_batch(arguments, bytes, async |records| {
+            try_out(&records, &config.tables, &mut counts, &mut reasons)?;
+            Ok(counts)
+        })
+        .await?;
+        summary::print_dry(counts.records, counts.rejected, &reasons);
+        return Ok(Outcome::of(&counts));
+    }
+    let mut delivery = Delivery::new(config.projector().await?);
+    for_each_batch(arguments, bytes, async |records| {
+        delivery.deliver(records).await?;
+        Ok(delivery.counts)
+    })
+    .await?;
+    summary::print("done", &delivery.counts, &delivery.reasons, start.elapsed());
+    Ok(Outcome::of(&delivery.counts))
+}
+
+/// Hands over the records of all files, and shows the progress by the counts so far.
+async fn for_each_batch(
+    arguments: &FileArguments,
+    bytes: u64,
+    mut deliver: impl AsyncFnMut(Vec<Vec<u8>>) -> anyhow::Result<Counts>,
+) -> anyhow::Result<()> {
+    let mut progress = Progress::start(bytes);
     for path in &arguments.paths {
         let mut batches = Batches::open(path, arguments.batch_size as usize)?;
         while let Some(batch) = batches.next()? {
-            replay.deliver(batch.records).await.with_context(|| {
+            let counts = deliver(batch.records).await.with_context(|| {
                 format!(
                     "stopped in the batch that ends at record {} of {}",
                     batch.last,
                     path.display()
                 )
             })?;
-            replay.progress.advance(batch.bytes, &replay.counts);
+            progress.advance(batch.bytes, &counts);
         }
     }
-    replay.progress.finish();
-    match replay.target {
-        Target::Nowhere(_) => progress::print_dry_summary(&replay.counts, &replay.reasons),
-        Target::Stores(_) => {
-            progress::print_summary(&replay.counts, &replay.reasons, start.elapsed());
-        }
-    }
-    Ok(if replay.counts.rejected > 0 { Outcome::DoneWithRejections } else { Outcome::Done })
+    Ok(())
 }
 
 fn size(path: &Path) -> anyhow::Result<u64> {
@@ -68,73 +72,6 @@ fn size(path: &Path) -> anyhow::Result<u64> {
         bail!("{} is a folder: name the files in it", path.display());
     }
     Ok(metadata.len())
-}
-
-enum Target {
-    Stores(Box<Projector>),
-    Nowhere(change::Tables),
-}
-
-struct Replay {
-    target: Target,
-    progress: Progress,
-    counts: Counts,
-    reasons: Reasons,
-}
-
-impl Replay {
-    /// Delivers a batch until every record of it is accounted for.
-    async fn deliver(&mut self, mut records: Vec<Vec<u8>>) -> anyhow::Result<()> {
-        for delivery in 1..=DELIVERIES {
-            let projector = match &self.target {
-                Target::Nowhere(tables) => {
-                    for record in &records {
-                        self.counts.records += 1;
-                        if let Decoded::Malformed(malformed) = change::decode(record, tables)? {
-                            self.counts.rejected += 1;
-                            self.reasons.add(malformed.to_string());
-                        }
-                    }
-                    return Ok(());
-                }
-                Target::Stores(projector) => projector,
-            };
-            let batch = projector.apply(&records).await?;
-            // A record counts once it is through. (A change whose object failed was applied then; it
-            // comes again as a duplicate.)
-            let mut counts = batch.counts;
-            counts.records -= counts.failed;
-            counts.failed = 0;
-            self.counts += counts;
-            for rejection in batch.rejections {
-                self.reasons.add(rejection.reason);
-            }
-            if batch.failed.is_empty() {
-                return Ok(());
-            }
-            let mut failed = batch.failed.into_iter().peekable();
-            let mut position = 0;
-            records.retain(|_| {
-                let keep = failed.next_if_eq(&position).is_some();
-                position += 1;
-                keep
-            });
-            if delivery < DELIVERIES {
-                let pause = Duration::from_secs(1 << delivery.min(6)).min(MAX_PAUSE);
-                self.progress.note(&format!(
-                    "{} records could not be stored (see the log above); delivery {} of {DELIVERIES} in {} s",
-                    records.len(),
-                    delivery + 1,
-                    pause.as_secs()
-                ));
-                tokio::time::sleep(pause).await;
-            }
-        }
-        bail!(
-            "{} records could still not be stored after {DELIVERIES} deliveries: mend the cause and run the same command again, which is harmless",
-            records.len()
-        )
-    }
 }
 
 struct Batch {

@@ -1,16 +1,30 @@
-//! `backfill`: brings a database's schema up to date, and replays change records into it.
+//! `backfill`: brings a database's schema up to date, and replays change records into it: from the
+//! live streams, from files, and those that were set aside.
 
+mod check;
+mod checkpoint;
 mod cli;
+mod deliver;
 mod file;
+mod lineage;
 mod migrate;
 mod progress;
+mod reader;
+mod record;
+mod redrive;
+mod source;
+mod stream;
+mod summary;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use projector::apply::Counts;
 
 use crate::cli::{Cli, Command};
+use crate::progress::{LogWriter, note};
+use crate::reader::Lost;
 
 /// What a run came to; the exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +33,26 @@ enum Outcome {
     Done,
     /// 3: all is done, and some records are set aside in `rejected_records`.
     DoneWithRejections,
+    /// 4: the gap cannot be closed from the streams, or there would be too many readers.
+    Unsafe,
+    /// 6: a signal ended the run before all was applied.
+    Interrupted,
+}
+
+impl Outcome {
+    /// What a run that applied all came to.
+    fn of(counts: &Counts) -> Self {
+        if counts.rejected > 0 { Self::DoneWithRejections } else { Self::Done }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::DoneWithRejections => 3,
+            Self::Unsafe => 4,
+            Self::Interrupted => 6,
+        }
+    }
 }
 
 #[tokio::main]
@@ -30,12 +64,21 @@ async fn main() -> ExitCode {
         Err(error) => Err(error),
     };
     match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::DoneWithRejections) => ExitCode::from(3),
+        Ok(outcome) => ExitCode::from(outcome.code()),
         Err(error) => {
-            eprintln!("backfill: {}", projector::error::chain(error.as_ref()));
-            ExitCode::from(if is_configuration(&error) { 2 } else { 1 })
+            note(&format!("backfill: {}", projector::error::chain(error.as_ref())));
+            ExitCode::from(code(&error))
         }
+    }
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    if is_configuration(error) {
+        2
+    } else if error.is::<Lost>() {
+        5
+    } else {
+        1
     }
 }
 
@@ -44,6 +87,7 @@ fn is_configuration(error: &anyhow::Error) -> bool {
     use projector::error::Error::{Misconfigured, NoBucket};
     error.chain().any(|error| {
         error.is::<projector::config::ConfigError>()
+            || error.is::<projector::change::Misconfigured>()
             || matches!(error.downcast_ref(), Some(Misconfigured(_) | NoBucket { .. }))
     })
 }
@@ -51,7 +95,10 @@ fn is_configuration(error: &anyhow::Error) -> bool {
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Migrate(arguments) => migrate::run(&cli.settings, &arguments).await,
+        Command::Check(arguments) => check::run(&cli.settings, &arguments).await,
+        Command::Stream(arguments) => stream::run(&cli.settings, &arguments).await,
         Command::File(arguments) => file::run(&cli.settings, &arguments).await,
+        Command::Redrive(arguments) => redrive::run(&cli.settings, &arguments).await,
     }
 }
 
@@ -62,7 +109,7 @@ fn start_logs() -> anyhow::Result<()> {
         None => tracing_subscriber::EnvFilter::new("warn"),
     };
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(|| LogWriter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .with_env_filter(filter)

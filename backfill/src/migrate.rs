@@ -9,12 +9,18 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::Outcome;
 use crate::cli::{MigrateArguments, Settings};
-use crate::progress::say;
+use crate::summary::say;
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
 /// What the projector does, and nothing else.
-const GRANT: &str = "GRANT SELECT, INSERT, UPDATE ON measurements, rejected_records TO";
+const GRANT_PROJECTOR: [&str; 1] =
+    ["GRANT SELECT, INSERT, UPDATE ON measurements, rejected_records TO"];
+/// What `backfill file`, `stream` and `redrive` do.
+const GRANT_BACKFILL: [&str; 2] = [
+    "GRANT SELECT, INSERT, UPDATE ON measurements TO",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON rejected_records, backfill_checkpoints TO",
+];
 
 pub(crate) async fn run(
     settings: &Settings,
@@ -40,10 +46,10 @@ pub(crate) async fn run(
         say!("applied          {}  {}", migration.version, migration.description);
     }
     if let Some(role) = &arguments.grant_to {
-        grant(&mut connection, role).await?;
-        say!(
-            "granted          SELECT, INSERT, UPDATE on measurements and rejected_records to {role}"
-        );
+        grant(&mut connection, &GRANT_PROJECTOR, role).await?;
+    }
+    if let Some(role) = &arguments.grant_backfill_to {
+        grant(&mut connection, &GRANT_BACKFILL, role).await?;
     }
     connection.close().await.context("closing the connection")?;
     say!("the schema is up to date");
@@ -71,7 +77,7 @@ async fn applied(connection: &mut PgConnection) -> anyhow::Result<HashSet<i64>> 
     Ok(versions.into_iter().collect())
 }
 
-async fn grant(connection: &mut PgConnection, role: &str) -> anyhow::Result<()> {
+async fn grant(connection: &mut PgConnection, grants: &[&str], role: &str) -> anyhow::Result<()> {
     let quoted: Option<String> =
         sqlx::query_scalar("SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1")
             .bind(role)
@@ -84,9 +90,13 @@ async fn grant(connection: &mut PgConnection, role: &str) -> anyhow::Result<()> 
         );
     };
     // The name is PostgreSQL's own quoting of a role that exists.
-    sqlx::raw_sql(AssertSqlSafe(format!("{GRANT} {quoted}")))
-        .execute(connection)
-        .await
-        .with_context(|| format!("granting to {role:?}"))?;
+    for grant in grants {
+        let sql = format!("{grant} {quoted}");
+        sqlx::raw_sql(AssertSqlSafe(sql.clone()))
+            .execute(&mut *connection)
+            .await
+            .with_context(|| format!("granting to {role:?}"))?;
+        say!("granted          {sql}");
+    }
     Ok(())
 }

@@ -1,143 +1,186 @@
-//! What a person sees: a bar on a terminal, plain lines elsewhere, and a summary at the end.
+//! What a person sees while it runs: bars on a terminal, plain lines every ten seconds elsewhere, all
+//! on standard error. Logs and notes go above the bars, through here, or they would tear them.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::collections::{HashMap, HashSet};
+use std::io::{IsTerminal as _, Write};
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use projector::apply::Counts;
+use time::OffsetDateTime;
 
-/// A line on standard output. That its reader has gone (`| head`) is no failure of the run.
-macro_rules! say {
-    ($($argument:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($argument)*);
-    }};
-}
-pub(crate) use say;
+use crate::summary::{clock, span};
 
 /// How often a line is printed where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// The progress of a replay of known length in bytes.
-pub(crate) struct Progress {
-    /// `None` where standard error is no terminal.
-    bar: Option<ProgressBar>,
+static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
+    // Not `hidden` of the library's own choosing: what draws nothing must not hold lines back.
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    MultiProgress::with_draw_target(target)
+});
+
+/// A line for the operator, above the bars.
+pub(crate) fn note(text: &str) {
+    BARS.suspend(|| {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    });
+}
+
+/// Where the log goes: above the bars.
+pub(crate) struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        BARS.suspend(|| std::io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// A bar, and whether it is time for a line.
+struct Bar {
+    bar: ProgressBar,
     start: Instant,
     last_line: Instant,
-    bytes: u64,
-    bytes_done: u64,
+}
+
+impl Bar {
+    fn start(length: u64, template: &str) -> Self {
+        let style = ProgressStyle::with_template(template).expect("the template is constant");
+        let bar = BARS.add(ProgressBar::new(length).with_style(style));
+        let now = Instant::now();
+        Self { bar, start: now, last_line: now }
+    }
+
+    fn rate(&self, records: u64) -> f64 {
+        records as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// Shows where it stands; `line` is what is printed instead where there is no terminal.
+    fn show(&mut self, position: u64, text: String, line: impl FnOnce(&str) -> String) {
+        if std::io::stderr().is_terminal() {
+            self.bar.set_message(text);
+            self.bar.set_position(position);
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            note(&line(&text));
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The progress over something of known length: the bytes of files, the rows of a table.
+pub(crate) struct Progress {
+    bar: Bar,
+    length: u64,
+    done: u64,
 }
 
 impl Progress {
-    pub(crate) fn start(bytes: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{bar:30} {percent:>3}%  {msg}  eta {eta}";
-            let style = ProgressStyle::with_template(template).expect("the template is constant");
-            ProgressBar::new(bytes).with_style(style)
-        });
-        let now = Instant::now();
-        Self { bar, start: now, last_line: now, bytes, bytes_done: 0 }
+    pub(crate) fn start(length: u64) -> Self {
+        let bar = Bar::start(length, "{bar:30} {percent:>3}%  {msg}  eta {eta}");
+        Self { bar, length, done: 0 }
     }
 
-    /// `bytes` more of the files are through.
-    pub(crate) fn advance(&mut self, bytes: u64, counts: &Counts) {
-        self.bytes_done += bytes;
-        let text = format!(
-            "{} records ({:.0}/s), {} rejected",
-            counts.records,
-            counts.records as f64 / self.start.elapsed().as_secs_f64(),
-            counts.rejected
+    /// So much more is through.
+    pub(crate) fn advance(&mut self, by: u64, counts: &Counts) {
+        self.done += by;
+        let (records, rejected) = (counts.records, counts.rejected);
+        let text =
+            format!("{records} records ({:.0}/s), {rejected} rejected", self.bar.rate(records));
+        let percent = self.done * 100 / self.length.max(1);
+        self.bar.show(self.done, text, |text| format!("{percent:>3}%  {text}"));
+    }
+}
+
+/// How many shards a stream is known to have: it grows while the stream is read.
+pub(crate) type ShardCount = Arc<AtomicUsize>;
+
+/// The progress of one stream.
+pub(crate) struct StreamProgress {
+    bar: Bar,
+    name: String,
+    shards: ShardCount,
+    /// How many shards an earlier run finished.
+    done_before: usize,
+    done: HashSet<Arc<str>>,
+    records: u64,
+    /// The creation time of the last record of each shard that is being read.
+    reached: HashMap<Arc<str>, OffsetDateTime>,
+}
+
+impl StreamProgress {
+    pub(crate) fn start(name: &str, shards: ShardCount, done_before: usize) -> Self {
+        let total = shards.load(Ordering::Relaxed) as u64;
+        let bar = Bar::start(total, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
+        bar.bar.set_prefix(name.to_owned());
+        Self {
+            bar,
+            name: name.to_owned(),
+            shards,
+            done_before,
+            done: HashSet::new(),
+            records: 0,
+            reached: HashMap::new(),
+        }
+    }
+
+    /// So many records of a shard are in both stores, the last of them created at `reached`; the
+    /// shard is done where it was read to its end or up to the cutoff.
+    pub(crate) fn advance(
+        &mut self,
+        shard: &Arc<str>,
+        records: u64,
+        reached: Option<OffsetDateTime>,
+        done: bool,
+    ) {
+        self.records += records;
+        if done {
+            self.done.insert(Arc::clone(shard));
+            self.reached.remove(shard);
+        }
+        // One that is followed after it was done still says where the stream is.
+        if let Some(reached) = reached.filter(|_| records > 0) {
+            self.reached.insert(Arc::clone(shard), reached);
+        }
+    }
+
+    /// Every shard that is known is read, to its end or up to the cutoff.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done_before + self.done.len() >= self.shards.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn show(&mut self) {
+        let total = self.shards.load(Ordering::Relaxed);
+        let done = self.done_before + self.done.len();
+        self.bar.bar.set_length(total as u64);
+        // The stream has come as far as the shard that is farthest behind.
+        let position = self.reached.values().min().map_or_else(
+            || if done >= total { "all read".to_owned() } else { "no record yet".to_owned() },
+            |reached| {
+                let lag = (OffsetDateTime::now_utc() - *reached).max(time::Duration::ZERO);
+                format!("at {}, {} behind now", clock(*reached), span(lag.unsigned_abs()))
+            },
         );
-        match &self.bar {
-            Some(bar) => {
-                bar.set_message(text);
-                bar.set_position(self.bytes_done);
-            }
-            None if self.last_line.elapsed() >= LINE_EVERY => {
-                self.last_line = Instant::now();
-                eprintln!("{:>3}%  {text}", self.bytes_done * 100 / self.bytes.max(1));
-            }
-            None => {}
-        }
-    }
-
-    /// A line for the operator, above the bar.
-    pub(crate) fn note(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
-    }
-
-    pub(crate) fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// The summary, on standard output.
-pub(crate) fn print_summary(counts: &Counts, reasons: &Reasons, duration: Duration) {
-    let Counts {
-        records,
-        applied,
-        duplicate,
-        stale,
-        superseded,
-        ttl_kept,
-        rejected,
-        failed: _,
-        rows_written,
-        objects_written,
-        objects_current,
-    } = *counts;
-    let seconds = duration.as_secs_f64();
-    say!("done: {records} records in {seconds:.1} s ({:.0}/s)", records as f64 / seconds.max(1e-9));
-    for (name, count, meaning) in [
-        ("applied", applied, "newer than what the row held"),
-        ("duplicate", duplicate, "held already"),
-        ("stale", stale, "older than what the row held"),
-        ("superseded", superseded, "overtaken by a newer change in the same batch"),
-        ("ttl kept", ttl_kept, "removals by time to live, values kept as configured"),
-        ("rejected", rejected, "set aside in rejected_records"),
-        ("rows written", rows_written, ""),
-        ("objects written", objects_written, ""),
-        ("objects current", objects_current, "held the row already"),
-    ] {
-        if count > 0 || matches!(name, "applied" | "rejected") {
-            say!("{}", format!("  {name:<16}{count:>10}  {meaning}").trim_end());
-        }
-    }
-    print_reasons(reasons);
-}
-
-/// The end of a run that wrote nothing.
-pub(crate) fn print_dry_summary(counts: &Counts, reasons: &Reasons) {
-    say!(
-        "dry run, nothing was written: {} records, {} would be rejected",
-        counts.records,
-        counts.rejected
-    );
-    print_reasons(reasons);
-}
-
-/// Why records were rejected, and how many for each reason; the first so many reasons by name.
-#[derive(Debug, Default)]
-pub(crate) struct Reasons(BTreeMap<String, u64>);
-
-impl Reasons {
-    const NAMED: usize = 50;
-
-    pub(crate) fn add(&mut self, reason: String) {
-        let known = self.0.len() < Self::NAMED || self.0.contains_key(&reason);
-        let reason = if known { reason } else { "for other reasons".to_owned() };
-        *self.0.entry(reason).or_default() += 1;
-    }
-}
-
-fn print_reasons(reasons: &Reasons) {
-    for (reason, count) in &reasons.0 {
-        say!("  {count:>6} × {reason}");
+        let text =
+            format!("{} records ({:.0}/s)  {position}", self.records, self.bar.rate(self.records));
+        let name = &self.name;
+        self.bar.show(done as u64, text, |text| format!("{name}: {done}/{total} shards, {text}"));
     }
 }

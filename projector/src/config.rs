@@ -87,10 +87,7 @@ impl Config {
     /// [`ConfigError`] where an AWS service is needed and there is no region.
     pub async fn projector(self) -> Result<Projector, ConfigError> {
         let needs_aws = self.archive.is_some() || self.database.login != Login::Url;
-        let aws = if needs_aws { Some(aws().await) } else { None };
-        if aws.as_ref().is_some_and(|aws| aws.region().is_none()) {
-            return wrong("AWS_REGION", "is not set, and neither is a region in the AWS profile");
-        }
+        let aws = if needs_aws { Some(aws().await?) } else { None };
         Ok(Projector {
             tables: self.tables,
             ttl_removals: self.ttl_removals,
@@ -100,14 +97,22 @@ impl Config {
     }
 }
 
-/// No call hangs for ever: each try of one ends within ten seconds, each call within thirty.
-async fn aws() -> SdkConfig {
+/// What the SDK's clients are made of. No call hangs for ever: each try of one ends within ten
+/// seconds, each call within thirty.
+///
+/// # Errors
+/// [`ConfigError`] where there is no region.
+pub async fn aws() -> Result<SdkConfig, ConfigError> {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(3))
         .operation_attempt_timeout(Duration::from_secs(10))
         .operation_timeout(Duration::from_secs(30))
         .build();
-    aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts).load().await
+    let aws = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts).load().await;
+    if aws.region().is_none() {
+        return wrong("AWS_REGION", "is not set, and neither is a region in the AWS profile");
+    }
+    Ok(aws)
 }
 
 fn wrong<T>(variable: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {

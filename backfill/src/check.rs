@@ -1,0 +1,463 @@
+//! `backfill check`: can the gap between a snapshot and now be closed from the streams?
+//!
+//! What is found out is apart from what is concluded: [`judge`] is pure.
+
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_lambda::error::ProvideErrorMetadata as _;
+use projector::change::Tables;
+use projector::config;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use crate::Outcome;
+use crate::cli::{CheckArguments, Settings};
+use crate::reader::RETENTION;
+use crate::source::{Description, Source, Stream};
+use crate::summary::{clock, say, span};
+
+/// AWS advises at most two readers a shard; more are throttled (DynamoDB Developer Guide, "Using
+/// DynamoDB Streams and Lambda").
+const READERS: usize = 2;
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &CheckArguments,
+) -> anyhow::Result<Outcome> {
+    let tables = settings.config_without_database()?.tables;
+    let aws = config::aws().await?;
+    let found = examine(&Source::new(&aws), &aws, &tables).await?;
+    let now = OffsetDateTime::now_utc();
+    let report = judge(&found, Some(arguments.snapshot_time), arguments.margin(), now);
+    if arguments.json {
+        say!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        say!("{}", report.table().trim_end());
+    }
+    Ok(if report.safe { Outcome::Done } else { Outcome::Unsafe })
+}
+
+/// What the streams of both tables look like.
+pub(crate) struct Found(Vec<FoundStream>);
+
+struct FoundStream {
+    stream: Stream,
+    description: Description,
+    /// How many event source mappings read it, or why that is not known.
+    mappings: Result<usize, String>,
+    /// The table has a later stream.
+    replaced: bool,
+}
+
+impl Found {
+    /// Each stream and its shards, the older streams of a table before its newest.
+    pub(crate) fn described(&self) -> impl Iterator<Item = (&Stream, &Description)> {
+        self.0.iter().map(|found| (&found.stream, &found.description))
+    }
+}
+
+/// Asks for the streams of both tables, their shards, and who reads them.
+pub(crate) async fn examine(
+    source: &Source,
+    aws: &SdkConfig,
+    tables: &Tables,
+) -> anyhow::Result<Found> {
+    let mut found = Vec::new();
+    for table in [&tables.sessions, &tables.scans] {
+        let streams = source.streams_of(table).await?;
+        let newest = streams.len() - 1;
+        for (index, stream) in streams.into_iter().enumerate() {
+            let description = source.describe(&stream).await?;
+            let mappings = mappings(aws, &stream).await;
+            found.push(FoundStream { stream, description, mappings, replaced: index < newest });
+        }
+    }
+    Ok(Found(found))
+}
+
+/// How many event source mappings read a stream.
+async fn mappings(aws: &SdkConfig, stream: &Stream) -> Result<usize, String> {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(2))
+        .operation_timeout(Duration::from_secs(10))
+        .build();
+    let lambda = aws_sdk_lambda::config::Builder::from(aws)
+        .timeout_config(timeouts)
+        .retry_config(RetryConfig::standard())
+        .build();
+    let lambda = aws_sdk_lambda::Client::from_conf(lambda);
+    let mut pages =
+        lambda.list_event_source_mappings().event_source_arn(&stream.arn).into_paginator().send();
+    let mut count = 0;
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| match error.code() {
+            Some(code) => format!("lambda:ListEventSourceMappings answers {code}"),
+            None => "the Lambda API cannot be reached".to_owned(),
+        })?;
+        let reads = |state: &str| !matches!(state, "Disabled" | "Disabling" | "Deleting");
+        let mappings = page.event_source_mappings().iter();
+        count += mappings.filter(|mapping| mapping.state().is_none_or(reads)).count();
+    }
+    Ok(count)
+}
+
+/// What is concluded. `--json` prints it as it stands here.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// The gap is covered, and a backfill is not one reader too many.
+    pub(crate) safe: bool,
+    #[serde(with = "time::serde::rfc3339::option")]
+    snapshot_time: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339")]
+    checked_at: OffsetDateTime,
+    /// What must be left of the 24 hours for the run itself.
+    margin_wanted_seconds: i64,
+    /// What is left until the first change after the snapshot is trimmed; negative where it has been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    margin_seconds: Option<i64>,
+    streams: Vec<StreamReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct StreamReport {
+    table: String,
+    arn: String,
+    status: String,
+    view_type: String,
+    #[serde(with = "time::serde::rfc3339::option")]
+    enabled_since: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    oldest_readable: Option<OffsetDateTime>,
+    /// `null`: no snapshot time was given, or the table has a newer stream, which counts instead.
+    covered: Option<bool>,
+    shards_open: usize,
+    shards_closed: usize,
+    /// `null`: unknown.
+    event_source_mappings: Option<usize>,
+    readers_with_backfill: Option<usize>,
+    readers_limit: usize,
+    /// What makes it unsafe.
+    problems: Vec<String>,
+    /// What is good to know.
+    notes: Vec<String>,
+}
+
+/// What the findings come to at a time.
+pub(crate) fn judge(
+    found: &Found,
+    snapshot_time: Option<OffsetDateTime>,
+    margin: time::Duration,
+    now: OffsetDateTime,
+) -> Report {
+    let left = snapshot_time.map(|snapshot| snapshot + RETENTION - now);
+    let streams: Vec<StreamReport> =
+        found.0.iter().map(|found| judge_stream(found, snapshot_time, margin, now)).collect();
+    Report {
+        safe: snapshot_time.is_some() && streams.iter().all(|stream| stream.problems.is_empty()),
+        snapshot_time,
+        checked_at: now.replace_nanosecond(0).unwrap_or(now),
+        margin_wanted_seconds: margin.whole_seconds(),
+        margin_seconds: left.map(time::Duration::whole_seconds),
+        streams,
+    }
+}
+
+fn judge_stream(
+    found: &FoundStream,
+    snapshot_time: Option<OffsetDateTime>,
+    margin: time::Duration,
+    now: OffsetDateTime,
+) -> StreamReport {
+    let FoundStream { stream, description, mappings, replaced } = found;
+    let mut problems = Vec::new();
+    let mut notes = Vec::new();
+    let gap = snapshot_time
+        .filter(|_| !replaced)
+        .map(|snapshot| gap_problems(snapshot, description, margin, now));
+    let covered = gap.as_ref().map(Vec::is_empty);
+    problems.extend(gap.into_iter().flatten());
+    if *replaced {
+        notes.push("an older stream of the table: what is left in it is read too".to_owned());
+    }
+    let readers = mappings.as_ref().ok().map(|mappings| mappings + 1);
+    match mappings {
+        Ok(mappings) if mappings + 1 > READERS => problems.push(format!(
+            "{mappings} event source mappings read it already: a backfill beside them is one more than the {READERS} readers a shard that AWS advises, and all of them are throttled"
+        )),
+        Ok(_) => {}
+        Err(reason) => notes.push(format!(
+            "its readers are not known ({reason}): see to it that no more than one event source mapping reads it beside the backfill"
+        )),
+    }
+    let shards_open = description.shards.iter().filter(|shard| !shard.closed).count();
+    StreamReport {
+        table: stream.table.clone(),
+        arn: stream.arn.clone(),
+        status: description.status.clone(),
+        view_type: description.view_type.clone(),
+        enabled_since: description.enabled_since,
+        oldest_readable: description.enabled_since.map(|since| {
+            let oldest = since.max(now - RETENTION);
+            oldest.replace_nanosecond(0).unwrap_or(oldest)
+        }),
+        covered,
+        shards_open,
+        shards_closed: description.shards.len() - shards_open,
+        event_source_mappings: mappings.as_ref().ok().copied(),
+        readers_with_backfill: readers,
+        readers_limit: READERS,
+        problems,
+        notes,
+    }
+}
+
+/// Why the changes since the snapshot cannot all be read from a table's newest stream.
+fn gap_problems(
+    snapshot_time: OffsetDateTime,
+    description: &Description,
+    margin: time::Duration,
+    now: OffsetDateTime,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    if snapshot_time > now {
+        problems.push(format!(
+            "the snapshot's time {} lies in the future: check it, and this machine's clock",
+            clock(snapshot_time)
+        ));
+    }
+    match description.enabled_since {
+        Some(since) if since < snapshot_time => {}
+        Some(since) => problems.push(format!(
+            "it was enabled at {}, after the snapshot: what changed before that is in no stream that is whole",
+            clock(since)
+        )),
+        None => problems.push("it does not say when it was enabled".to_owned()),
+    }
+    if !description.enabled {
+        problems.push(format!(
+            "it is {}: what changes now is in no stream; enable it, and take a new snapshot after that",
+            description.status
+        ));
+    }
+    if !description.has_new_images() {
+        problems.push(format!(
+            "its view type is {}: it must be NEW_IMAGE or NEW_AND_OLD_IMAGES",
+            description.view_type
+        ));
+    }
+    let left = snapshot_time + RETENTION - now;
+    if left < time::Duration::ZERO {
+        problems.push(format!(
+            "what changed from {} to {} has been trimmed: a stream keeps 24 hours; take a newer snapshot",
+            clock(snapshot_time),
+            clock(now - RETENTION)
+        ));
+    } else if left < margin {
+        problems.push(format!(
+            "only {} are left until the first change after the snapshot is trimmed, less than the margin of {}",
+            span(left.unsigned_abs()),
+            span(margin.unsigned_abs())
+        ));
+    }
+    problems
+}
+
+impl Description {
+    pub(crate) fn has_new_images(&self) -> bool {
+        matches!(self.view_type.as_str(), "NEW_IMAGE" | "NEW_AND_OLD_IMAGES")
+    }
+}
+
+impl Report {
+    /// False where a snapshot's time was given and not all changes since can be read.
+    pub(crate) fn gap_is_covered(&self) -> bool {
+        self.streams.iter().all(|stream| stream.covered != Some(false))
+    }
+
+    /// For people.
+    pub(crate) fn table(&self) -> String {
+        let mut rows = vec![
+            ["TABLE", "STATUS", "ENABLED SINCE", "OLDEST READABLE", "GAP", "SHARDS", "READERS"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
+        let time = |time: Option<OffsetDateTime>| time.map_or_else(|| "unknown".to_owned(), clock);
+        for stream in &self.streams {
+            rows.push(vec![
+                stream.table.clone(),
+                stream.status.clone(),
+                time(stream.enabled_since),
+                time(stream.oldest_readable),
+                match stream.covered {
+                    Some(true) => "covered",
+                    Some(false) => "NOT COVERED",
+                    None => "-",
+                }
+                .to_owned(),
+                format!("{} open, {} closed", stream.shards_open, stream.shards_closed),
+                match stream.event_source_mappings {
+                    Some(1) => format!("1 mapping + backfill, limit {READERS}"),
+                    Some(count) => format!("{count} mappings + backfill, limit {READERS}"),
+                    None => format!("unknown + backfill, limit {READERS}"),
+                },
+            ]);
+        }
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+        let mut text = String::new();
+        for row in &rows {
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            text += cells.join("  ").trim_end();
+            text += "\n";
+        }
+        for stream in &self.streams {
+            for problem in &stream.problems {
+                text += &format!("problem: {}: {problem}\n", stream.table);
+            }
+            for note in &stream.notes {
+                text += &format!("note: {}: {note}\n", stream.table);
+            }
+        }
+        text + &self.verdict()
+    }
+
+    fn verdict(&self) -> String {
+        let Some((snapshot_time, left)) = self.snapshot_time.zip(self.margin_seconds) else {
+            return "the gap is not checked: give --snapshot-time\n".to_owned();
+        };
+        let margin = span(Duration::from_secs(left.unsigned_abs()));
+        let snapshot = clock(snapshot_time);
+        if !self.gap_is_covered() {
+            return format!("NOT SAFE: not every change since {snapshot} can be read\n");
+        }
+        let covered = format!(
+            "every change since {snapshot} can be read, for {margin} more (until {})",
+            clock(snapshot_time + RETENTION)
+        );
+        if self.safe {
+            format!("safe: {covered}\n")
+        } else {
+            format!("NOT SAFE: {covered}, but there are too many readers\n")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+    use time::{Duration, OffsetDateTime};
+
+    use super::{Found, FoundStream, judge};
+    use crate::lineage::Shard;
+    use crate::source::{Description, Stream};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-23 20:00 UTC);
+    const MARGIN: Duration = Duration::hours(1);
+
+    fn stream(enabled_since: OffsetDateTime) -> FoundStream {
+        FoundStream {
+            stream: Stream {
+                arn: "arn".to_owned(),
+                table: "sessions".to_owned(),
+                label: "label".to_owned(),
+            },
+            description: Description {
+                enabled: true,
+                status: "ENABLED".to_owned(),
+                view_type: "NEW_IMAGE".to_owned(),
+                enabled_since: Some(enabled_since),
+                shards: vec![
+                    Shard { id: "a".to_owned(), parent: None, closed: true },
+                    Shard { id: "b".to_owned(), parent: Some("a".to_owned()), closed: false },
+                ],
+            },
+            mappings: Ok(1),
+            replaced: false,
+        }
+    }
+
+    #[test]
+    fn the_gap_is_covered_only_where_all_of_it_can_be_read_with_the_margin() {
+        let snapshot = NOW - Duration::hours(5);
+        let long_ago = NOW - Duration::days(30);
+        for (name, enabled_since, snapshot_time, safe) in [
+            ("within the day", long_ago, snapshot, true),
+            ("the margin to the second", long_ago, NOW - Duration::hours(23), true),
+            ("a second less", long_ago, NOW - Duration::hours(23) - Duration::SECOND, false),
+            ("older than the day", long_ago, NOW - Duration::hours(25), false),
+            ("enabled after the snapshot", snapshot + Duration::SECOND, snapshot, false),
+            ("enabled at the snapshot", snapshot, snapshot, false),
+            ("enabled just before", snapshot - Duration::SECOND, snapshot, true),
+            ("a snapshot of the future", long_ago, NOW + Duration::SECOND, false),
+        ] {
+            let found = Found(vec![stream(long_ago), stream(enabled_since)]);
+            let report = judge(&found, Some(snapshot_time), MARGIN, NOW);
+            assert_eq!((report.safe, report.gap_is_covered()), (safe, safe), "{name}");
+            assert_eq!(report.table().contains("NOT SAFE"), !safe, "{}", report.table());
+        }
+    }
+
+    #[test]
+    fn every_other_fault_is_a_problem_with_a_remedy() {
+        let snapshot = Some(NOW - Duration::hours(5));
+        let long_ago = NOW - Duration::days(30);
+        let problem = |change: fn(&mut FoundStream)| {
+            let mut found = stream(long_ago);
+            change(&mut found);
+            let report = judge(&Found(vec![found]), snapshot, MARGIN, NOW);
+            assert_eq!(report.safe, report.streams[0].problems.is_empty());
+            (report.streams[0].problems.join("; "), report.gap_is_covered())
+        };
+        assert_eq!(problem(|_| {}), (String::new(), true));
+        assert!(
+            problem(|found| found.description.view_type = "KEYS_ONLY".to_owned())
+                .0
+                .contains("NEW_IMAGE")
+        );
+        assert!(problem(|found| found.description.enabled_since = None).0.contains("when"));
+        let disabled = problem(|found| {
+            found.description.enabled = false;
+            found.description.status = "DISABLED".to_owned();
+        });
+        assert!(disabled.0.contains("it is DISABLED"));
+        // Too many readers are no reason not to close the gap, and not safe all the same.
+        let (readers, covered) = problem(|found| found.mappings = Ok(2));
+        assert!(readers.contains("2 event source mappings read it already") && covered);
+        assert_eq!(problem(|found| found.mappings = Err("denied".to_owned())).0, "");
+    }
+
+    #[test]
+    fn a_stream_that_was_enabled_anew_is_judged_by_the_newest() {
+        let mut old = stream(NOW - Duration::days(30));
+        old.replaced = true;
+        old.description.enabled = false;
+        let found = Found(vec![old, stream(NOW - Duration::hours(2))]);
+        let report = judge(&found, Some(NOW - Duration::hours(5)), MARGIN, NOW);
+        assert!(!report.safe && report.streams[0].problems.is_empty());
+        assert!(report.streams[1].problems[0].contains("after the snapshot"));
+    }
+
+    #[test]
+    fn the_report_is_json_and_a_table() {
+        let found = Found(vec![stream(NOW - Duration::days(30))]);
+        let report = judge(&found, Some(NOW - Duration::hours(5)), MARGIN, NOW);
+        let json: serde_json::Value =
+            serde_json::from_str(&serde_json::to_string(&report).expect("JSON")).expect("JSON");
+        assert_eq!(json["safe"], true);
+        assert_eq!(json["margin_seconds"], 19 * 3600);
+        assert_eq!(json["streams"][0]["oldest_readable"], "2026-11-22T20:00:00Z");
+        assert_eq!(json["streams"][0]["readers_with_backfill"], 2);
+        let expected = "\
+TABLE     STATUS   ENABLED SINCE         OLDEST READABLE       GAP      SHARDS            READERS
+sessions  ENABLED  2026-10-24 20:00:00Z  2026-11-22 20:00:00Z  covered  1 open, 1 closed  1 mapping + backfill, limit 2
+safe: every change since 2026-11-23 15:00:00Z can be read, for 19 h 0 min more (until 2026-11-24 15:00:00Z)
+";
+        assert_eq!(report.table(), expected);
+        let unknown = judge(&found, None, MARGIN, NOW);
+        assert!(unknown.table().contains("the gap is not checked") && unknown.gap_is_covered());
+    }
+}

@@ -1,0 +1,227 @@
+//! How far each shard has come, kept in the target database; and the lock that lets one run at a time
+//! at it.
+//!
+//! A checkpoint is written after the records up to it are in both stores, never before. It is written
+//! over the connection that holds the lock: a run that has lost the lock with its connection notices
+//! before it writes, and takes the lock anew or stops.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use projector::database::Database;
+use projector::error::{Consequence, Error};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use tokio::time::timeout;
+
+use crate::progress::note;
+
+/// The advisory lock's key: "backfill" as bytes. It counts within one database.
+const LOCK: i64 = i64::from_be_bytes(*b"backfill");
+/// A run that was killed leaves its lock until the server notices that the connection is gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(250);
+/// How often a write is tried, with pauses from two seconds to [`MAX_PAUSE`]: some five minutes.
+const TRIES: u32 = 14;
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where a shard was left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// The last record in both stores; `None` where the shard had none.
+    pub(crate) sequence_number: Option<String>,
+    /// That record's creation time.
+    pub(crate) reached_at: Option<OffsetDateTime>,
+    /// The shard was read to its end.
+    pub(crate) finished: bool,
+    /// The bucket and prefix that the records are in as well.
+    pub(crate) archive: Option<String>,
+    pub(crate) updated_at: OffsetDateTime,
+}
+
+/// How far a shard has come with the batch just stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Mark {
+    pub(crate) stream_arn: String,
+    pub(crate) shard_id: String,
+    /// The batch's last record of the shard; `None` where it had none.
+    pub(crate) sequence_number: Option<String>,
+    pub(crate) reached_at: Option<OffsetDateTime>,
+    pub(crate) finished: bool,
+}
+
+/// The checkpoints of one database, with the lock held.
+pub(crate) struct Checkpoints {
+    connection: PgConnection,
+    archive: Option<String>,
+}
+
+const LOAD: &str = "SELECT shard_id, sequence_number, reached_at, finished, archive, updated_at
+FROM backfill_checkpoints WHERE stream_arn = $1";
+
+/// A mark without a record (a shard that ended with an empty page) leaves the place as it was. Rows
+/// are sorted so that the statement is the same whatever the order of the marks.
+const SAVE: &str = "INSERT INTO backfill_checkpoints AS held
+    (stream_arn, shard_id, sequence_number, reached_at, finished, archive)
+SELECT stream_arn, shard_id, sequence_number, reached_at, finished, $6
+FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::boolean[])
+    AS mark (stream_arn, shard_id, sequence_number, reached_at, finished)
+ORDER BY stream_arn, shard_id
+ON CONFLICT (stream_arn, shard_id) DO UPDATE SET
+    sequence_number = coalesce(excluded.sequence_number, held.sequence_number),
+    reached_at = coalesce(excluded.reached_at, held.reached_at),
+    finished = excluded.finished,
+    archive = excluded.archive,
+    updated_at = now()";
+
+const FORGET: &str =
+    "DELETE FROM backfill_checkpoints WHERE stream_arn = $1 AND shard_id = ANY($2)";
+
+impl Checkpoints {
+    /// Connects and takes the lock. `archive` is where the objects of this run go.
+    ///
+    /// # Errors
+    /// Where another run holds the lock: it is named, with the way to end it.
+    pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
+        let mut connection = database.connect().await?;
+        lock(&mut connection).await?;
+        Ok(Self { connection, archive })
+    }
+
+    pub(crate) fn archive(&self) -> Option<&str> {
+        self.archive.as_deref()
+    }
+
+    /// The checkpoints of a stream, by shard.
+    pub(crate) async fn load(
+        &mut self,
+        stream_arn: &str,
+    ) -> anyhow::Result<HashMap<String, Checkpoint>> {
+        type Row =
+            (String, Option<String>, Option<OffsetDateTime>, bool, Option<String>, OffsetDateTime);
+        let rows: Vec<Row> = sqlx::query_as(LOAD)
+            .bind(stream_arn)
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(Error::Database)
+            .context("cannot read the checkpoints")?;
+        let checkpoint = |(id, sequence_number, reached_at, finished, archive, updated_at): Row| {
+            (id, Checkpoint { sequence_number, reached_at, finished, archive, updated_at })
+        };
+        Ok(rows.into_iter().map(checkpoint).collect())
+    }
+
+    /// Deletes the checkpoints of these shards.
+    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
+    pub(crate) async fn forget(&mut self, stream_arn: &str, shards: &[&str]) -> anyhow::Result<()> {
+        if shards.is_empty() {
+            return Ok(());
+        }
+        sqlx::query(FORGET)
+            .bind(stream_arn)
+            .bind(shards)
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::Database)
+            .context("cannot delete checkpoints that are of no use any more")?;
+        Ok(())
+    }
+
+    /// Writes how far the shards have come, one mark a shard. A database that is away is waited for,
+    /// as long as for a batch.
+    ///
+    /// # Errors
+    /// Where it stays away, or another run has taken the lock meanwhile.
+    pub(crate) async fn save(&mut self, database: &Database, marks: &[Mark]) -> anyhow::Result<()> {
+        for tries in 1..=TRIES {
+            let error = match timeout(STATEMENT_TIMEOUT, self.save_once(marks)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => Error::Database(error),
+                Err(_) => Error::DatabaseTimeout { doing: "store a checkpoint", seconds: 60 },
+            };
+            if error.consequence() == Consequence::Fatal || tries == TRIES {
+                return Err(error)
+                    .context("cannot store a checkpoint; what it stands for is stored");
+            }
+            tracing::warn!(
+                error = projector::error::chain(&error),
+                "no checkpoint stored, will be tried again"
+            );
+            let pause = Duration::from_secs(1 << tries.min(6)).min(MAX_PAUSE);
+            note(&format!(
+                "a checkpoint could not be stored (see the log above); try {} of {TRIES} in {} s",
+                tries + 1,
+                pause.as_secs()
+            ));
+            tokio::time::sleep(pause).await;
+            // With its connection the lock may be lost.
+            if let Ok(connection) = database.connect().await {
+                self.connection = connection;
+                lock(&mut self.connection).await?;
+            }
+        }
+        unreachable!("the last try returns")
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
+    async fn save_once(&mut self, marks: &[Mark]) -> Result<(), sqlx::Error> {
+        let column = |of: fn(&Mark) -> &str| marks.iter().map(of).collect::<Vec<_>>();
+        let reached: Vec<_> = marks.iter().map(|mark| mark.reached_at).collect();
+        let finished: Vec<_> = marks.iter().map(|mark| mark.finished).collect();
+        let last: Vec<_> = marks.iter().map(|mark| mark.sequence_number.as_deref()).collect();
+        sqlx::query(SAVE)
+            .bind(column(|mark| &mark.stream_arn))
+            .bind(column(|mark| &mark.shard_id))
+            .bind(last)
+            .bind(reached)
+            .bind(finished)
+            .bind(self.archive.as_deref())
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Takes the lock, or says who holds it. An advisory lock of the session: it ends with the connection
+/// (PostgreSQL documentation, "Advisory Locks").
+async fn lock(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let start = tokio::time::Instant::now();
+    loop {
+        let taken: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(LOCK)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(Error::Database)
+            .context("cannot take the lock of `backfill stream`")?;
+        if taken {
+            return Ok(());
+        }
+        if start.elapsed() >= LOCK_PATIENCE {
+            bail!(
+                "another `backfill stream` is at work on this database{}",
+                holder(connection).await.unwrap_or_default()
+            );
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// Who holds the lock, and how to end it.
+async fn holder(connection: &mut PgConnection) -> Option<String> {
+    // A key of 64 bits stands in two columns (PostgreSQL documentation, "pg_locks").
+    let sql = "SELECT l.pid, host(a.client_addr), a.backend_start FROM pg_locks l
+        LEFT JOIN pg_stat_activity a USING (pid)
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND l.classid::bigint = $1 >> 32 AND l.objid::bigint = $1 & 4294967295";
+    let (pid, address, since): (i32, Option<String>, Option<OffsetDateTime>) =
+        sqlx::query_as(sql).bind(LOCK).fetch_optional(connection).await.ok()??;
+    let address = address.map(|address| format!(" from {address}")).unwrap_or_default();
+    let since =
+        since.map(|since| format!(" since {}", crate::summary::clock(since))).unwrap_or_default();
+    Some(format!(
+        " (server process {pid}{address}{since}): wait until it ends, or end it with SELECT pg_terminate_backend({pid})"
+    ))
+}

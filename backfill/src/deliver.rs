@@ -1,0 +1,110 @@
+//! Delivers batches to the projector until every record of them is accounted for: what Lambda does
+//! for the live function, with patience and an end. Files, streams and `redrive` share it.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use projector::apply::{Counts, Durations, Projector};
+use projector::change::{self, Decoded, Tables};
+
+use crate::progress::note;
+use crate::summary::Reasons;
+
+/// A batch ends here too, however few its records are: it bounds the memory that meshes take.
+pub(crate) const BATCH_BYTES: usize = 32 << 20;
+/// How often a batch is delivered before the run is given up, with pauses from two seconds to
+/// [`MAX_PAUSE`]: some five minutes.
+const DELIVERIES: u32 = 14;
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// The projector, and what came of all batches so far.
+pub(crate) struct Delivery {
+    projector: Projector,
+    pub(crate) counts: Counts,
+    pub(crate) reasons: Reasons,
+    pub(crate) durations: Durations,
+}
+
+impl Delivery {
+    pub(crate) fn new(projector: Projector) -> Self {
+        Self {
+            projector,
+            counts: Counts::default(),
+            reasons: Reasons::default(),
+            durations: Durations::default(),
+        }
+    }
+
+    pub(crate) fn projector(&self) -> &Projector {
+        &self.projector
+    }
+
+    /// Delivers a batch: afterwards every record is in both stores, or is set aside. Gives the indices
+    /// of those that were set aside.
+    ///
+    /// # Errors
+    /// Where the set-up is wrong, or records could not be stored for some minutes.
+    pub(crate) async fn deliver(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Vec<usize>> {
+        let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
+        let mut set_aside = Vec::new();
+        for delivery in 1..=DELIVERIES {
+            let bytes: Vec<&[u8]> = records.iter().map(|(_, record)| record.as_slice()).collect();
+            let batch = Box::pin(self.projector.apply(&bytes)).await?;
+            // A record counts once it is through. (A change whose object failed was applied then; it
+            // comes again as a duplicate.)
+            let mut counts = batch.counts;
+            counts.records -= counts.failed;
+            counts.failed = 0;
+            self.counts += counts;
+            self.durations.decode += batch.durations.decode;
+            self.durations.database += batch.durations.database;
+            self.durations.archive += batch.durations.archive;
+            for rejection in batch.rejections {
+                set_aside.push(records[rejection.position].0);
+                self.reasons.add(rejection.reason);
+            }
+            if batch.failed.is_empty() {
+                set_aside.sort_unstable();
+                return Ok(set_aside);
+            }
+            let mut failed = batch.failed.into_iter().peekable();
+            let mut position = 0;
+            records.retain(|_| {
+                let keep = failed.next_if_eq(&position).is_some();
+                position += 1;
+                keep
+            });
+            if delivery < DELIVERIES {
+                let pause = Duration::from_secs(1 << delivery.min(6)).min(MAX_PAUSE);
+                note(&format!(
+                    "{} records could not be stored (see the log above); delivery {} of {DELIVERIES} in {} s",
+                    records.len(),
+                    delivery + 1,
+                    pause.as_secs()
+                ));
+                tokio::time::sleep(pause).await;
+            }
+        }
+        bail!(
+            "{} records could still not be stored after {DELIVERIES} deliveries: mend the cause and run the same command again, which is harmless",
+            records.len()
+        )
+    }
+}
+
+/// Decodes a batch and counts; writes nothing.
+pub(crate) fn try_out(
+    records: &[Vec<u8>],
+    tables: &Tables,
+    counts: &mut Counts,
+    reasons: &mut Reasons,
+) -> anyhow::Result<()> {
+    for record in records {
+        counts.records += 1;
+        if let Decoded::Malformed(malformed) = change::decode(record, tables)? {
+            counts.rejected += 1;
+            reasons.add(malformed.to_string());
+        }
+    }
+    Ok(())
+}

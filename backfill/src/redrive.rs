@@ -1,0 +1,140 @@
+//! `backfill redrive`: tries the records of `rejected_records` again, through the same apply path,
+//! and removes those that are now in both stores.
+//!
+//! A record is removed after it is stored: whatever ends the run, none is lost, and the same command
+//! goes on.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use projector::apply::Counts;
+use projector::error::Error;
+use serde_json::Value as Json;
+use sqlx::PgConnection;
+
+use crate::Outcome;
+use crate::cli::{RedriveArguments, Settings};
+use crate::deliver::{Delivery, try_out};
+use crate::progress::Progress;
+use crate::summary::{self, Reasons, say};
+
+/// So many records are held at once; each may have a mesh of 400 KB.
+const BATCH: i64 = 100;
+
+/// By identity, so that rows that stay are not asked for twice.
+const NEXT: &str = "SELECT identity, record::text FROM rejected_records
+WHERE identity > $1 AND ($2::text IS NULL OR reason LIKE $2)
+ORDER BY identity LIMIT $3";
+const COUNT: &str =
+    "SELECT count(*) FROM rejected_records WHERE ($1::text IS NULL OR reason LIKE $1)";
+const REMOVE: &str = "DELETE FROM rejected_records WHERE identity = ANY($1)";
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &RedriveArguments,
+) -> anyhow::Result<Outcome> {
+    let config = settings.config()?;
+    let start = Instant::now();
+    let mut delivery = Delivery::new(config.projector().await?);
+    let mut connection = delivery.projector().database.connect().await?;
+    let pattern = arguments.reason.as_deref();
+    let rows: i64 = sqlx::query_scalar(COUNT)
+        .bind(pattern)
+        .fetch_one(&mut connection)
+        .await
+        .map_err(Error::Database)
+        .context("cannot count the rejected records")?;
+    let mut progress = Progress::start(rows.unsigned_abs());
+    let (mut counts, mut reasons) = (Counts::default(), Reasons::default());
+    let mut removed = 0;
+    let mut last = String::new();
+    loop {
+        let (identities, records) = next(&mut connection, &last, pattern).await?;
+        let Some(newest) = identities.last() else { break };
+        last.clone_from(newest);
+        let count = identities.len() as u64;
+        if arguments.dry_run {
+            try_out(&records, &delivery.projector().tables, &mut counts, &mut reasons)?;
+        } else {
+            let set_aside = delivery.deliver(records).await?;
+            let stored: Vec<&str> = identities
+                .iter()
+                .enumerate()
+                .filter(|(position, _)| set_aside.binary_search(position).is_err())
+                .map(|(_, identity)| identity.as_str())
+                .collect();
+            removed += remove(&mut connection, &stored).await?;
+        }
+        progress.advance(count, if arguments.dry_run { &counts } else { &delivery.counts });
+    }
+    drop(progress);
+    if arguments.dry_run {
+        summary::print_dry(counts.records, counts.rejected, &reasons);
+        return Ok(Outcome::of(&counts));
+    }
+    summary::print("done", &delivery.counts, &delivery.reasons, start.elapsed());
+    say!("{removed} records removed from rejected_records");
+    Ok(Outcome::of(&delivery.counts))
+}
+
+async fn next(
+    connection: &mut PgConnection,
+    after: &str,
+    pattern: Option<&str>,
+) -> anyhow::Result<(Vec<String>, Vec<Vec<u8>>)> {
+    let rows: Vec<(String, String)> = sqlx::query_as(NEXT)
+        .bind(after)
+        .bind(pattern)
+        .bind(BATCH)
+        .fetch_all(connection)
+        .await
+        .map_err(Error::Database)
+        .context("cannot read the rejected records")?;
+    Ok(rows.into_iter().map(|(identity, record)| (identity, as_it_came(record))).unzip())
+}
+
+/// The bytes that were set aside: what was no JSON is kept as a JSON string of it, what was no text
+/// as an object with it in base64.
+fn as_it_came(record: String) -> Vec<u8> {
+    match serde_json::from_str(&record) {
+        Ok(Json::String(text)) => text.into_bytes(),
+        Ok(Json::Object(members)) if members.len() == 1 => {
+            let base64 = members.get("base64").and_then(Json::as_str);
+            let bytes = base64.and_then(|base64| BASE64.decode(base64).ok());
+            bytes.unwrap_or_else(|| record.into_bytes())
+        }
+        _ => record.into_bytes(),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "one statement over a connection of its own")]
+async fn remove(connection: &mut PgConnection, identities: &[&str]) -> anyhow::Result<u64> {
+    if identities.is_empty() {
+        return Ok(0);
+    }
+    let result = sqlx::query(REMOVE)
+        .bind(identities)
+        .execute(connection)
+        .await
+        .map_err(Error::Database)
+        .context(
+            "cannot remove rejected records that are stored now; a role that redrives needs DELETE on rejected_records",
+        )?;
+    Ok(result.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_it_came;
+
+    #[test]
+    fn the_bytes_come_back_as_they_were_set_aside() {
+        let record = r#"{ "eventID": "1",  "dynamodb": {} }"#;
+        assert_eq!(as_it_came(record.to_owned()), record.as_bytes());
+        assert_eq!(as_it_came(r#""{\"a\u0000""#.to_owned()), b"{\"a\0");
+        assert_eq!(as_it_came(r#"{"base64":"//4="}"#.to_owned()), b"\xff\xfe");
+        assert_eq!(as_it_came(r#"{"base64":"?"}"#.to_owned()), br#"{"base64":"?"}"#);
+    }
+}

@@ -1,0 +1,332 @@
+//! The streams' API: calls that are repeated with patience, which streams a table has, and their
+//! shards.
+//!
+//! The SDK's own retries are off: here a call is repeated longer than the SDK would, what is passing
+//! is told from what is not in one place, and the operator sees how often it happened.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use aws_config::SdkConfig;
+use aws_sdk_dynamodbstreams as streams;
+use streams::config::retry::RetryConfig;
+use streams::error::{ProvideErrorMetadata, SdkError};
+use streams::types::StreamStatus;
+use time::OffsetDateTime;
+
+use crate::lineage::{self, Shard};
+
+/// How often a call is made before it is given up, with pauses that double from a tenth of a second
+/// to [`MAX_PAUSE`], half of each at random: some three minutes.
+const TRIES: u32 = 16;
+const MAX_PAUSE: Duration = Duration::from_secs(20);
+
+/// How often a stream is described while its pages disagree.
+const DESCRIPTIONS: u32 = 5;
+const PAUSE_BETWEEN_DESCRIPTIONS: Duration = Duration::from_millis(500);
+
+/// The streams' API, and how it behaved.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) client: streams::Client,
+    pub(crate) troubles: Troubles,
+}
+
+/// What had to be repeated.
+#[derive(Debug, Default)]
+pub(crate) struct Troubles {
+    pub(crate) throttled: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) expired: AtomicU64,
+    pub(crate) disagreed: AtomicU64,
+}
+
+/// Why a call was not answered, when it is not to be repeated as it is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// An iterator lives 15 minutes.
+    #[error("the iterator has expired")]
+    Expired,
+    /// What the iterator points at is older than what the stream keeps.
+    #[error("the records have been trimmed")]
+    Trimmed,
+    /// The shard or the stream is not there.
+    #[error("the shard or its stream is not there any more")]
+    Gone,
+    #[error("{operation} was refused: {remedy}")]
+    Refused {
+        operation: &'static str,
+        remedy: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("{operation} failed {TRIES} times in a row")]
+    GivenUp {
+        operation: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+enum Trouble {
+    Throttled,
+    Passing,
+    Expired,
+    Trimmed,
+    Gone,
+    Refused(&'static str),
+}
+
+/// By the error codes of the DynamoDB Streams API and AWS's common ones. What is not known is taken
+/// for passing; the cap ends it.
+fn trouble<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> Trouble {
+    match error {
+        SdkError::ConstructionFailure(_) => {
+            return Trouble::Refused("check the AWS region, endpoint and credentials");
+        }
+        SdkError::DispatchFailure(failure) if failure.is_user() => {
+            return Trouble::Refused("check the AWS region, endpoint and credentials");
+        }
+        _ => {}
+    }
+    match error.code().unwrap_or_default() {
+        "LimitExceededException"
+        | "ThrottlingException"
+        | "Throttling"
+        | "ProvisionedThroughputExceededException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException" => Trouble::Throttled,
+        "ExpiredIteratorException" => Trouble::Expired,
+        "TrimmedDataAccessException" => Trouble::Trimmed,
+        "ResourceNotFoundException" => Trouble::Gone,
+        "AccessDeniedException" | "AccessDenied" => Trouble::Refused(
+            "the role needs dynamodb:ListStreams, DescribeStream, GetShardIterator and GetRecords on both streams",
+        ),
+        "UnrecognizedClientException"
+        | "InvalidSignatureException"
+        | "IncompleteSignature"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "InvalidClientTokenId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredTokenException"
+        | "ExpiredToken" => Trouble::Refused("check the AWS credentials and this machine's clock"),
+        "ValidationException" | "UnknownOperationException" | "SerializationException" => {
+            Trouble::Refused(
+                "the endpoint does not take the call: check AWS_ENDPOINT_URL_DYNAMODB_STREAMS",
+            )
+        }
+        _ => Trouble::Passing,
+    }
+}
+
+/// The pause before a call is made again, for the first time with `tries` 1.
+fn pause(tries: u32) -> Duration {
+    let longest = Duration::from_millis(100 << tries.min(16)).min(MAX_PAUSE);
+    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+impl Source {
+    pub(crate) fn new(aws: &SdkConfig) -> Self {
+        let config =
+            streams::config::Builder::from(aws).retry_config(RetryConfig::disabled()).build();
+        Self { client: streams::Client::from_conf(config), troubles: Troubles::default() }
+    }
+
+    /// Makes a call until it is answered, or not to be repeated.
+    pub(crate) async fn call<T, E, R, F>(
+        &self,
+        operation: &'static str,
+        call: impl Fn() -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<T, SdkError<E, R>>>,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+        R: Debug + Send + Sync + 'static,
+    {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let error = match call().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let counter = match trouble(&error) {
+                Trouble::Throttled => &self.troubles.throttled,
+                Trouble::Passing => &self.troubles.failed,
+                Trouble::Expired => {
+                    self.troubles.expired.fetch_add(1, Ordering::Relaxed);
+                    return Err(CallError::Expired);
+                }
+                Trouble::Trimmed => return Err(CallError::Trimmed),
+                Trouble::Gone => return Err(CallError::Gone),
+                Trouble::Refused(remedy) => {
+                    return Err(CallError::Refused { operation, remedy, source: error.into() });
+                }
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if tries == TRIES {
+                return Err(CallError::GivenUp { operation, source: error.into() });
+            }
+            tokio::time::sleep(pause(tries)).await;
+        }
+    }
+
+    /// All streams of a table, the oldest first: the one in use, and those that were disabled within
+    /// the last 24 hours, which can still be read.
+    pub(crate) async fn streams_of(&self, table: &str) -> anyhow::Result<Vec<Stream>> {
+        let mut found = Vec::new();
+        let mut last = None;
+        loop {
+            let call = || {
+                let request = self.client.list_streams().table_name(table);
+                request.set_exclusive_start_stream_arn(last.clone()).send()
+            };
+            let page = match self.call("ListStreams", call).await {
+                Ok(page) => page,
+                Err(CallError::Gone) => bail!(
+                    "there is no table {table:?} here: check SESSIONS_TABLE, SCANS_TABLE and AWS_REGION"
+                ),
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("cannot list the streams of table {table:?}"));
+                }
+            };
+            for stream in page.streams() {
+                let arn =
+                    stream.stream_arn().context("ListStreams names a stream without an ARN")?;
+                let (_, label) = projector::change::stream_of(arn)
+                    .with_context(|| format!("{arn:?} is not the ARN of a stream"))?;
+                found.push(Stream {
+                    arn: arn.to_owned(),
+                    table: table.to_owned(),
+                    label: label.to_owned(),
+                });
+            }
+            last = page.last_evaluated_stream_arn().map(str::to_owned);
+            if last.is_none() {
+                break;
+            }
+        }
+        if found.is_empty() {
+            bail!(
+                "table {table:?} has no stream: check SESSIONS_TABLE, SCANS_TABLE and AWS_REGION, and that its stream is enabled with NEW_IMAGE or NEW_AND_OLD_IMAGES"
+            );
+        }
+        found.sort_by(|a, b| a.label.cmp(&b.label));
+        found.dedup_by(|a, b| a.arn == b.arn);
+        Ok(found)
+    }
+
+    /// Describes a stream with all its shards; again while the pages disagree.
+    pub(crate) async fn describe(&self, stream: &Stream) -> anyhow::Result<Description> {
+        let mut descriptions = 0;
+        loop {
+            descriptions += 1;
+            let (description, pages) = self.describe_once(stream).await?;
+            let Some(disagreement) = lineage::disagreement(&pages, description.enabled) else {
+                return Ok(Description {
+                    shards: pages.into_iter().flatten().collect(),
+                    ..description
+                });
+            };
+            self.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(stream = stream.arn, %disagreement, "DescribeStream contradicts itself");
+            if descriptions == DESCRIPTIONS {
+                if disagreement.is_harmless() {
+                    let shards = pages.into_iter().flatten().collect();
+                    return Ok(Description { shards, ..description });
+                }
+                return Err(disagreement).with_context(|| {
+                    format!(
+                        "the pages of DescribeStream for {} contradict each other, {DESCRIPTIONS} times in a row",
+                        stream.arn
+                    )
+                });
+            }
+            tokio::time::sleep(PAUSE_BETWEEN_DESCRIPTIONS).await;
+        }
+    }
+
+    async fn describe_once(
+        &self,
+        stream: &Stream,
+    ) -> anyhow::Result<(Description, Vec<Vec<Shard>>)> {
+        let mut pages = Vec::new();
+        let mut last: Option<String> = None;
+        loop {
+            let call = || {
+                let request = self.client.describe_stream().stream_arn(&stream.arn);
+                request.set_exclusive_start_shard_id(last.clone()).send()
+            };
+            let answer = self.call("DescribeStream", call).await;
+            let answer = answer.with_context(|| format!("cannot describe {}", stream.arn))?;
+            let page = answer
+                .stream_description
+                .with_context(|| format!("DescribeStream says nothing of {}", stream.arn))?;
+            pages.push(page.shards().iter().filter_map(listed).collect());
+            last = page.last_evaluated_shard_id().map(str::to_owned);
+            if last.is_some() {
+                continue;
+            }
+            let status = page.stream_status();
+            let description = Description {
+                enabled: matches!(status, Some(StreamStatus::Enabled | StreamStatus::Enabling)),
+                status: status.map_or_else(|| "unknown".to_owned(), ToString::to_string),
+                view_type: page
+                    .stream_view_type()
+                    .map_or_else(|| "unknown".to_owned(), ToString::to_string),
+                enabled_since: page.creation_request_date_time().and_then(|time| {
+                    OffsetDateTime::from_unix_timestamp_nanos(time.as_nanos()).ok()
+                }),
+                shards: Vec::new(),
+            };
+            return Ok((description, pages));
+        }
+    }
+}
+
+fn listed(shard: &streams::types::Shard) -> Option<Shard> {
+    Some(Shard {
+        id: shard.shard_id()?.to_owned(),
+        parent: shard.parent_shard_id().map(str::to_owned),
+        closed: shard.sequence_number_range()?.ending_sequence_number().is_some(),
+    })
+}
+
+/// A stream of one of the two tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stream {
+    pub(crate) arn: String,
+    pub(crate) table: String,
+    /// The time at which it was enabled, as the end of its ARN says it.
+    pub(crate) label: String,
+}
+
+/// What `DescribeStream` says of a stream, all pages together.
+#[derive(Clone, Debug)]
+pub(crate) struct Description {
+    /// Records are still added: ENABLED or ENABLING.
+    pub(crate) enabled: bool,
+    pub(crate) status: String,
+    pub(crate) view_type: String,
+    pub(crate) enabled_since: Option<OffsetDateTime>,
+    pub(crate) shards: Vec<Shard>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_PAUSE, TRIES, pause};
+
+    #[test]
+    fn the_pauses_grow_to_a_limit_and_come_to_some_minutes() {
+        for tries in 1..TRIES {
+            assert!(pause(tries) <= MAX_PAUSE && pause(tries).as_millis() >= 100, "{tries}");
+        }
+        let total: f64 = (1..TRIES).map(|tries| pause(tries).as_secs_f64()).sum();
+        assert!((60.0..300.0).contains(&total), "{total} s");
+    }
+}

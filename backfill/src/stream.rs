@@ -1,0 +1,536 @@
+//! `backfill stream`: replays the live streams of both tables, from TRIM_HORIZON or where an earlier
+//! run was ended, up to a cutoff.
+//!
+//! A task a stream knows the lineage and starts a reader a shard; the readers' pages come together in
+//! large batches here, in the order in which they were read; a batch goes to the projector, and when
+//! all of it is in both stores the checkpoints are written. So whatever ends the run, each checkpoint
+//! stands at or before what is stored.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use projector::change::Misconfigured;
+use projector::config;
+use time::OffsetDateTime;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::Outcome;
+use crate::check;
+use crate::checkpoint::{Checkpoint, Checkpoints, Mark};
+use crate::cli::{Settings, StreamArguments};
+use crate::deliver::{BATCH_BYTES, Delivery};
+use crate::lineage::{Lineage, Shard};
+use crate::progress::{self, ShardCount, StreamProgress, note};
+use crate::reader::{End, Page, Position, Reading, ShardReader, Standing};
+use crate::source::{Source, Stream};
+use crate::summary::{self, clock, say, span};
+
+/// A batch is not held back for longer than this for the sake of more records.
+const LINGER: Duration = Duration::from_millis(500);
+/// What is under way when the run is told to stop may take so long to come to its end.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often the listing is asked for the children of a closed shard.
+const DESCRIBE_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &StreamArguments,
+) -> anyhow::Result<Outcome> {
+    let cutoff = OffsetDateTime::now_utc();
+    let config = settings.config()?;
+    let aws = config::aws().await?;
+    let source = Source::new(&aws);
+
+    let found = check::examine(&source, &aws, &config.tables).await?;
+    let report = check::judge(
+        &found,
+        arguments.snapshot_time,
+        arguments.margin(),
+        OffsetDateTime::now_utc(),
+    );
+    note(report.table().trim_end());
+    if !report.gap_is_covered() && !arguments.allow_gap {
+        note("nothing was read: go on all the same with --allow-gap");
+        return Ok(Outcome::Unsafe);
+    }
+
+    let archive =
+        config.archive.as_ref().map(|archive| format!("{}/{}", archive.bucket, archive.prefix));
+    let mut delivery = Delivery::new(config.projector().await?);
+    let mut checkpoints = Checkpoints::open(&delivery.projector().database, archive).await?;
+    let reading = Arc::new(Reading {
+        source,
+        permits: Arc::new(Semaphore::new(arguments.parallel as usize)),
+        cutoff,
+        idle: Duration::from_secs(arguments.idle_seconds.into()),
+        follow: arguments.follow,
+        snapshot_time: arguments.snapshot_time,
+        allow_gap: arguments.allow_gap,
+    });
+
+    let mut streams = Vec::new();
+    for (stream, description) in found.described() {
+        if !description.has_new_images() {
+            let (table, view_type) = (stream.table.clone(), description.view_type.clone());
+            return Err(Misconfigured::NoNewImages { table, view_type }.into());
+        }
+        let left = if arguments.restart {
+            forget_all(&mut checkpoints, stream).await?;
+            HashMap::new()
+        } else {
+            usable(&mut checkpoints, &reading, stream, &description.shards).await?
+        };
+        streams.push(Arc::new(StreamRun::new(stream.clone(), description.shards.clone(), left)));
+    }
+    let mut progress: Vec<StreamProgress> = streams
+        .iter()
+        .map(|stream| {
+            let done = stream.left.values().filter(|left| left.finished).count();
+            StreamProgress::start(&stream.stream.table, Arc::clone(&stream.shards), done)
+        })
+        .collect();
+
+    let start = Instant::now();
+    let (sender, mut pages) = mpsc::channel(arguments.parallel as usize);
+    let mut readers = JoinSet::new();
+    for (index, stream) in streams.iter().enumerate() {
+        let (reading, stream) = (Arc::clone(&reading), Arc::clone(stream));
+        let wait = Duration::from_secs(arguments.child_wait_seconds.into());
+        readers.spawn(read_stream(reading, stream, index, wait, sender.clone()));
+    }
+    drop(sender);
+
+    let mut times = Times::default();
+    let mut collector = Collector {
+        streams: &streams,
+        batch_size: arguments.batch_size as usize,
+        delivery: &mut delivery,
+        checkpoints: &mut checkpoints,
+        progress: &mut progress,
+        times: &mut times,
+    };
+    let ended = collector.run_to_the_end(&mut pages, readers, stop_signals()?).await;
+    drop(progress);
+
+    let end = match &ended {
+        Ok(Ended::Complete) => "done",
+        Ok(Ended::Stopped { .. }) => "stopped by a signal",
+        Err(_) => "failed",
+    };
+    summary::print(end, &delivery.counts, &delivery.reasons, start.elapsed());
+    times.print(&delivery, start.elapsed());
+    if let Some(troubles) = reading.troubles() {
+        say!("  the streams: {troubles}");
+    }
+    let at_cutoff = match ended? {
+        Ended::Complete => true,
+        Ended::Stopped { at_cutoff } => at_cutoff,
+    };
+    if at_cutoff {
+        say!("every record created before {} is applied", clock(cutoff));
+    } else {
+        say!("not all records are applied yet: the same command goes on from here");
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(Outcome::of(&delivery.counts))
+}
+
+/// Forgets all checkpoints of a stream.
+async fn forget_all(checkpoints: &mut Checkpoints, stream: &Stream) -> anyhow::Result<()> {
+    let left = checkpoints.load(&stream.arn).await?;
+    let shards: Vec<&str> = left.keys().map(String::as_str).collect();
+    checkpoints.forget(&stream.arn, &shards).await
+}
+
+/// The checkpoints of a stream that hold for this run; the others are deleted.
+async fn usable(
+    checkpoints: &mut Checkpoints,
+    reading: &Reading,
+    stream: &Stream,
+    listed: &[Shard],
+) -> anyhow::Result<HashMap<String, Checkpoint>> {
+    let mut left = checkpoints.load(&stream.arn).await?;
+    let listed: std::collections::HashSet<&str> =
+        listed.iter().map(|shard| shard.id.as_str()).collect();
+    let mut forgotten = Vec::new();
+    let mut of_another_life = 0;
+    for (shard, checkpoint) in &left {
+        // Written before the snapshot was taken: it came with it, from an earlier backfill. Or the
+        // records went to another archive, or to none.
+        let came_with_the_snapshot =
+            reading.snapshot_time.is_some_and(|snapshot| checkpoint.updated_at < snapshot);
+        let other_archive = checkpoints
+            .archive()
+            .is_some_and(|archive| checkpoint.archive.as_deref() != Some(archive));
+        if came_with_the_snapshot || other_archive {
+            of_another_life += 1;
+        } else if listed.contains(shard.as_str()) {
+            continue;
+        } else if !checkpoint.finished {
+            reading.trimmed(stream, shard, &Position::from(checkpoint))?;
+        }
+        forgotten.push(shard.clone());
+    }
+    let shards: Vec<&str> = forgotten.iter().map(String::as_str).collect();
+    checkpoints.forget(&stream.arn, &shards).await?;
+    left.retain(|shard, _| !forgotten.contains(shard));
+    if of_another_life > 0 {
+        note(&format!(
+            "{}: {of_another_life} checkpoints are not used: they came with the snapshot, or belong to another archive",
+            stream.table
+        ));
+    }
+    if !left.is_empty() {
+        let newest = left.values().map(|checkpoint| checkpoint.updated_at).max();
+        note(&format!(
+            "{}: goes on from the checkpoints of {} shards, last written at {}",
+            stream.table,
+            left.len(),
+            newest.map(clock).unwrap_or_default()
+        ));
+    }
+    Ok(left)
+}
+
+impl From<&Checkpoint> for Position {
+    fn from(checkpoint: &Checkpoint) -> Self {
+        Self {
+            sequence_number: checkpoint.sequence_number.clone(),
+            reached_at: checkpoint.reached_at,
+        }
+    }
+}
+
+/// A stream, and where it stood when the run began.
+struct StreamRun {
+    stream: Arc<Stream>,
+    listed: Vec<Shard>,
+    left: HashMap<String, Checkpoint>,
+    shards: ShardCount,
+}
+
+impl StreamRun {
+    fn new(stream: Stream, listed: Vec<Shard>, left: HashMap<String, Checkpoint>) -> Self {
+        let shards = Arc::new(AtomicUsize::new(listed.len()));
+        Self { stream: Arc::new(stream), listed, left, shards }
+    }
+}
+
+/// Reads all shards of a stream, parents before their children.
+async fn read_stream(
+    reading: Arc<Reading>,
+    run: Arc<StreamRun>,
+    index: usize,
+    child_patience: Duration,
+    pages: mpsc::Sender<Page>,
+) -> anyhow::Result<()> {
+    let mut lineage = Lineage::default();
+    lineage.extend(run.listed.iter().cloned());
+    let mut childless = BTreeMap::new();
+    for (shard, _) in run.left.iter().filter(|(_, checkpoint)| checkpoint.finished) {
+        lineage.finish(shard);
+        if !lineage.has_children(shard) {
+            childless.insert(shard.clone(), Instant::now());
+        }
+    }
+    let mut readers = JoinSet::new();
+    let read = |readers: &mut JoinSet<_>, shard: Shard, position: Position| {
+        let id = shard.id.clone();
+        let reader = ShardReader {
+            reading: Arc::clone(&reading),
+            stream: Arc::clone(&run.stream),
+            stream_index: index,
+            shard: Arc::from(shard.id),
+            closed: shard.closed,
+            position,
+            pages: pages.clone(),
+        };
+        readers.spawn(async move { (id, reader.read().await) });
+    };
+    let mut idle: BTreeMap<String, Position> = BTreeMap::new();
+    let mut described = Instant::now();
+    loop {
+        for shard in lineage.take_ready() {
+            let position = run.left.get(&shard.id).map(Position::from).unwrap_or_default();
+            read(&mut readers, shard, position);
+        }
+        // The last description shows whether an idle shard was in truth a closed one.
+        let nothing_under_way = readers.is_empty();
+        if nothing_under_way && childless.is_empty() && idle.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            Some(ended) = readers.join_next() => {
+                let (id, end) = ended.context("a reader panicked")?;
+                match end? {
+                    End::PastCutoff => {}
+                    End::Idle(position) => { idle.insert(id, position); }
+                    End::Finished => {
+                        lineage.finish(&id);
+                        if !lineage.has_children(&id) {
+                            childless.insert(id, Instant::now());
+                        }
+                    }
+                }
+            }
+            () = tokio::time::sleep_until(described + DESCRIBE_EVERY),
+                if nothing_under_way || !childless.is_empty() =>
+            {
+                let description = reading.source.describe(&run.stream).await?;
+                described = Instant::now();
+                let enabled = description.enabled;
+                let closed: Vec<Shard> = description
+                    .shards
+                    .iter()
+                    .filter(|shard| shard.closed && idle.contains_key(&shard.id))
+                    .cloned()
+                    .collect();
+                lineage.extend(description.shards);
+                run.shards.store(lineage.len(), Ordering::Relaxed);
+                if nothing_under_way {
+                    for shard in closed {
+                        let position = idle.remove(&shard.id).unwrap_or_default();
+                        read(&mut readers, shard, position);
+                    }
+                    idle.clear();
+                }
+                childless.retain(|shard, since: &mut Instant| {
+                    let waits = enabled && since.elapsed() < child_patience;
+                    let still_childless = !lineage.has_children(shard);
+                    if still_childless && !waits && enabled {
+                        tracing::warn!(
+                            stream = run.stream.arn,
+                            shard,
+                            "closed, and DescribeStream names no child of it: taken for the end of its lineage, as where partitions were merged"
+                        );
+                    }
+                    still_childless && waits
+                });
+            }
+        }
+    }
+}
+
+/// How the reading ended, where nothing failed.
+enum Ended {
+    /// All is read.
+    Complete,
+    /// A signal came.
+    Stopped { at_cutoff: bool },
+}
+
+/// Where the time went, as the task that applies the batches saw it.
+#[derive(Default)]
+struct Times {
+    waiting: Duration,
+    applying: Duration,
+    checkpoints: Duration,
+}
+
+impl Times {
+    fn print(&self, delivery: &Delivery, duration: Duration) {
+        let percent =
+            |part: Duration| part.as_secs_f64() * 100.0 / duration.as_secs_f64().max(1e-9);
+        say!(
+            "  time: {:.0} % waiting for records, {:.0} % applying them, {:.0} % storing checkpoints",
+            percent(self.waiting),
+            percent(self.applying),
+            percent(self.checkpoints)
+        );
+        let spent = &delivery.durations;
+        say!(
+            "  of the applying (summed over connections): decode {:.1} s, database {:.1} s, objects {:.1} s",
+            spent.decode.as_secs_f64(),
+            spent.database.as_secs_f64(),
+            spent.archive.as_secs_f64()
+        );
+    }
+}
+
+/// Pages → batches → both stores → checkpoints.
+struct Collector<'a> {
+    streams: &'a [Arc<StreamRun>],
+    batch_size: usize,
+    delivery: &'a mut Delivery,
+    checkpoints: &'a mut Checkpoints,
+    progress: &'a mut [StreamProgress],
+    times: &'a mut Times,
+}
+
+/// Records of many shards, each shard's in order, and where each shard then stands.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Vec<u8>>,
+    bytes: usize,
+    /// By stream and shard: the last page without its records, and how many records there were.
+    shards: HashMap<(usize, Arc<str>), (Page, u64)>,
+}
+
+impl Batch {
+    fn add(&mut self, mut page: Page) {
+        let records = std::mem::take(&mut page.records);
+        // What is in a batch does not hold up the readers: the batch has bounds of its own.
+        page.permit = None;
+        let count = records.len() as u64;
+        self.bytes += records.iter().map(Vec::len).sum::<usize>();
+        self.records.extend(records);
+        let key = (page.stream, Arc::clone(&page.shard));
+        let earlier = self.shards.get(&key).map_or(0, |(_, count)| *count);
+        self.shards.insert(key, (page, earlier + count));
+    }
+}
+
+impl Collector<'_> {
+    /// Until all readers are done, one fails, or a signal comes. What was read before a failure is
+    /// applied all the same.
+    async fn run_to_the_end(
+        &mut self,
+        pages: &mut mpsc::Receiver<Page>,
+        mut readers: JoinSet<anyhow::Result<()>>,
+        stop: watch::Receiver<bool>,
+    ) -> anyhow::Result<Ended> {
+        let mut failure = None;
+        let ended = {
+            let collecting = self.collect(pages, stop);
+            tokio::pin!(collecting);
+            loop {
+                tokio::select! {
+                    ended = &mut collecting => break ended,
+                    Some(ended) = readers.join_next() => {
+                        if let Err(error) = ended.context("a reader panicked").and_then(|ended| ended) {
+                            failure = Some(error);
+                            readers.shutdown().await;
+                            // The channel closes behind what has been read.
+                            break timeout(GRACE, &mut collecting)
+                                .await
+                                .unwrap_or(Ok(Ended::Complete));
+                        }
+                    }
+                }
+            }
+        };
+        match failure {
+            Some(error) => Err(error),
+            None => ended,
+        }
+    }
+
+    async fn collect(
+        &mut self,
+        pages: &mut mpsc::Receiver<Page>,
+        mut stop: watch::Receiver<bool>,
+    ) -> anyhow::Result<Ended> {
+        loop {
+            let waiting = Instant::now();
+            let first = tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return Ok(Ended::Stopped { at_cutoff: self.at_cutoff() }),
+                first = timeout(progress::LINE_EVERY, pages.recv()) => first,
+            };
+            self.times.waiting += waiting.elapsed();
+            let page = match first {
+                Ok(Some(page)) => page,
+                Ok(None) => return Ok(Ended::Complete),
+                Err(_) => {
+                    self.show();
+                    continue;
+                }
+            };
+            let mut batch = Batch::default();
+            batch.add(page);
+            let waiting = Instant::now();
+            while batch.records.len() < self.batch_size && batch.bytes < BATCH_BYTES {
+                let Ok(Some(page)) = timeout_at(waiting + LINGER, pages.recv()).await else {
+                    break;
+                };
+                batch.add(page);
+            }
+            self.times.waiting += waiting.elapsed();
+            let store = self.store(batch);
+            tokio::select! {
+                stored = store => stored?,
+                // What is not stored by then is read again by the next run.
+                () = async { stopped(&mut stop.clone()).await; tokio::time::sleep(GRACE).await } => {
+                    return Ok(Ended::Stopped { at_cutoff: false });
+                }
+            }
+            self.show();
+        }
+    }
+
+    /// Both stores, then the checkpoints.
+    async fn store(&mut self, batch: Batch) -> anyhow::Result<()> {
+        let start = Instant::now();
+        if !batch.records.is_empty() {
+            self.delivery.deliver(batch.records).await?;
+        }
+        self.times.applying += start.elapsed();
+        let start = Instant::now();
+        let marks: Vec<Mark> = batch
+            .shards
+            .values()
+            .filter(|(page, _)| {
+                page.sequence_number.is_some() || page.standing == Standing::Finished
+            })
+            .map(|(page, _)| Mark {
+                stream_arn: self.streams[page.stream].stream.arn.clone(),
+                shard_id: page.shard.to_string(),
+                sequence_number: page.sequence_number.clone(),
+                reached_at: page.reached_at,
+                finished: page.standing == Standing::Finished,
+            })
+            .collect();
+        self.checkpoints.save(&self.delivery.projector().database, &marks).await?;
+        self.times.checkpoints += start.elapsed();
+        for ((stream, shard), (page, records)) in batch.shards {
+            let done = page.standing != Standing::Behind;
+            self.progress[stream].advance(&shard, records, page.reached_at, done);
+        }
+        Ok(())
+    }
+
+    fn show(&mut self) {
+        for progress in self.progress.iter_mut() {
+            progress.show();
+        }
+    }
+
+    fn at_cutoff(&self) -> bool {
+        self.progress.iter().all(StreamProgress::is_done)
+    }
+}
+
+/// Turns true at the first SIGINT or SIGTERM; a second one ends the process at once.
+fn stop_signals() -> anyhow::Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (stop, stopped) = watch::channel(false);
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if stop.send_replace(true) {
+                std::process::exit(130);
+            }
+            note(&format!(
+                "stopping when the batch under way is stored, in {} at most; again to stop at once",
+                span(GRACE)
+            ));
+        }
+    });
+    Ok(stopped)
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

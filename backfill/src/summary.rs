@@ -1,0 +1,100 @@
+//! What a run came to, on standard output.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use projector::apply::Counts;
+
+/// A line on standard output. That its reader has gone (`| head`) is no failure of the run.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+pub(crate) use say;
+
+/// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`.
+pub(crate) fn print(end: &str, counts: &Counts, reasons: &Reasons, duration: Duration) {
+    let Counts {
+        records,
+        applied,
+        duplicate,
+        stale,
+        superseded,
+        ttl_kept,
+        rejected,
+        failed: _,
+        rows_written,
+        objects_written,
+        objects_current,
+    } = *counts;
+    let seconds = duration.as_secs_f64();
+    say!(
+        "{end}: {records} records in {seconds:.1} s ({:.0}/s)",
+        records as f64 / seconds.max(1e-9)
+    );
+    for (name, count, meaning) in [
+        ("applied", applied, "newer than what the row held"),
+        ("duplicate", duplicate, "held already"),
+        ("stale", stale, "older than what the row held"),
+        ("superseded", superseded, "overtaken by a newer change in the same batch"),
+        ("ttl kept", ttl_kept, "removals by time to live, values kept as configured"),
+        ("rejected", rejected, "set aside in rejected_records"),
+        ("rows written", rows_written, ""),
+        ("objects written", objects_written, ""),
+        ("objects current", objects_current, "held the row already"),
+    ] {
+        if count > 0 || matches!(name, "applied" | "rejected") {
+            say!("{}", format!("  {name:<16}{count:>10}  {meaning}").trim_end());
+        }
+    }
+    reasons.print();
+}
+
+/// The end of a run that wrote nothing.
+pub(crate) fn print_dry(records: u64, rejected: u64, reasons: &Reasons) {
+    say!("dry run, nothing was written: {records} records, {rejected} would be rejected");
+    reasons.print();
+}
+
+/// Why records were rejected, and how many for each reason; the first so many reasons by name.
+#[derive(Debug, Default)]
+pub(crate) struct Reasons(BTreeMap<String, u64>);
+
+impl Reasons {
+    const NAMED: usize = 50;
+
+    pub(crate) fn add(&mut self, reason: String) {
+        let known = self.0.len() < Self::NAMED || self.0.contains_key(&reason);
+        let reason = if known { reason } else { "for other reasons".to_owned() };
+        *self.0.entry(reason).or_default() += 1;
+    }
+
+    fn print(&self) {
+        for (reason, count) in &self.0 {
+            say!("  {count:>6} × {reason}");
+        }
+    }
+}
+
+/// `3 h 20 min`, `4 min 5 s`, `12 s`; the sign of what is negative is left to the caller.
+pub(crate) fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{rest} s"),
+        (0, minutes) => format!("{minutes} min {rest} s"),
+        (hours, minutes) if hours < 48 => format!("{hours} h {minutes} min"),
+        (hours, _) => format!("{} d {} h", hours / 24, hours % 24),
+    }
+}
+
+/// `2026-11-23 14:05:09Z`.
+pub(crate) fn clock(time: time::OffsetDateTime) -> String {
+    let format =
+        time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    let utc =
+        time.checked_to_offset(time::UtcOffset::UTC).and_then(|time| time.format(format).ok());
+    utc.unwrap_or_else(|| time.to_string())
+}

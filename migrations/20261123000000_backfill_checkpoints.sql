@@ -1,0 +1,18 @@
+-- How far `backfill stream` has come: what a shard's row says is in both stores.
+create table backfill_checkpoints (
+    stream_arn text not null,
+    shard_id text not null,
+    -- The last record that is in both stores; null where the shard had none.
+    sequence_number text,
+    -- That record's ApproximateCreationDateTime.
+    reached_at timestamptz,
+    -- The shard was read to its end.
+    finished boolean not null,
+    -- The bucket and prefix that the records went to as well, or null: they are in that archive only.
+    archive text,
+    updated_at timestamptz not null default now(),
+    primary key (stream_arn, shard_id)
+);
+
+comment on table backfill_checkpoints is
+    'Where `backfill stream` goes on after it was ended. Rows may be deleted: then it begins at TRIM_HORIZON.';
