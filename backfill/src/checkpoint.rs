@@ -6,6 +6,7 @@
 //! before it writes, and takes the lock anew or stops.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -25,7 +26,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(250);
 /// How often a write is tried, with pauses from two seconds to [`MAX_PAUSE`]: some five minutes.
 const TRIES: u32 = 14;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+const STATEMENT_TIMEOUT_S: u64 = 60;
 
 /// Where a shard was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +56,15 @@ pub(crate) struct Mark {
 /// The checkpoints of one database, with the lock held.
 pub(crate) struct Checkpoints {
     connection: PgConnection,
+    session: Session,
     archive: Option<String>,
+}
+
+/// What tells a session of the server from all others, also after its process id was given anew.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    pid: i32,
+    since: OffsetDateTime,
 }
 
 const LOAD: &str = "SELECT shard_id, sequence_number, reached_at, finished, archive, updated_at
@@ -86,8 +95,16 @@ impl Checkpoints {
     /// Where another run holds the lock: it is named, with the way to end it.
     pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
         let mut connection = database.connect().await?;
-        lock(&mut connection).await?;
-        Ok(Self { connection, archive })
+        let session = lock(&mut connection).await?;
+        Ok(Self { connection, session, archive })
+    }
+
+    /// The database's clock; asking for it also keeps a quiet connection, and so the lock, alive.
+    ///
+    /// # Errors
+    /// Where the connection is lost. The next [`Checkpoints::save`] makes it anew.
+    pub(crate) async fn now(&mut self) -> Result<OffsetDateTime, Error> {
+        within(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection)).await
     }
 
     pub(crate) fn archive(&self) -> Option<&str> {
@@ -101,12 +118,10 @@ impl Checkpoints {
     ) -> anyhow::Result<HashMap<String, Checkpoint>> {
         type Row =
             (String, Option<String>, Option<OffsetDateTime>, bool, Option<String>, OffsetDateTime);
-        let rows: Vec<Row> = sqlx::query_as(LOAD)
-            .bind(stream_arn)
-            .fetch_all(&mut self.connection)
-            .await
-            .map_err(Error::Database)
-            .context("cannot read the checkpoints")?;
+        let rows: Vec<Row> =
+            within(sqlx::query_as(LOAD).bind(stream_arn).fetch_all(&mut self.connection))
+                .await
+                .context("cannot read the checkpoints")?;
         let checkpoint = |(id, sequence_number, reached_at, finished, archive, updated_at): Row| {
             (id, Checkpoint { sequence_number, reached_at, finished, archive, updated_at })
         };
@@ -119,12 +134,8 @@ impl Checkpoints {
         if shards.is_empty() {
             return Ok(());
         }
-        sqlx::query(FORGET)
-            .bind(stream_arn)
-            .bind(shards)
-            .execute(&mut self.connection)
+        within(sqlx::query(FORGET).bind(stream_arn).bind(shards).execute(&mut self.connection))
             .await
-            .map_err(Error::Database)
             .context("cannot delete checkpoints that are of no use any more")?;
         Ok(())
     }
@@ -135,12 +146,11 @@ impl Checkpoints {
     /// # Errors
     /// Where it stays away, or another run has taken the lock meanwhile.
     pub(crate) async fn save(&mut self, database: &Database, marks: &[Mark]) -> anyhow::Result<()> {
+        if marks.is_empty() {
+            return Ok(());
+        }
         for tries in 1..=TRIES {
-            let error = match timeout(STATEMENT_TIMEOUT, self.save_once(marks)).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => Error::Database(error),
-                Err(_) => Error::DatabaseTimeout { doing: "store a checkpoint", seconds: 60 },
-            };
+            let Err(error) = within(self.save_once(marks)).await else { return Ok(()) };
             if error.consequence() == Consequence::Fatal || tries == TRIES {
                 return Err(error)
                     .context("cannot store a checkpoint; what it stands for is stored");
@@ -159,7 +169,8 @@ impl Checkpoints {
             // With its connection the lock may be lost.
             if let Ok(connection) = database.connect().await {
                 self.connection = connection;
-                lock(&mut self.connection).await?;
+                end(&mut self.connection, self.session).await;
+                self.session = lock(&mut self.connection).await?;
             }
         }
         unreachable!("the last try returns")
@@ -184,19 +195,30 @@ impl Checkpoints {
     }
 }
 
+async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
+    let limit = Duration::from_secs(STATEMENT_TIMEOUT_S);
+    timeout(limit, statement)
+        .await
+        .map_err(|_| Error::DatabaseTimeout {
+            doing: "finish a statement",
+            seconds: STATEMENT_TIMEOUT_S,
+        })?
+        .map_err(Error::Database)
+}
+
 /// Takes the lock, or says who holds it. An advisory lock of the session: it ends with the connection
 /// (PostgreSQL documentation, "Advisory Locks").
-async fn lock(connection: &mut PgConnection) -> anyhow::Result<()> {
+async fn lock(connection: &mut PgConnection) -> anyhow::Result<Session> {
+    let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start
+        FROM pg_stat_activity WHERE pid = pg_backend_pid()";
     let start = tokio::time::Instant::now();
     loop {
-        let taken: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
-            .bind(LOCK)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(Error::Database)
-            .context("cannot take the lock of `backfill stream`")?;
+        let (taken, pid, since): (bool, i32, OffsetDateTime) =
+            within(sqlx::query_as(sql).bind(LOCK).fetch_one(&mut *connection))
+                .await
+                .context("cannot take the lock of `backfill stream`")?;
         if taken {
-            return Ok(());
+            return Ok(Session { pid, since });
         }
         if start.elapsed() >= LOCK_PATIENCE {
             bail!(
@@ -206,6 +228,15 @@ async fn lock(connection: &mut PgConnection) -> anyhow::Result<()> {
         }
         tokio::time::sleep(LOCK_PAUSE).await;
     }
+}
+
+/// Ends a session of our own whose connection is lost, which the server may not have noticed: it would
+/// hold the lock against us. That it is gone already is as good.
+async fn end(connection: &mut PgConnection, session: Session) {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE pid = $1 AND backend_start = $2";
+    let query = sqlx::query_scalar::<_, bool>(sql).bind(session.pid).bind(session.since);
+    let _ = within(query.fetch_optional(connection)).await;
 }
 
 /// Who holds the lock, and how to end it.

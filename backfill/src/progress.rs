@@ -109,14 +109,20 @@ impl Progress {
     }
 }
 
-/// How many shards a stream is known to have: it grows while the stream is read.
-pub(crate) type ShardCount = Arc<AtomicUsize>;
+/// How many shards a stream has; it grows while the stream is read.
+#[derive(Debug, Default)]
+pub(crate) struct ShardCount {
+    pub(crate) listed: AtomicUsize,
+    /// Children of shards that have been read to their end, not listed yet: counted up before that end
+    /// is reported, so that nobody takes a stream for done that is not.
+    pub(crate) expected: AtomicUsize,
+}
 
 /// The progress of one stream.
 pub(crate) struct StreamProgress {
     bar: Bar,
     name: String,
-    shards: ShardCount,
+    shards: Arc<ShardCount>,
     /// How many shards an earlier run finished.
     done_before: usize,
     done: HashSet<Arc<str>>,
@@ -126,8 +132,8 @@ pub(crate) struct StreamProgress {
 }
 
 impl StreamProgress {
-    pub(crate) fn start(name: &str, shards: ShardCount, done_before: usize) -> Self {
-        let total = shards.load(Ordering::Relaxed) as u64;
+    pub(crate) fn start(name: &str, shards: Arc<ShardCount>, done_before: usize) -> Self {
+        let total = shards.listed.load(Ordering::Relaxed) as u64;
         let bar = Bar::start(total, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
         bar.bar.set_prefix(name.to_owned());
         Self {
@@ -163,11 +169,12 @@ impl StreamProgress {
 
     /// Every shard that is known is read, to its end or up to the cutoff.
     pub(crate) fn is_done(&self) -> bool {
-        self.done_before + self.done.len() >= self.shards.load(Ordering::Relaxed)
+        let expected = self.shards.expected.load(Ordering::SeqCst);
+        self.done_before + self.done.len() >= self.shards.listed.load(Ordering::SeqCst) + expected
     }
 
     pub(crate) fn show(&mut self) {
-        let total = self.shards.load(Ordering::Relaxed);
+        let total = self.shards.listed.load(Ordering::Relaxed);
         let done = self.done_before + self.done.len();
         self.bar.bar.set_length(total as u64);
         // The stream has come as far as the shard that is farthest behind.

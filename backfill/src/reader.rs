@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
+use crate::progress::ShardCount;
 use crate::record::lambda_json;
 use crate::source::{CallError, Source, Stream};
 use crate::summary::clock;
@@ -148,6 +149,7 @@ pub(crate) struct ShardReader {
     pub(crate) closed: bool,
     pub(crate) position: Position,
     pub(crate) pages: mpsc::Sender<Page>,
+    pub(crate) shards: Arc<ShardCount>,
 }
 
 impl ShardReader {
@@ -167,6 +169,7 @@ impl ShardReader {
             let answer = Box::pin(self.next_page(iterator.take())).await?;
             let NextPage::Read { records, iterator: next } = answer else {
                 // Trimmed away, and nothing of it matters.
+                self.shards.expected.fetch_add(1, Ordering::SeqCst);
                 self.send(Vec::new(), Standing::Finished, None).await;
                 return Ok(End::Finished);
             };
@@ -191,6 +194,9 @@ impl ShardReader {
                 (Some(_), true) => Standing::AtCutoff,
                 (Some(_), false) => Standing::Behind,
             };
+            if standing == Standing::Finished {
+                self.shards.expected.fetch_add(1, Ordering::SeqCst);
+            }
             if !records.is_empty() || reaches_cutoff || standing == Standing::Finished {
                 self.send(records, standing, Some(permit)).await;
             } else {

@@ -168,6 +168,10 @@ impl Source {
                 }
             };
             counter.fetch_add(1, Ordering::Relaxed);
+            if tries == TRIES / 2 {
+                let error = projector::error::chain(&error);
+                tracing::warn!(operation, error, "failed {tries} times in a row, goes on trying");
+            }
             if tries == TRIES {
                 return Err(CallError::GivenUp { operation, source: error.into() });
             }

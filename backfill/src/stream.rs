@@ -34,6 +34,8 @@ use crate::summary::{self, clock, say, span};
 const LINGER: Duration = Duration::from_millis(500);
 /// What is under way when the run is told to stop may take so long to come to its end.
 const GRACE: Duration = Duration::from_secs(10);
+/// Between the two clocks are a few calls at the start.
+const CLOCKS_APART: time::Duration = time::Duration::minutes(1);
 /// How often the listing is asked for the children of a closed shard.
 const DESCRIBE_EVERY: Duration = Duration::from_secs(1);
 
@@ -41,7 +43,7 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &StreamArguments,
 ) -> anyhow::Result<Outcome> {
-    let cutoff = OffsetDateTime::now_utc();
+    let started = OffsetDateTime::now_utc();
     let config = settings.config()?;
     let aws = config::aws().await?;
     let source = Source::new(&aws);
@@ -63,6 +65,7 @@ pub(crate) async fn run(
         config.archive.as_ref().map(|archive| format!("{}/{}", archive.bucket, archive.prefix));
     let mut delivery = Delivery::new(config.projector().await?);
     let mut checkpoints = Checkpoints::open(&delivery.projector().database, archive).await?;
+    let cutoff = latest(started, checkpoints.now().await?);
     let reading = Arc::new(Reading {
         source,
         permits: Arc::new(Semaphore::new(arguments.parallel as usize)),
@@ -113,6 +116,7 @@ pub(crate) async fn run(
         checkpoints: &mut checkpoints,
         progress: &mut progress,
         times: &mut times,
+        reached_cutoff: false,
     };
     let ended = collector.run_to_the_end(&mut pages, readers, stop_signals()?).await;
     drop(progress);
@@ -138,6 +142,19 @@ pub(crate) async fn run(
         return Ok(Outcome::Interrupted);
     }
     Ok(Outcome::of(&delivery.counts))
+}
+
+/// The start of the run by this machine's clock or by the database's, whichever is later: a clock that
+/// is slow must not end the run before its time.
+fn latest(here: OffsetDateTime, database: OffsetDateTime) -> OffsetDateTime {
+    let apart = (here - database).abs();
+    if apart > CLOCKS_APART {
+        note(&format!(
+            "this machine's clock and the database's are {} apart: what is said of time left may be wrong by that",
+            span(apart.unsigned_abs())
+        ));
+    }
+    here.max(database)
 }
 
 /// Forgets all checkpoints of a stream.
@@ -211,13 +228,13 @@ struct StreamRun {
     stream: Arc<Stream>,
     listed: Vec<Shard>,
     left: HashMap<String, Checkpoint>,
-    shards: ShardCount,
+    shards: Arc<ShardCount>,
 }
 
 impl StreamRun {
     fn new(stream: Stream, listed: Vec<Shard>, left: HashMap<String, Checkpoint>) -> Self {
-        let shards = Arc::new(AtomicUsize::new(listed.len()));
-        Self { stream: Arc::new(stream), listed, left, shards }
+        let shards = ShardCount { listed: AtomicUsize::new(listed.len()), ..ShardCount::default() };
+        Self { stream: Arc::new(stream), listed, left, shards: Arc::new(shards) }
     }
 }
 
@@ -235,6 +252,7 @@ async fn read_stream(
     for (shard, _) in run.left.iter().filter(|(_, checkpoint)| checkpoint.finished) {
         lineage.finish(shard);
         if !lineage.has_children(shard) {
+            run.shards.expected.fetch_add(1, Ordering::SeqCst);
             childless.insert(shard.clone(), Instant::now());
         }
     }
@@ -249,6 +267,7 @@ async fn read_stream(
             closed: shard.closed,
             position,
             pages: pages.clone(),
+            shards: Arc::clone(&run.shards),
         };
         readers.spawn(async move { (id, reader.read().await) });
     };
@@ -272,7 +291,9 @@ async fn read_stream(
                     End::Idle(position) => { idle.insert(id, position); }
                     End::Finished => {
                         lineage.finish(&id);
-                        if !lineage.has_children(&id) {
+                        if lineage.has_children(&id) {
+                            run.shards.expected.fetch_sub(1, Ordering::SeqCst);
+                        } else {
                             childless.insert(id, Instant::now());
                         }
                     }
@@ -291,7 +312,7 @@ async fn read_stream(
                     .cloned()
                     .collect();
                 lineage.extend(description.shards);
-                run.shards.store(lineage.len(), Ordering::Relaxed);
+                run.shards.listed.store(lineage.len(), Ordering::SeqCst);
                 if nothing_under_way {
                     for shard in closed {
                         let position = idle.remove(&shard.id).unwrap_or_default();
@@ -309,7 +330,11 @@ async fn read_stream(
                             "closed, and DescribeStream names no child of it: taken for the end of its lineage, as where partitions were merged"
                         );
                     }
-                    still_childless && waits
+                    let keep = still_childless && waits;
+                    if !keep {
+                        run.shards.expected.fetch_sub(1, Ordering::SeqCst);
+                    }
+                    keep
                 });
             }
         }
@@ -360,6 +385,8 @@ struct Collector<'a> {
     checkpoints: &'a mut Checkpoints,
     progress: &'a mut [StreamProgress],
     times: &'a mut Times,
+    /// All that was created before the cutoff is stored, whatever comes after.
+    reached_cutoff: bool,
 }
 
 /// Records of many shards, each shard's in order, and where each shard then stands.
@@ -429,7 +456,9 @@ impl Collector<'_> {
             let waiting = Instant::now();
             let first = tokio::select! {
                 biased;
-                () = stopped(&mut stop) => return Ok(Ended::Stopped { at_cutoff: self.at_cutoff() }),
+                () = stopped(&mut stop) => {
+                    return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
+                }
                 first = timeout(progress::LINE_EVERY, pages.recv()) => first,
             };
             self.times.waiting += waiting.elapsed();
@@ -438,6 +467,11 @@ impl Collector<'_> {
                 Ok(None) => return Ok(Ended::Complete),
                 Err(_) => {
                     self.show();
+                    // An idle connection is forgotten on the way by some networks, the lock with it.
+                    if let Err(error) = self.checkpoints.now().await {
+                        let error = projector::error::chain(&error);
+                        tracing::warn!(error, "the connection that holds the lock is lost");
+                    }
                     continue;
                 }
             };
@@ -456,9 +490,10 @@ impl Collector<'_> {
                 stored = store => stored?,
                 // What is not stored by then is read again by the next run.
                 () = async { stopped(&mut stop.clone()).await; tokio::time::sleep(GRACE).await } => {
-                    return Ok(Ended::Stopped { at_cutoff: false });
+                    return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
                 }
             }
+            self.reached_cutoff |= self.progress.iter().all(StreamProgress::is_done);
             self.show();
         }
     }
@@ -498,10 +533,6 @@ impl Collector<'_> {
         for progress in self.progress.iter_mut() {
             progress.show();
         }
-    }
-
-    fn at_cutoff(&self) -> bool {
-        self.progress.iter().all(StreamProgress::is_done)
     }
 }
 
