@@ -10,7 +10,7 @@ use support::emulator::{binary, event};
 use support::generate::{self, SMALL};
 use support::oracle;
 use support::records::{LABEL, Record, session};
-use support::services::{Stores, service};
+use support::services::{Stores, parsed, service};
 
 fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
     Command::new(binary("backfill"))
@@ -174,4 +174,100 @@ fn wrong_flags_and_variables_end_with_code_2_and_name_themselves() {
     assert!(message.contains("<PATH>"), "{message}");
     let (code, message) = run(&["replay"], none);
     assert_eq!((code, message.contains("unrecognized subcommand")), (Some(2), true), "{message}");
+}
+
+/// A record that PostgreSQL refused is applied after the rule that forbade it is gone; what is bad
+/// stays, whatever form it came in.
+#[tokio::test]
+async fn redrive_applies_what_can_be_applied_now_and_keeps_the_rest() {
+    let stores = Stores::fresh().await;
+    let (sessions, scans) = generate::day(SMALL);
+    let records = [sessions, scans].concat();
+    let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
+    let projector = stores.projector().await;
+    let run = async |sql: &'static str| {
+        sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect(sql);
+    };
+    run("ALTER TABLE measurements ADD CONSTRAINT too_strict CHECK (left_foot_length_mm < 250)")
+        .await;
+    let applied = projector.apply(&json).await.expect("no fatal error");
+    let bad = records.iter().filter(|record| record.malformed).count();
+    let refused =
+        stores.ask("SELECT count(*) FROM rejected_records WHERE reason LIKE '%too_strict%'").await;
+    let refused: usize = refused.parse().expect("a number");
+    assert!(refused > 5 && applied.failed.is_empty(), "{refused}");
+    let rejected = stores.rejected().await;
+
+    // Nothing is mended yet: all of them stay.
+    let again = backfill(&stores, &["redrive"]);
+    assert_eq!(again.status.code(), Some(3), "{again:?}");
+    assert_eq!(stores.rejected().await, rejected);
+    run("ALTER TABLE measurements DROP CONSTRAINT too_strict").await;
+    // A dry run decodes only, and changes nothing.
+    let dry = backfill(&stores, &["redrive", "--dry-run", "--reason", "%too_strict%"]);
+    assert_eq!(dry.status.code(), Some(0), "{dry:?}");
+    assert!(
+        text(&dry.stdout).contains(&format!("{refused} records, 0 would be rejected")),
+        "{dry:?}"
+    );
+    assert_eq!(stores.rejected().await, rejected);
+
+    let mended = backfill(&stores, &["redrive", "--reason", "%too_strict%"]);
+    assert_eq!(mended.status.code(), Some(0), "{mended:?}");
+    assert!(text(&mended.stdout).contains(&format!("{refused} records removed")), "{mended:?}");
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    assert_eq!(parsed(&stores.objects().await), oracle::objects(&stores.rows().await));
+    assert!(stores.rejected().await <= bad && stores.rejected().await > 10);
+
+    // What is bad is tried, set aside as the same row, and kept to the letter.
+    let kept = stores
+        .ask("SELECT string_agg(identity || record, '' ORDER BY identity) FROM rejected_records")
+        .await;
+    let rest = backfill(&stores, &["redrive"]);
+    assert_eq!(rest.status.code(), Some(3), "{rest:?}");
+    assert!(text(&rest.stdout).contains("0 records removed"), "{rest:?}");
+    let still = stores
+        .ask("SELECT string_agg(identity || record, '' ORDER BY identity) FROM rejected_records")
+        .await;
+    assert_eq!(kept, still);
+}
+
+/// A role with what `migrate --grant-backfill-to` grants redrives; one with the Lambda's does not.
+#[tokio::test]
+async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
+    let stores = Stores::fresh().await;
+    let role = format!("backfill_{:08x}", fastrand::u32(..));
+    let create = format!("CREATE ROLE {role} LOGIN PASSWORD 'p'");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(create))
+        .execute(&mut stores.connect().await)
+        .await
+        .expect("a role");
+    let (_, rest) = stores.database_url.split_once('@').expect("a host");
+    let as_role = Stores { database_url: format!("postgres://{role}:p@{rest}"), ..stores.clone() };
+    let refused =
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+        CREATE TRIGGER no BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION no()";
+    sqlx::raw_sql(refused).execute(&mut stores.connect().await).await.expect("a trigger");
+    let record = session("s1", "u").place(LABEL, 1);
+    let projector = stores.projector().await;
+    projector.apply(&[record.json.as_bytes()]).await.expect("no fatal error");
+    let drop = "DROP TRIGGER no ON measurements";
+    sqlx::raw_sql(drop).execute(&mut stores.connect().await).await.expect("no trigger");
+
+    assert!(backfill(&stores, &["migrate", "--grant-to", &role]).status.success());
+    let denied = backfill(&as_role, &["redrive"]);
+    assert_eq!(denied.status.code(), Some(1), "{denied:?}");
+    assert!(text(&denied.stderr).contains("needs DELETE on rejected_records"), "{denied:?}");
+    assert_eq!(stores.rejected().await, 1);
+    let granted = backfill(&stores, &["migrate", "--grant-backfill-to", &role]);
+    assert!(text(&granted.stdout).contains("backfill_checkpoints TO"), "{granted:?}");
+    let redriven = backfill(&as_role, &["redrive"]);
+    assert_eq!((redriven.status.code(), stores.rejected().await), (Some(0), 0), "{redriven:?}");
+    assert_eq!(stores.rows().await, oracle::rows(&[record]));
+    for forbidden in ["DELETE FROM measurements", "TRUNCATE rejected_records"] {
+        assert!(
+            sqlx::raw_sql(forbidden).execute(&mut as_role.connect().await).await.is_err(),
+            "{forbidden}"
+        );
+    }
 }

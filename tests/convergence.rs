@@ -69,26 +69,6 @@ fn history(prefix: &str, steps: &[Step]) -> Vec<Record> {
     steps.iter().enumerate().map(record).collect()
 }
 
-/// Lets a row never go back: any statement that tried would fail, and with it the test.
-const GUARD: &str = "
-    CREATE FUNCTION never_back() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF new.session_version < old.session_version OR new.left_version < old.left_version
-            OR new.right_version < old.right_version
-            OR (old.session_version IS NOT NULL AND new.session_version IS NULL)
-            OR (old.left_version IS NOT NULL AND new.left_version IS NULL)
-            OR (old.right_version IS NOT NULL AND new.right_version IS NULL)
-        THEN
-            RAISE EXCEPTION 'the row of % goes back', old.session_id USING ERRCODE = '58000';
-        END IF;
-        RETURN new;
-    END $$;
-    CREATE TRIGGER never_back BEFORE UPDATE ON measurements FOR EACH ROW EXECUTE FUNCTION never_back();
-    CREATE FUNCTION never_gone() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN RAISE EXCEPTION 'a row is deleted' USING ERRCODE = '58000'; END $$;
-    CREATE TRIGGER never_gone BEFORE DELETE ON measurements FOR EACH ROW EXECUTE FUNCTION never_gone();
-";
-
 async fn deliver(projectors: &[Projector], records: &[Record], delivery: &Delivery) {
     let mut lanes = vec![Vec::new(); projectors.len()];
     for (record, (lane, place, twice)) in records.iter().zip(&delivery.lanes) {
@@ -112,7 +92,7 @@ fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objec
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let stores = runtime.block_on(Stores::fresh());
     let projectors: Vec<Projector> = runtime.block_on(async {
-        sqlx::raw_sql(GUARD).execute(&mut stores.connect().await).await.expect("the guard");
+        stores.forbid_going_back().await;
         join_all((0..4).map(|_| stores.projector())).await
     });
     let case = AtomicU32::new(0);
@@ -166,7 +146,7 @@ fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objec
 #[tokio::test(flavor = "multi_thread")]
 async fn large_concurrent_batches_over_the_same_rows_do_not_deadlock() {
     let stores = Stores::fresh().await;
-    sqlx::raw_sql(GUARD).execute(&mut stores.connect().await).await.expect("the guard");
+    stores.forbid_going_back().await;
     let day = support::generate::Day { seed: 9, sessions: 1500, malformed: false, mesh_bytes: 0 };
     let (sessions, scans) = support::generate::day(day);
     let records = [sessions, scans].concat();

@@ -33,6 +33,26 @@ pub struct Stores {
     pub bucket: String,
 }
 
+/// Lets a row never go back, and never go: any statement that tried would fail, and with it the test.
+const GUARD: &str = "
+    CREATE FUNCTION never_back() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF new.session_version < old.session_version OR new.left_version < old.left_version
+            OR new.right_version < old.right_version
+            OR (old.session_version IS NOT NULL AND new.session_version IS NULL)
+            OR (old.left_version IS NOT NULL AND new.left_version IS NULL)
+            OR (old.right_version IS NOT NULL AND new.right_version IS NULL)
+        THEN
+            RAISE EXCEPTION 'the row of % goes back', old.session_id USING ERRCODE = '58000';
+        END IF;
+        RETURN new;
+    END $$;
+    CREATE TRIGGER never_back BEFORE UPDATE ON measurements FOR EACH ROW EXECUTE FUNCTION never_back();
+    CREATE FUNCTION never_gone() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'a row is deleted' USING ERRCODE = '58000'; END $$;
+    CREATE TRIGGER never_gone BEFORE DELETE ON measurements FOR EACH ROW EXECUTE FUNCTION never_gone();
+";
+
 /// The objects of a bucket, by key.
 pub type Objects = BTreeMap<String, Vec<u8>>;
 
@@ -67,6 +87,32 @@ impl Stores {
             .expect("a bucket");
         let database_url = admin_url.replace("/postgres?", &format!("/{name}?"));
         Self { database_url, bucket: name }
+    }
+
+    /// From now on no row of `measurements` goes back or is deleted: the statement fails.
+    ///
+    /// # Panics
+    /// Where PostgreSQL refuses.
+    pub async fn forbid_going_back(&self) {
+        sqlx::raw_sql(GUARD).execute(&mut self.connect().await).await.expect("the guard");
+    }
+
+    /// Another database with the same content, as restored from a snapshot, and an empty bucket. Nobody
+    /// may be connected to this one.
+    ///
+    /// # Panics
+    /// Where the services refuse.
+    pub async fn restored(&self) -> Self {
+        let restored = Self::unmigrated().await;
+        let mut admin =
+            PgConnection::connect(&service("DATABASE_URL")).await.expect("PostgreSQL answers");
+        let (from, to) = (&self.bucket, &restored.bucket);
+        for sql in
+            [format!("DROP DATABASE {to:?}"), format!("CREATE DATABASE {to:?} TEMPLATE {from:?}")]
+        {
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a copy");
+        }
+        restored
     }
 
     /// `host:port` of the database.
