@@ -20,7 +20,7 @@ demo-stop: ## Stop what `make demo KEEP=1` left up
 
 test: ## Run all tests against real services
 	$(CARGO) build --workspace --all-targets
-	$(SERVICES) scripts/run-tests
+	$(SERVICES) --with-dynamodb scripts/run-tests
 
 lint: ## Formatting, clippy, documentation links, unused dependencies
 	$(CARGO) fmt --all -- --check

@@ -28,6 +28,7 @@ Exit codes:
 #[command(
     version,
     max_term_width = 100,
+    args_override_self = true,
     after_help = EXIT_CODES
 )]
 pub(crate) struct Cli {

@@ -106,7 +106,8 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
 fn start_logs() -> anyhow::Result<()> {
     let filter = match std::env::var_os("RUST_LOG") {
         Some(_) => projector::telemetry::log_filter()?,
-        None => tracing_subscriber::EnvFilter::new("warn"),
+        // Where no region is found, the SDK warns of each place it looked at; our one line says enough.
+        None => tracing_subscriber::EnvFilter::new("warn,aws_config=error"),
     };
     tracing_subscriber::fmt()
         .with_writer(|| LogWriter)

@@ -33,6 +33,9 @@ const EMPTY_AT_ONCE: u32 = 5;
 const EMPTY_TO_BE_IDLE: u32 = 10;
 /// So many iterators may be of no use in a row.
 const ITERATORS: u32 = 16;
+/// The horizon moves on between the call for an iterator and the call that uses it: so often it is
+/// asked for anew.
+const HORIZONS: u32 = 3;
 
 /// What all readers share.
 #[derive(Debug)]
@@ -92,8 +95,8 @@ pub(crate) struct Position {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "records are lost: shard {shard} of {stream_arn} {}, and what came after that has been trimmed away: \
-     changes from {} to about {} can be missing. Begin again with a newer snapshot; or go on without them: \
-     --allow-gap",
+     changes from {} to about {} can be missing. Where the snapshot is younger than that, say so with \
+     --snapshot-time; else begin again with a newer one, or go on without them: --allow-gap",
     read_up_to(.sequence_number.as_deref()), time_or_unknown(*.since), clock(*.until)
 )]
 pub(crate) struct Lost {
@@ -239,6 +242,7 @@ impl ShardReader {
     async fn next_page(&mut self, mut iterator: Option<String>) -> anyhow::Result<NextPage> {
         let reading = Arc::clone(&self.reading);
         let source = &reading.source;
+        let mut refused_at_horizon = 0;
         for _ in 0..ITERATORS {
             let at = match iterator.take() {
                 Some(iterator) => Ok(iterator),
@@ -275,9 +279,16 @@ impl ShardReader {
                 }
                 // The next one is asked for at the position, which is after the last record read.
                 Err(CallError::Expired) => {}
+                // What is left of the shard begins at TRIM_HORIZON; where that is refused as well,
+                // nothing is left.
                 Err(CallError::Trimmed) => {
                     reading.trimmed(&self.stream, &self.shard, &self.position)?;
-                    self.position.sequence_number = None;
+                    if self.position.sequence_number.take().is_none() {
+                        refused_at_horizon += 1;
+                    }
+                    if refused_at_horizon == HORIZONS {
+                        return Ok(NextPage::TrimmedAway);
+                    }
                 }
                 Err(CallError::Gone) => {
                     reading.trimmed(&self.stream, &self.shard, &self.position)?;

@@ -421,29 +421,36 @@ impl Collector<'_> {
         mut readers: JoinSet<anyhow::Result<()>>,
         stop: watch::Receiver<bool>,
     ) -> anyhow::Result<Ended> {
-        let mut failure = None;
-        let ended = {
-            let collecting = self.collect(pages, stop);
-            tokio::pin!(collecting);
-            loop {
-                tokio::select! {
-                    ended = &mut collecting => break ended,
-                    Some(ended) = readers.join_next() => {
-                        if let Err(error) = ended.context("a reader panicked").and_then(|ended| ended) {
-                            failure = Some(error);
-                            readers.shutdown().await;
-                            // The channel closes behind what has been read.
-                            break timeout(GRACE, &mut collecting)
-                                .await
-                                .unwrap_or(Ok(Ended::Complete));
+        let collecting = self.collect(pages, stop);
+        tokio::pin!(collecting);
+        loop {
+            tokio::select! {
+                // First: the channel closes when a reader has failed, too.
+                biased;
+                Some(ended) = readers.join_next() => {
+                    let Err(error) = ended.context("a reader panicked").and_then(|ended| ended) else {
+                        continue;
+                    };
+                    readers.shutdown().await;
+                    // The channel closes behind what has been read.
+                    let stored = timeout(GRACE, &mut collecting).await;
+                    if let Ok(Err(second)) = stored {
+                        let second = projector::error::chain(second.as_ref());
+                        tracing::error!(error = second, "what was read before the failure is not stored");
+                    }
+                    return Err(error);
+                }
+                ended = &mut collecting => {
+                    // Complete means that all readers have ended, none of them by a failure that is not
+                    // told yet.
+                    if matches!(ended, Ok(Ended::Complete)) {
+                        while let Some(ended) = readers.join_next().await {
+                            ended.context("a reader panicked")??;
                         }
                     }
+                    return ended;
                 }
             }
-        };
-        match failure {
-            Some(error) => Err(error),
-            None => ended,
         }
     }
 

@@ -1,9 +1,11 @@
 //! What the tests stand on: records and whole days of them, an oracle that says what must come out,
 //! the services, and gates in front of these that fail on command.
 
+pub mod dynamodb;
 pub mod emulator;
 pub mod gates;
 pub mod generate;
 pub mod oracle;
 pub mod records;
 pub mod services;
+pub mod stream_server;

@@ -1,0 +1,870 @@
+//! `backfill stream` and `check` against a stream server that does on command what DynamoDB Streams do
+//! when they like: the real binary, the real SDK client, real stores.
+
+use std::collections::{BTreeMap, HashMap};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use support::emulator::{Lambda, binary, event};
+use support::gates::TcpGate;
+use support::generate::{self, Day, SMALL};
+use support::oracle;
+use support::records::{LABEL, Record, Table, arn, removal, scan, session};
+use support::services::{Stores, parsed, service};
+use support::stream_server::{Fault, StreamServer};
+use time::OffsetDateTime;
+use tokio::process::{Child, Command};
+
+fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("backfill"));
+    command
+        .args(arguments)
+        .env("DATABASE_URL", &stores.database_url)
+        .env("ARCHIVE_BUCKET", &stores.bucket)
+        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
+        .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &server.url)
+        .env("AWS_ENDPOINT_URL_LAMBDA", &server.url)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// `backfill stream` that does not wait long for what is idle or missing.
+fn stream(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
+    let quick = ["stream", "--idle-seconds", "0", "--child-wait-seconds", "1"];
+    command(stores, server, &[&quick, arguments].concat())
+}
+
+async fn output(mut command: Command) -> Output {
+    command.output().await.expect("backfill runs")
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+#[track_caller]
+fn assert_code(output: &Output, code: i32) {
+    let (out, log) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}\n{log}");
+}
+
+/// The number behind a name in the summary.
+fn counted(output: &Output, name: &str) -> u64 {
+    let summary = text(&output.stdout);
+    let line = summary.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap_or("0");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+fn now() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
+}
+
+fn rfc3339(seconds: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(seconds).expect("a time");
+    time.format(&time::format_description::well_known::Rfc3339).expect("a time")
+}
+
+/// A label, and with it the time at which a stream was enabled.
+fn label(seconds: i64) -> String {
+    rfc3339(seconds).replace('Z', ".000")
+}
+
+/// Both streams with this history, each item in one lineage, each lineage in so many generations; the
+/// last generation stays open.
+fn fill(server: &StreamServer, records: &[Record], lineages: usize, generations: usize) {
+    let mut streams: BTreeMap<(Table, &str), BTreeMap<usize, Vec<Record>>> = BTreeMap::new();
+    for record in records {
+        let lineage = record.item.bytes().map(usize::from).sum::<usize>() % lineages;
+        let stream = streams.entry((record.table, &record.label)).or_default();
+        stream.entry(lineage).or_default().push(record.clone());
+    }
+    for table in [Table::Sessions, Table::Scans] {
+        if !streams.keys().any(|(of, _)| *of == table) {
+            streams.insert((table, LABEL), BTreeMap::new());
+        }
+    }
+    for ((table, label), mut of_lineages) in streams {
+        let arn = server.add_stream(table, label);
+        for lineage in 0..lineages {
+            let records = of_lineages.remove(&lineage).unwrap_or_default();
+            let id = |generation: usize| format!("shardId-{generation:04}-{lineage:04}");
+            server.open_shard(&arn, &id(0), None);
+            let size = records.len().div_ceil(generations).max(1);
+            for generation in 0..generations {
+                if generation > 0 {
+                    server.roll(&arn, &id(generation - 1), &id(generation));
+                }
+                let from = (generation * size).min(records.len());
+                let to = ((generation + 1) * size).min(records.len());
+                server.put(&arn, &id(generation), &records[from..to]);
+            }
+        }
+    }
+}
+
+fn well_formed(sessions: usize, seed: u64) -> Vec<Record> {
+    let day = Day { seed, sessions, malformed: false, mesh_bytes: 0 };
+    let (sessions, scans) = generate::day(day);
+    [sessions, scans].concat()
+}
+
+async fn assert_equal(stores: &Stores, records: &[Record]) {
+    let rows = stores.rows().await;
+    assert_eq!(rows, oracle::rows(records));
+    assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
+}
+
+/// What a checkpoint says is in both stores: of each shard with one, every record up to it.
+async fn assert_no_checkpoint_ahead(
+    stores: &Stores,
+    records_by_shard: &HashMap<(String, String), Vec<Record>>,
+) {
+    let checkpoints: Vec<(String, String, Option<String>, bool)> = sqlx::query_as(
+        "SELECT stream_arn, shard_id, sequence_number, finished FROM backfill_checkpoints",
+    )
+    .fetch_all(&mut stores.connect().await)
+    .await
+    .expect("the checkpoints");
+    let rows = stores.rows().await;
+    let objects = parsed(&stores.objects().await);
+    for (arn, shard, last, finished) in checkpoints {
+        let last: u128 = last.map_or(0, |last| last.parse().expect("a number"));
+        for record in &records_by_shard[&(arn.clone(), shard.clone())] {
+            if record.sequence_number > last && !finished {
+                continue;
+            }
+            let (session, part) = record.item.split_once('/').unwrap_or((&record.item, "session"));
+            let version = format!("{}/{:040}", record.label, record.sequence_number);
+            let row = rows[session][format!("{part}_version")].as_str().unwrap_or_default();
+            assert!(row >= version.as_str(), "{shard} is ahead of the row of {}", record.item);
+            let object = &objects[&format!("measurements/{session}.json")]["versions"][part];
+            let object = object.as_str().unwrap_or_default();
+            assert!(
+                object >= version.as_str(),
+                "{shard} is ahead of the object of {}",
+                record.item
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forest_of_shards_comes_to_the_rows_and_a_second_run_reads_what_is_new() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    stores.forbid_going_back().await;
+    let mut records = well_formed(60, 11);
+    fill(&server, &records, 5, 4);
+    server.set_page_size(7);
+    server.set_empty_pages(3);
+    server.set_shards_a_page(3);
+    // A split, and a merge as the API tells it: the child names one of its two parents.
+    let arn = arn("sessions", LABEL);
+    server.split(&arn, "shardId-0003-0000", ["shardId-0004-a", "shardId-0004-b"]);
+    server.merge(&arn, ["shardId-0003-0001", "shardId-0003-0002"], "shardId-0004-c");
+    let more: Vec<Record> = ["a", "b", "c"]
+        .into_iter()
+        .enumerate()
+        .map(|(index, shard)| {
+            let record =
+                session(&format!("late-{shard}"), "u").place(LABEL, (1 << 90) + index as u128);
+            server.put(&arn, &format!("shardId-0004-{shard}"), std::slice::from_ref(&record));
+            record
+        })
+        .collect();
+    records.extend(more);
+    // One bad record on the way, and one of a type that no SDK knows.
+    let mut bad = session("bad", "u").place(LABEL, 1 << 91);
+    bad.json = bad.json.replace("\"user_id\":{\"S\":\"u\"}", "\"user_id\":{\"N\":\"1\"}");
+    let mut unknown = session("unknown", "u").place(LABEL, (1 << 91) + 1);
+    unknown.json = unknown.json.replace("\"user_id\":{\"S\":\"u\"}", "\"user_id\":{\"XX\":\"1\"}");
+    server.put(&arn, "shardId-0004-c", &[bad, unknown]);
+
+    let first = output(stream(&stores, &server, &["--parallel", "4"])).await;
+    assert_code(&first, 3);
+    assert_equal(&stores, &records).await;
+    assert_eq!(stores.rejected().await, 2);
+    let reasons =
+        stores.ask("SELECT string_agg(reason, '; ' ORDER BY reason) FROM rejected_records").await;
+    assert!(reasons.contains("tagged N") && reasons.contains("user_id"), "{reasons}");
+    assert!(server.most_at_once() <= 4, "{}", server.most_at_once());
+    assert_parents_first(&server);
+    assert!(text(&first.stdout).contains("every record created before"), "{first:?}");
+
+    // What is finished is not read again; what is open goes on behind its checkpoint.
+    let (calls, places) = (server.calls().len(), stores.row_places().await);
+    let new = session("new", "u").place(LABEL, 1 << 92);
+    server.put(&arn, "shardId-0004-a", std::slice::from_ref(&new));
+    records.push(new);
+    let second = output(stream(&stores, &server, &[])).await;
+    assert_code(&second, 0);
+    assert_eq!(counted(&second, "applied"), 1);
+    assert_equal(&stores, &records).await;
+    assert!(places.iter().all(|place| !place.0.is_empty()));
+    for call in &server.calls()[calls..] {
+        assert!(!call.shard.starts_with("shardId-0000"), "{call:?}");
+    }
+    // From the start again: all is held.
+    let again = output(stream(&stores, &server, &["--restart"])).await;
+    assert_eq!((again.status.code(), counted(&again, "applied")), (Some(3), 0), "{again:?}");
+    assert_eq!(counted(&again, "objects written"), 0);
+}
+
+/// No shard was read before the end of its parent was given out.
+fn assert_parents_first(server: &StreamServer) {
+    let calls = server.calls();
+    let mut last_read: HashMap<&str, usize> = HashMap::new();
+    for (index, call) in calls.iter().enumerate().filter(|(_, call)| call.operation == "GetRecords")
+    {
+        last_read.insert(&call.shard, index);
+    }
+    let mut checked = 0;
+    for (index, call) in calls.iter().enumerate() {
+        let Some((generation, lineage)) =
+            call.shard.strip_prefix("shardId-").and_then(|id| id.split_once('-')).and_then(
+                |(generation, lineage)| Some((generation.parse::<usize>().ok()?, lineage)),
+            )
+        else {
+            continue;
+        };
+        let parent = format!("shardId-{:04}-{lineage}", generation.wrapping_sub(1));
+        if let Some(parent_read) = last_read.get(parent.as_str()) {
+            // Both tables have shards of these names: the stream tells them apart.
+            if calls[*parent_read].arn == call.arn {
+                assert!(*parent_read < index, "{call:?} before the end of {parent}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_failures_cut_connections_and_expired_iterators_are_gone_on_from() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(40, 12);
+    fill(&server, &records, 3, 2);
+    server.set_page_size(5);
+    let calls = AtomicUsize::new(0);
+    server.set_rule(move |call| match (call.operation, calls.fetch_add(1, Ordering::Relaxed)) {
+        ("GetRecords", index) if index % 9 == 0 => Fault::Error(400, "ExpiredIteratorException"),
+        ("GetRecords", index) if index % 9 == 2 => Fault::Cut,
+        (_, index) if index % 9 == 4 => Fault::Error(400, "LimitExceededException"),
+        (_, index) if index % 9 == 6 => Fault::Error(500, "InternalServerError"),
+        _ => Fault::Pass,
+    });
+    let run = output(stream(&stores, &server, &[])).await;
+    assert_code(&run, 0);
+    assert_equal(&stores, &records).await;
+    let summary = text(&run.stdout);
+    for what in ["calls throttled", "calls failed and repeated", "iterators expired"] {
+        assert!(summary.contains(what), "{summary}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_api_refuses_ends_the_run_with_the_remedy() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    fill(&server, &well_formed(3, 1), 1, 1);
+    server.set_rule(|call| match call.operation {
+        "GetRecords" => Fault::Error(400, "AccessDeniedException"),
+        _ => Fault::Pass,
+    });
+    let run = output(stream(&stores, &server, &[])).await;
+    assert_code(&run, 1);
+    assert!(text(&run.stderr).contains("dynamodb:ListStreams"), "{run:?}");
+
+    server.set_view_type(&arn("scans", LABEL), "KEYS_ONLY");
+    let run = output(stream(&stores, &server, &[])).await;
+    assert_code(&run, 2);
+    assert!(text(&run.stderr).contains("enable it with NEW_IMAGE"), "{run:?}");
+
+    let mut command = stream(&stores, &server, &[]);
+    command.env("SCANS_TABLE", "no-such-table");
+    let run = output(command).await;
+    assert_code(&run, 1);
+    assert!(text(&run.stderr).contains("table \"no-such-table\""), "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_a_description_that_disagree_are_asked_for_again() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(40, 13);
+    fill(&server, &records, 3, 3);
+    server.set_shards_a_page(2);
+    // Once a child is missing, once its parent is shown as open still.
+    server.set_rule(|call| match (call.operation, call.earlier) {
+        ("DescribeStream", 0..=4) => Fault::Hide(vec!["shardId-0002-0001".to_owned()]),
+        ("DescribeStream", 5..=9) => Fault::ShowOpen(vec!["shardId-0001-0002".to_owned()]),
+        _ => Fault::Pass,
+    });
+    let run = output(stream(&stores, &server, &[])).await;
+    assert_code(&run, 0);
+    assert_equal(&stores, &records).await;
+    assert!(text(&run.stdout).contains("descriptions asked for again"), "{run:?}");
+}
+
+/// A child that is listed only after its parent was read to the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_is_listed_late_is_read_all_the_same() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(30, 14);
+    fill(&server, &records, 2, 3);
+    let listed = Arc::new(AtomicBool::new(false));
+    let shown = Arc::clone(&listed);
+    server.set_rule(move |call| match call.operation {
+        "DescribeStream" if !shown.load(Ordering::Relaxed) => {
+            Fault::Hide(vec!["shardId-0002-0000".to_owned(), "shardId-0002-0001".to_owned()])
+        }
+        _ => Fault::Pass,
+    });
+    let run = stream(&stores, &server, &["--child-wait-seconds", "30"]);
+    let show = async {
+        while !server.calls().iter().any(|call| call.shard.starts_with("shardId-0001")) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        listed.store(true, Ordering::Relaxed);
+    };
+    let (run, ()) = tokio::join!(output(run), show);
+    assert_code(&run, 0);
+    assert_equal(&stores, &records).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trimmed_records_stop_the_run_and_are_named() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let arn = server.add_stream(Table::Sessions, LABEL);
+    server.add_stream(Table::Scans, LABEL);
+    server.open_shard(&arn, "shardId-a", None);
+    let record = |index: u128, created_at: i64| {
+        let mut draft = session(&format!("s{index}"), "u");
+        draft.created_at = Some(created_at);
+        draft.place(LABEL, index)
+    };
+    let long_ago = now() - 20 * 3600;
+    let records: Vec<Record> = (1..=10).map(|index| record(index, long_ago)).collect();
+    server.put(&arn, "shardId-a", &records[..5]);
+    assert_code(&output(stream(&stores, &server, &[])).await, 0);
+    server.put(&arn, "shardId-a", &records[5..]);
+    server.trim(&arn, "shardId-a", 8);
+
+    let stopped = output(stream(&stores, &server, &[])).await;
+    assert_code(&stopped, 5);
+    let error = text(&stopped.stderr);
+    let since = rfc3339(long_ago).replace('T', " ");
+    for part in ["shardId-a", "sequence number 000000000000000000005", &since, "--allow-gap"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // Nothing was skipped.
+    assert_eq!(stores.rows().await, oracle::rows(&records[..5]));
+
+    // A snapshot that is older than the record before them: they may have changed since.
+    let older = rfc3339(long_ago - 3600);
+    let arguments = ["--snapshot-time", &older];
+    assert_code(&output(stream(&stores, &server, &arguments)).await, 5);
+    let allowed = output(stream(&stores, &server, &["--allow-gap"])).await;
+    assert_code(&allowed, 0);
+    assert!(text(&allowed.stderr).contains("records are lost"), "{allowed:?}");
+    let expected: Vec<Record> = [&records[..5], &records[8..]].concat();
+    assert_eq!(stores.rows().await, oracle::rows(&expected));
+
+    // A shard with a checkpoint that is gone whole.
+    server.remove_shard(&arn, "shardId-a");
+    server.open_shard(&arn, "shardId-b", Some("shardId-a"));
+    let stopped = output(stream(&stores, &server, &[])).await;
+    assert_code(&stopped, 5);
+    assert!(text(&stopped.stderr).contains("shardId-a"), "{stopped:?}");
+}
+
+/// What was trimmed is older than the snapshot: the database has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_trimmed_and_older_than_the_snapshot_is_not_lost() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 48 * 3600);
+    let arn = server.add_stream(Table::Sessions, &enabled);
+    server.add_stream(Table::Scans, &enabled);
+    server.open_shard(&arn, "shardId-a", None);
+    let records: Vec<Record> = (1..=4)
+        .map(|index| {
+            let mut draft = session(&format!("s{index}"), "u");
+            draft.created_at = Some(now() - 22 * 3600);
+            draft.place(&enabled, index)
+        })
+        .collect();
+    server.put(&arn, "shardId-a", &records[..1]);
+    let snapshot = rfc3339(now() - 3600);
+    let arguments = ["--snapshot-time", &snapshot];
+    assert_code(&output(stream(&stores, &server, &arguments)).await, 0);
+    server.put(&arn, "shardId-a", &records[1..]);
+    server.trim(&arn, "shardId-a", 3);
+    let run = output(stream(&stores, &server, &arguments)).await;
+    assert_code(&run, 0);
+    assert!(text(&run.stderr).contains("nothing is lost"), "{run:?}");
+    let expected: Vec<Record> = [&records[..1], &records[3..]].concat();
+    assert_eq!(stores.rows().await, oracle::rows(&expected));
+}
+
+/// The tables are written to all the time: the run ends all the same, with everything from before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_run_ends_at_its_start_although_the_shards_go_on() {
+    let (stores, server) = (Stores::fresh().await, Arc::new(StreamServer::start().await));
+    let mut records = well_formed(20, 15);
+    records.retain(|record| record.label == LABEL);
+    fill(&server, &records, 2, 2);
+    let arn = arn("sessions", LABEL);
+    let live = Arc::clone(&server);
+    let writer = tokio::spawn(async move {
+        for index in 0..u128::MAX {
+            let mut draft = session("live", &index.to_string());
+            draft.created_at = Some(now());
+            live.put(&arn, "shardId-0001-0000", &[draft.place(LABEL, (1 << 90) + index)]);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // As long as the shard gives records, it is not idle: what ends it is a record from after the start.
+    let run = tokio::time::timeout(
+        Duration::from_secs(60),
+        output(stream(&stores, &server, &["--idle-seconds", "5"])),
+    );
+    let run = run.await.expect("it ends");
+    writer.abort();
+    assert_code(&run, 0);
+    let rows = stores.rows().await;
+    for (session, row) in oracle::rows(&records) {
+        assert_eq!(rows[&session], row);
+    }
+    let applied: u128 =
+        rows["live"]["user_id"].as_str().and_then(|index| index.parse().ok()).expect("live");
+    assert!(applied > 250, "5 s at a record every 10 ms are in it: {applied}");
+}
+
+/// Sends a signal to a run.
+async fn signal(child: &Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    let status = Command::new("kill").args([name, &pid]).status().await.expect("kill runs");
+    assert!(status.success());
+}
+
+async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if met().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{what} does not come");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_goes_on_until_a_signal_and_one_run_at_a_time_works_on_a_database() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let mut records = well_formed(20, 16);
+    records.retain(|record| record.label == LABEL);
+    fill(&server, &records, 2, 2);
+    let arn = arn("sessions", LABEL);
+    let following = stream(&stores, &server, &["--follow"]).spawn().expect("backfill runs");
+    let rows = async |expected: &[Record]| {
+        until("the rows", async || stores.rows().await == oracle::rows(expected)).await;
+    };
+    rows(&records).await;
+
+    let second = output(stream(&stores, &server, &[])).await;
+    assert_code(&second, 1);
+    let error = text(&second.stderr);
+    assert!(
+        error.contains("another `backfill stream` is at work on this database (server process"),
+        "{error}"
+    );
+
+    // The shard it follows is closed and has a child; the lock's session is ended by somebody.
+    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory'
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert_eq!(stores.ask(sql).await, "1");
+    server.roll(&arn, "shardId-0001-0000", "shardId-0002-0000");
+    let late = session("late", "u").place(LABEL, 1 << 90);
+    server.put(&arn, "shardId-0002-0000", std::slice::from_ref(&late));
+    records.push(late);
+    rows(&records).await;
+    let checkpoint =
+        "SELECT count(*) FROM backfill_checkpoints WHERE shard_id = 'shardId-0002-0000'";
+    until("the checkpoint", async || stores.ask(checkpoint).await == "1").await;
+
+    signal(&following, "-TERM").await;
+    let ended = following.wait_with_output().await.expect("it ends");
+    assert_code(&ended, 0);
+    assert!(text(&ended.stdout).contains("stopped by a signal"), "{ended:?}");
+    assert_eq!(
+        counted(&ended, "applied") + counted(&ended, "superseded") + counted(&ended, "duplicate"),
+        records.len() as u64
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_before_the_end_leaves_checkpoints_to_go_on_from() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(60, 17);
+    fill(&server, &records, 2, 3);
+    server.set_page_size(3);
+    server.set_rule(|call| match call.operation {
+        "GetRecords" => Fault::Delay(Duration::from_millis(50)),
+        _ => Fault::Pass,
+    });
+    let mut run = stream(&stores, &server, &["--batch-size", "10", "--parallel", "2"]);
+    let mut child = run.spawn().expect("backfill runs");
+    let checkpoints = "SELECT count(*) FROM backfill_checkpoints";
+    until("a checkpoint", async || stores.ask(checkpoints).await != "0").await;
+    signal(&child, "-INT").await;
+    let ended = tokio::time::timeout(Duration::from_secs(15), child.wait()).await;
+    assert_eq!(ended.expect("it ends").expect("it ends").code(), Some(6));
+    let output_of_it = child.wait_with_output().await.expect("its output");
+    assert!(
+        text(&output_of_it.stdout).contains("the same command goes on from here"),
+        "{output_of_it:?}"
+    );
+    assert!(stores.rows().await != oracle::rows(&records), "it was ended before the end");
+    server.set_rule(|_| Fault::Pass);
+    let calls = server.calls().len();
+    assert_code(&output(stream(&stores, &server, &[])).await, 0);
+    assert_equal(&stores, &records).await;
+    assert!(server.calls()[calls..].iter().any(|call| call.sequence_number.is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_twenty_moments_of_one_replay_it_ends_as_if_it_had_not_been() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    stores.forbid_going_back().await;
+    let records = well_formed(250, 18);
+    fill(&server, &records, 6, 3);
+    server.set_page_size(8);
+    server.set_rule(|call| match call.operation {
+        "GetRecords" => Fault::Delay(Duration::from_millis(25)),
+        _ => Fault::Pass,
+    });
+    let by_shard = server.records_by_shard();
+    let mut rng = Rng::with_seed(20);
+    let mut killed = 0;
+    let arguments = ["--parallel", "3", "--batch-size", "100"];
+    for _ in 0..20 {
+        let mut child = stream(&stores, &server, &arguments).spawn().expect("backfill runs");
+        let moment = Duration::from_millis(rng.u64(100..1500));
+        if tokio::time::timeout(moment, child.wait()).await.is_err() {
+            child.kill().await.expect("it is killed");
+            killed += 1;
+        }
+        assert_no_checkpoint_ahead(&stores, &by_shard).await;
+    }
+    assert_eq!(killed, 20, "the replay was too short to be killed so often");
+    assert!(
+        server.calls().iter().any(|call| call.sequence_number.is_some()),
+        "it went on from checkpoints"
+    );
+    server.set_rule(|_| Fault::Pass);
+    assert_code(&output(stream(&stores, &server, &[])).await, 0);
+    assert_equal(&stores, &records).await;
+}
+
+/// The database is away for some seconds in the middle; what is not stored has no checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_goes_away_is_waited_for() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(100, 19);
+    fill(&server, &records, 3, 2);
+    server.set_page_size(10);
+    server.set_rule(|call| match call.operation {
+        "GetRecords" => Fault::Delay(Duration::from_millis(30)),
+        _ => Fault::Pass,
+    });
+    let gate = TcpGate::open(stores.database_host()).await;
+    let gated = stores.with_database_at(&gate.address.to_string());
+    let child = stream(&gated, &server, &["--batch-size", "50"]).spawn().expect("backfill runs");
+    let checkpoints = "SELECT count(*) FROM backfill_checkpoints";
+    until("a checkpoint", async || stores.ask(checkpoints).await != "0").await;
+    gate.set_open(false);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    gate.set_open(true);
+    let ended = child.wait_with_output().await.expect("it ends");
+    assert_code(&ended, 0);
+    assert!(text(&ended.stderr).contains("in 2 s"), "{ended:?}");
+    assert_equal(&stores, &records).await;
+    assert_no_checkpoint_ahead(&stores, &server.records_by_shard()).await;
+}
+
+/// The move: both databases have their live function, the new one was restored from a snapshot of the
+/// old one, and the backfill closes the gap meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_live_functions_of_both_databases_and_a_backfill_end_in_equal_rows() {
+    let (old, server) = (Stores::fresh().await, Arc::new(StreamServer::start().await));
+    old.forbid_going_back().await;
+    let mut records = well_formed(400, 21);
+    records.retain(|record| record.label == LABEL);
+    // Both streams in one order, as they came over the day.
+    records.sort_by_key(|record| {
+        let json: serde_json::Value = serde_json::from_str(&record.json).expect("a record");
+        json["dynamodb"]["ApproximateCreationDateTime"].as_i64()
+    });
+    let before = records.len() / 3;
+    let gap = records.len() * 2 / 3;
+    let start = async |stores: &Stores| {
+        Lambda::start(&[("DATABASE_URL", &stores.database_url), ("ARCHIVE_BUCKET", &stores.bucket)])
+            .await
+    };
+    let deliver = async |lambda: &Lambda, records: &[Record]| {
+        let answer = lambda.invoke(&event(records.iter().map(|record| record.json.as_str()))).await;
+        assert_eq!(answer, serde_json::json!({ "batchItemFailures": [] }));
+    };
+    let old_lambda = start(&old).await;
+    deliver(&old_lambda, &records[..before]).await;
+    // Nobody may be connected while the copy is made.
+    drop(old_lambda);
+    until("the end of the old function", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        old.ask(sql).await == "0"
+    }).await;
+    let new = old.restored().await;
+    let old_lambda = start(&old).await;
+    deliver(&old_lambda, &records[before..gap]).await;
+    fill(&server, &records[..gap], 4, 3);
+    server.set_page_size(25);
+    server.set_rule(|call| match call.operation {
+        "GetRecords" => Fault::Delay(Duration::from_millis(20)),
+        _ => Fault::Pass,
+    });
+
+    let new_lambda = start(&new).await;
+    let mut run = stream(&new, &server, &["--parallel", "2", "--batch-size", "60"]);
+    let child = run.spawn().expect("backfill runs");
+    let done = Arc::new(AtomicBool::new(false));
+    let sampler = tokio::spawn(sample(new.clone(), Arc::clone(&done)));
+    for batch in records[gap..].chunks(20) {
+        for record in batch {
+            let arn = arn(record.table.name(), LABEL);
+            let lineage = record.item.bytes().map(usize::from).sum::<usize>() % 4;
+            server.put(&arn, &format!("shardId-0002-{lineage:04}"), std::slice::from_ref(record));
+        }
+        deliver(&old_lambda, batch).await;
+        deliver(&new_lambda, batch).await;
+    }
+    let ended = child.wait_with_output().await.expect("it ends");
+    assert_code(&ended, 0);
+    assert!(counted(&ended, "applied") > 0, "{ended:?}");
+    done.store(true, Ordering::Relaxed);
+    assert!(sampler.await.expect("no row went back") > 3);
+    let expected = oracle::rows(&records);
+    assert_eq!(old.rows().await, expected);
+    assert_eq!(new.rows().await, expected);
+    assert_eq!(parsed(&new.objects().await), oracle::objects(&expected));
+}
+
+/// Looks at all rows again and again: no version ever goes back. Gives how often it looked.
+async fn sample(stores: Stores, done: Arc<AtomicBool>) -> usize {
+    let mut seen: HashMap<(String, &str), String> = HashMap::new();
+    let mut looks = 0;
+    while !done.load(Ordering::Relaxed) {
+        for (session, row) in stores.rows().await {
+            for part in ["session_version", "left_version", "right_version"] {
+                let version = row[part].as_str().unwrap_or_default().to_owned();
+                let earlier =
+                    seen.insert((session.clone(), part), version.clone()).unwrap_or_default();
+                assert!(earlier <= version, "{session}: {part} went from {earlier} to {version}");
+            }
+        }
+        looks += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    looks
+}
+
+/// A thousand shards whose meshes are many times the memory it may take: peak resident memory counted
+/// in bytes by the kernel.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_shards_are_read_in_bounded_memory() {
+    const MESH_BYTES: usize = 150_000;
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let arn = server.add_stream(Table::Scans, LABEL);
+    server.add_stream(Table::Sessions, LABEL);
+    let mesh = "A".repeat(MESH_BYTES / 3 * 4);
+    let mut records = Vec::new();
+    for index in 0..1_000_u128 {
+        // No shard waits for another: all of them may be read at once.
+        let shard = format!("shardId-{index:04}");
+        server.open_shard(&arn, &shard, None);
+        let mut draft =
+            scan(&format!("s{}", index % 100), "left", &format!("{}.5", 100 + index / 100));
+        if let Some(image) = &mut draft.image {
+            image["mesh"] = serde_json::json!({ "B": mesh });
+        }
+        let record = draft.place(LABEL, index + 1);
+        server.put(&arn, &shard, std::slice::from_ref(&record));
+        records.push(record);
+    }
+    let mut run = stream(&stores, &server, &["--parallel", "8"]);
+    run.env_remove("ARCHIVE_BUCKET");
+    let child = run.spawn().expect("backfill runs");
+    let status = format!("/proc/{}/status", child.id().expect("it runs"));
+    let ended = tokio::spawn(child.wait_with_output());
+    let mut peak_kib = 0;
+    while !ended.is_finished() {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        peak_kib = peak.unwrap_or(0).max(peak_kib);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ended = ended.await.expect("no panic").expect("it ends");
+    assert_code(&ended, 0);
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    assert!(server.most_at_once() <= 8);
+    let megabytes = peak_kib / 1024;
+    println!(
+        "peak resident memory {megabytes} MiB for {} MiB of records",
+        1_000 * MESH_BYTES >> 20
+    );
+    assert!((10..150).contains(&megabytes), "{megabytes} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_says_whether_the_gap_is_covered_and_who_reads() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 3 * 24 * 3600);
+    let mut arns = Vec::new();
+    for table in [Table::Sessions, Table::Scans] {
+        let arn = server.add_stream(table, &enabled);
+        server.open_shard(&arn, "shardId-a", None);
+        server.roll(&arn, "shardId-a", "shardId-b");
+        server.set_event_source_mappings(&arn, Some(1));
+        arns.push(arn);
+    }
+    let check = async |hours_ago: i64, arguments: &[&str]| {
+        let snapshot = rfc3339(now() - hours_ago * 3600);
+        let arguments = [&["check", "--snapshot-time", snapshot.as_str()], arguments].concat();
+        let mut command = command(&stores, &server, &arguments);
+        // It needs none.
+        command.env_remove("DATABASE_URL").env_remove("ARCHIVE_BUCKET");
+        output(command).await
+    };
+    let safe = check(5, &[]).await;
+    assert_code(&safe, 0);
+    let table = text(&safe.stdout);
+    for part in [
+        "sessions  ENABLED",
+        "covered",
+        "1 open, 1 closed",
+        "1 mapping + backfill, limit 2",
+        "safe: every change since",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let json = check(5, &["--json"]).await;
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(
+        (&json["safe"], &json["streams"][1]["readers_with_backfill"]),
+        (&true.into(), &2.into())
+    );
+    assert_eq!(json["streams"][1]["covered"], true);
+
+    for (hours_ago, arguments, part) in [
+        (25, vec![], "has been trimmed"),
+        (23, vec!["--margin-minutes", "90"], "less than the margin of 1 h 30 min"),
+        (80, vec![], "after the snapshot"),
+        (-1, vec![], "lies in the future"),
+    ] {
+        let unsafe_ = check(hours_ago, &arguments).await;
+        assert_code(&unsafe_, 4);
+        assert!(text(&unsafe_.stdout).contains(part), "{part}: {unsafe_:?}");
+    }
+    server.set_event_source_mappings(&arns[1], Some(2));
+    let crowded = check(5, &[]).await;
+    assert_code(&crowded, 4);
+    assert!(
+        text(&crowded.stdout).contains("2 event source mappings read it already"),
+        "{crowded:?}"
+    );
+    // A backfill beside two mappings is throttled, and closes the gap all the same.
+    let snapshot = rfc3339(now() - 5 * 3600);
+    assert_code(&output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await, 0);
+    server.set_event_source_mappings(&arns[1], None);
+    let unknown = check(5, &[]).await;
+    assert_code(&unknown, 0);
+    assert!(text(&unknown.stdout).contains("unknown + backfill"), "{unknown:?}");
+    assert!(text(&unknown.stdout).contains("AccessDenied"), "{unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(5, 22);
+    fill(&server, &records, 1, 1);
+    let snapshot = rfc3339(now() - 30 * 3600);
+    let refused = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
+    assert_code(&refused, 4);
+    assert!(text(&refused.stderr).contains("--allow-gap"), "{refused:?}");
+    assert_eq!((server.count("GetShardIterator"), stores.rows().await.len()), (0, 0));
+    let allowed =
+        output(stream(&stores, &server, &["--snapshot-time", &snapshot, "--allow-gap"])).await;
+    assert_code(&allowed, 0);
+    assert_equal(&stores, &records).await;
+}
+
+/// A database restored from a snapshot has the checkpoints of an earlier backfill of its own; another
+/// archive lacks the objects of what is behind a checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_of_another_life_are_not_used() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 3 * 24 * 3600);
+    let record = session("s1", "u").place(&enabled, 1);
+    let arn = server.add_stream(Table::Sessions, &enabled);
+    server.add_stream(Table::Scans, &enabled);
+    server.open_shard(&arn, "shardId-a", None);
+    server.put(&arn, "shardId-a", std::slice::from_ref(&record));
+    let mut without_archive = stream(&stores, &server, &[]);
+    without_archive.env_remove("ARCHIVE_BUCKET");
+    assert_code(&output(without_archive).await, 0);
+    let archived = output(stream(&stores, &server, &[])).await;
+    assert_eq!(counted(&archived, "objects written"), 1, "{archived:?}");
+    assert!(text(&archived.stderr).contains("1 checkpoints are not used"), "{archived:?}");
+    assert_eq!(counted(&output(stream(&stores, &server, &[])).await, "duplicate"), 0);
+
+    // Written before the snapshot: it came with it.
+    let age = "WITH aged AS (UPDATE backfill_checkpoints SET updated_at = now() - interval '3 h' RETURNING 1) SELECT count(*) FROM aged";
+    let aged: i64 =
+        sqlx::query_scalar(age).fetch_one(&mut stores.connect().await).await.expect("aged");
+    assert_eq!(aged, 1);
+    let snapshot = rfc3339(now() - 2 * 3600);
+    let run = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
+    assert_eq!((run.status.code(), counted(&run, "duplicate")), (Some(0), 1), "{run:?}");
+}
+
+/// A stream that was disabled can be read for a day; its shards are all closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_before_a_table_was_enabled_anew_is_read_too() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let (sessions, scans) = generate::day(Day { malformed: false, ..SMALL });
+    let records = [sessions, scans].concat();
+    assert!(records.iter().any(|record| record.label == generate::LATER_LABEL));
+    fill(&server, &records, 2, 2);
+    server.disable(&arn("scans", LABEL));
+    let run = output(stream(&stores, &server, &[])).await;
+    assert_code(&run, 0);
+    assert!(text(&run.stderr).contains("an older stream of the table"), "{run:?}");
+    assert_equal(&stores, &records).await;
+}
+
+/// An item removed, and an older record of it that comes with the replay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_does_not_bring_back_what_a_live_function_removed() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let draft = session("s1", "u");
+    let records = [draft.place(LABEL, 1), removal(&draft).place(LABEL, 2)];
+    support::services::apply(&stores.projector().await, &records[1..]).await;
+    fill(&server, &records[..1], 1, 1);
+    let run = output(stream(&stores, &server, &[])).await;
+    assert_eq!((run.status.code(), counted(&run, "stale")), (Some(0), 1), "{run:?}");
+    assert_equal(&stores, &records).await;
+}
