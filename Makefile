@@ -11,9 +11,9 @@ BINARIES := target/debug
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: ## Replay the small fixture into a PostgreSQL and an S3 of its own, and show what comes out (KEEP=1 leaves them up)
-	@$(CARGO) build --quiet -p backfill
-	@$(SERVICES) $(if $(KEEP),--keep) scripts/demo $(BINARIES)/backfill
+demo: ## Replay files and streams into a PostgreSQL and an S3 of its own, and show what comes out (KEEP=1 leaves them up)
+	@$(CARGO) build --quiet -p backfill -p tests --bin backfill --bin stream-server
+	@$(SERVICES) $(if $(KEEP),--keep) scripts/demo $(BINARIES)/backfill $(BINARIES)/stream-server
 
 demo-stop: ## Stop what `make demo KEEP=1` left up
 	@$(SERVICES) --stop

@@ -1,7 +1,7 @@
 //! `backfill stream` and `check` against a stream server that does on command what DynamoDB Streams do
 //! when they like: the real binary, the real SDK client, real stores.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use support::generate::{self, Day, SMALL};
 use support::oracle;
 use support::records::{LABEL, Record, Table, arn, removal, scan, session};
 use support::services::{Stores, parsed, service};
-use support::stream_server::{Fault, StreamServer};
+use support::stream_server::{Fault, StreamServer, lineage_of};
 use time::OffsetDateTime;
 use tokio::process::{Child, Command};
 
@@ -75,39 +75,6 @@ fn label(seconds: i64) -> String {
     rfc3339(seconds).replace('Z', ".000")
 }
 
-/// Both streams with this history, each item in one lineage, each lineage in so many generations; the
-/// last generation stays open.
-fn fill(server: &StreamServer, records: &[Record], lineages: usize, generations: usize) {
-    let mut streams: BTreeMap<(Table, &str), BTreeMap<usize, Vec<Record>>> = BTreeMap::new();
-    for record in records {
-        let lineage = record.item.bytes().map(usize::from).sum::<usize>() % lineages;
-        let stream = streams.entry((record.table, &record.label)).or_default();
-        stream.entry(lineage).or_default().push(record.clone());
-    }
-    for table in [Table::Sessions, Table::Scans] {
-        if !streams.keys().any(|(of, _)| *of == table) {
-            streams.insert((table, LABEL), BTreeMap::new());
-        }
-    }
-    for ((table, label), mut of_lineages) in streams {
-        let arn = server.add_stream(table, label);
-        for lineage in 0..lineages {
-            let records = of_lineages.remove(&lineage).unwrap_or_default();
-            let id = |generation: usize| format!("shardId-{generation:04}-{lineage:04}");
-            server.open_shard(&arn, &id(0), None);
-            let size = records.len().div_ceil(generations).max(1);
-            for generation in 0..generations {
-                if generation > 0 {
-                    server.roll(&arn, &id(generation - 1), &id(generation));
-                }
-                let from = (generation * size).min(records.len());
-                let to = ((generation + 1) * size).min(records.len());
-                server.put(&arn, &id(generation), &records[from..to]);
-            }
-        }
-    }
-}
-
 fn well_formed(sessions: usize, seed: u64) -> Vec<Record> {
     let day = Day { seed, sessions, malformed: false, mesh_bytes: 0 };
     let (sessions, scans) = generate::day(day);
@@ -159,7 +126,7 @@ async fn a_forest_of_shards_comes_to_the_rows_and_a_second_run_reads_what_is_new
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     stores.forbid_going_back().await;
     let mut records = well_formed(60, 11);
-    fill(&server, &records, 5, 4);
+    server.fill(&records, 5, 4);
     server.set_page_size(7);
     server.set_empty_pages(3);
     server.set_shards_a_page(3);
@@ -248,7 +215,7 @@ fn assert_parents_first(server: &StreamServer) {
 async fn throttling_failures_cut_connections_and_expired_iterators_are_gone_on_from() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = well_formed(40, 12);
-    fill(&server, &records, 3, 2);
+    server.fill(&records, 3, 2);
     server.set_page_size(5);
     let calls = AtomicUsize::new(0);
     server.set_rule(move |call| match (call.operation, calls.fetch_add(1, Ordering::Relaxed)) {
@@ -270,7 +237,7 @@ async fn throttling_failures_cut_connections_and_expired_iterators_are_gone_on_f
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_api_refuses_ends_the_run_with_the_remedy() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    fill(&server, &well_formed(3, 1), 1, 1);
+    server.fill(&well_formed(3, 1), 1, 1);
     server.set_rule(|call| match call.operation {
         "GetRecords" => Fault::Error(400, "AccessDeniedException"),
         _ => Fault::Pass,
@@ -295,7 +262,7 @@ async fn what_the_api_refuses_ends_the_run_with_the_remedy() {
 async fn pages_of_a_description_that_disagree_are_asked_for_again() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = well_formed(40, 13);
-    fill(&server, &records, 3, 3);
+    server.fill(&records, 3, 3);
     server.set_shards_a_page(2);
     // Once a child is missing, once its parent is shown as open still.
     server.set_rule(|call| match (call.operation, call.earlier) {
@@ -314,7 +281,7 @@ async fn pages_of_a_description_that_disagree_are_asked_for_again() {
 async fn a_child_that_is_listed_late_is_read_all_the_same() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = well_formed(30, 14);
-    fill(&server, &records, 2, 3);
+    server.fill(&records, 2, 3);
     let listed = Arc::new(AtomicBool::new(false));
     let shown = Arc::clone(&listed);
     server.set_rule(move |call| match call.operation {
@@ -416,7 +383,7 @@ async fn the_run_ends_at_its_start_although_the_shards_go_on() {
     let (stores, server) = (Stores::fresh().await, Arc::new(StreamServer::start().await));
     let mut records = well_formed(20, 15);
     records.retain(|record| record.label == LABEL);
-    fill(&server, &records, 2, 2);
+    server.fill(&records, 2, 2);
     let arn = arn("sessions", LABEL);
     let live = Arc::clone(&server);
     let writer = tokio::spawn(async move {
@@ -467,7 +434,7 @@ async fn following_goes_on_until_a_signal_and_one_run_at_a_time_works_on_a_datab
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let mut records = well_formed(20, 16);
     records.retain(|record| record.label == LABEL);
-    fill(&server, &records, 2, 2);
+    server.fill(&records, 2, 2);
     let arn = arn("sessions", LABEL);
     let following = stream(&stores, &server, &["--follow"]).spawn().expect("backfill runs");
     let rows = async |expected: &[Record]| {
@@ -510,7 +477,7 @@ async fn following_goes_on_until_a_signal_and_one_run_at_a_time_works_on_a_datab
 async fn a_signal_before_the_end_leaves_checkpoints_to_go_on_from() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = well_formed(60, 17);
-    fill(&server, &records, 2, 3);
+    server.fill(&records, 2, 3);
     server.set_page_size(3);
     server.set_rule(|call| match call.operation {
         "GetRecords" => Fault::Delay(Duration::from_millis(50)),
@@ -541,7 +508,7 @@ async fn killed_at_twenty_moments_of_one_replay_it_ends_as_if_it_had_not_been() 
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     stores.forbid_going_back().await;
     let records = well_formed(250, 18);
-    fill(&server, &records, 6, 3);
+    server.fill(&records, 6, 3);
     server.set_page_size(8);
     server.set_rule(|call| match call.operation {
         "GetRecords" => Fault::Delay(Duration::from_millis(25)),
@@ -575,7 +542,7 @@ async fn killed_at_twenty_moments_of_one_replay_it_ends_as_if_it_had_not_been() 
 async fn a_database_that_goes_away_is_waited_for() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = well_formed(100, 19);
-    fill(&server, &records, 3, 2);
+    server.fill(&records, 3, 2);
     server.set_page_size(10);
     server.set_rule(|call| match call.operation {
         "GetRecords" => Fault::Delay(Duration::from_millis(30)),
@@ -630,7 +597,7 @@ async fn the_live_functions_of_both_databases_and_a_backfill_end_in_equal_rows()
     let new = old.restored().await;
     let old_lambda = start(&old).await;
     deliver(&old_lambda, &records[before..gap]).await;
-    fill(&server, &records[..gap], 4, 3);
+    server.fill(&records[..gap], 4, 3);
     server.set_page_size(25);
     server.set_rule(|call| match call.operation {
         "GetRecords" => Fault::Delay(Duration::from_millis(20)),
@@ -645,7 +612,7 @@ async fn the_live_functions_of_both_databases_and_a_backfill_end_in_equal_rows()
     for batch in records[gap..].chunks(20) {
         for record in batch {
             let arn = arn(record.table.name(), LABEL);
-            let lineage = record.item.bytes().map(usize::from).sum::<usize>() % 4;
+            let lineage = lineage_of(record, 4);
             server.put(&arn, &format!("shardId-0002-{lineage:04}"), std::slice::from_ref(record));
         }
         deliver(&old_lambda, batch).await;
@@ -800,7 +767,7 @@ async fn the_check_says_whether_the_gap_is_covered_and_who_reads() {
 async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = well_formed(5, 22);
-    fill(&server, &records, 1, 1);
+    server.fill(&records, 1, 1);
     let snapshot = rfc3339(now() - 30 * 3600);
     let refused = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
     assert_code(&refused, 4);
@@ -848,7 +815,7 @@ async fn the_stream_before_a_table_was_enabled_anew_is_read_too() {
     let (sessions, scans) = generate::day(Day { malformed: false, ..SMALL });
     let records = [sessions, scans].concat();
     assert!(records.iter().any(|record| record.label == generate::LATER_LABEL));
-    fill(&server, &records, 2, 2);
+    server.fill(&records, 2, 2);
     server.disable(&arn("scans", LABEL));
     let run = output(stream(&stores, &server, &[])).await;
     assert_code(&run, 0);
@@ -863,7 +830,7 @@ async fn a_replay_does_not_bring_back_what_a_live_function_removed() {
     let draft = session("s1", "u");
     let records = [draft.place(LABEL, 1), removal(&draft).place(LABEL, 2)];
     support::services::apply(&stores.projector().await, &records[1..]).await;
-    fill(&server, &records[..1], 1, 1);
+    server.fill(&records[..1], 1, 1);
     let run = output(stream(&stores, &server, &[])).await;
     assert_eq!((run.status.code(), counted(&run, "stale")), (Some(0), 1), "{run:?}");
     assert_equal(&stores, &records).await;

@@ -12,6 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use projector::apply::Counts;
 use time::OffsetDateTime;
 
+use crate::reader::Standing;
 use crate::summary::{clock, span};
 
 /// How often a line is printed where there is no terminal.
@@ -147,23 +148,27 @@ impl StreamProgress {
         }
     }
 
-    /// So many records of a shard are in both stores, the last of them created at `reached`; the
-    /// shard is done where it was read to its end or up to the cutoff.
+    /// So many records of a shard are in both stores, the last of them created at `reached`.
     pub(crate) fn advance(
         &mut self,
         shard: &Arc<str>,
         records: u64,
         reached: Option<OffsetDateTime>,
-        done: bool,
+        standing: Standing,
     ) {
         self.records += records;
-        if done {
+        if standing != Standing::Behind {
             self.done.insert(Arc::clone(shard));
-            self.reached.remove(shard);
         }
-        // One that is followed after it was done still says where the stream is.
-        if let Some(reached) = reached.filter(|_| records > 0) {
-            self.reached.insert(Arc::clone(shard), reached);
+        match reached.filter(|_| records > 0) {
+            // One that is followed after the cutoff still says where the stream is.
+            Some(reached) if standing != Standing::Finished => {
+                self.reached.insert(Arc::clone(shard), reached);
+            }
+            _ if standing != Standing::Behind => {
+                self.reached.remove(shard);
+            }
+            _ => {}
         }
     }
 

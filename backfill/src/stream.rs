@@ -530,8 +530,7 @@ impl Collector<'_> {
         self.checkpoints.save(&self.delivery.projector().database, &marks).await?;
         self.times.checkpoints += start.elapsed();
         for ((stream, shard), (page, records)) in batch.shards {
-            let done = page.standing != Standing::Behind;
-            self.progress[stream].advance(&shard, records, page.reached_at, done);
+            self.progress[stream].advance(&shard, records, page.reached_at, page.standing);
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 
-use crate::records::{Record, Table, arn};
+use crate::records::{LABEL, Record, Table, arn};
 
 /// `GetRecords` gives at most so many bytes of records.
 const PAGE_BYTES: usize = 1 << 20;
@@ -184,6 +184,39 @@ impl StreamServer {
         arn
     }
 
+    /// Adds both tables' streams with this history: the items spread over lineages of shards
+    /// (`shardId-<generation>-<lineage>`, four digits each), each lineage cut into so many generations,
+    /// the last of them open.
+    pub fn fill(&self, records: &[Record], lineages: usize, generations: usize) {
+        let mut streams: BTreeMap<(Table, &str), Vec<Vec<Record>>> = BTreeMap::new();
+        for record in records {
+            let stream = streams.entry((record.table, &record.label)).or_default();
+            stream.resize(lineages, Vec::new());
+            stream[lineage_of(record, lineages)].push(record.clone());
+        }
+        for table in [Table::Sessions, Table::Scans] {
+            if !streams.keys().any(|(of, _)| *of == table) {
+                streams.insert((table, LABEL), vec![Vec::new(); lineages]);
+            }
+        }
+        for ((table, label), lineages) in streams {
+            let arn = self.add_stream(table, label);
+            for (lineage, records) in lineages.iter().enumerate() {
+                let id = |generation: usize| format!("shardId-{generation:04}-{lineage:04}");
+                let size = records.len().div_ceil(generations).max(1);
+                for generation in 0..generations {
+                    match generation.checked_sub(1) {
+                        None => self.open_shard(&arn, &id(0), None),
+                        Some(parent) => self.roll(&arn, &id(parent), &id(generation)),
+                    }
+                    let from = (generation * size).min(records.len());
+                    let to = ((generation + 1) * size).min(records.len());
+                    self.put(&arn, &id(generation), &records[from..to]);
+                }
+            }
+        }
+    }
+
     /// What the stream's records carry.
     pub fn set_view_type(&self, arn: &str, view_type: &str) {
         self.with_stream(arn, |stream| view_type.clone_into(&mut stream.view_type));
@@ -312,6 +345,15 @@ impl StreamServer {
         });
         shards.collect()
     }
+}
+
+/// The lineage that [`StreamServer::fill`] puts a record's item into: a hash of its name (FNV-1a).
+#[must_use]
+pub fn lineage_of(record: &Record, lineages: usize) -> usize {
+    let hash = record.item.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    usize::try_from(hash % lineages as u64).expect("less than the lineages")
 }
 
 async fn serve(
