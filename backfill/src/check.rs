@@ -8,7 +8,7 @@ use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_lambda::error::ProvideErrorMetadata as _;
-use projector::change::Tables;
+use projector::change::{Misconfigured, Tables};
 use projector::config;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -53,9 +53,22 @@ struct FoundStream {
 }
 
 impl Found {
-    /// Each stream and its shards, the older streams of a table before its newest.
-    pub(crate) fn described(&self) -> impl Iterator<Item = (&Stream, &Description)> {
-        self.0.iter().map(|found| (&found.stream, &found.description))
+    /// Each stream and its shards, the older streams of a table before its newest. Older ones without
+    /// new images are left out: they were enabled anew because nothing can be read from them.
+    ///
+    /// # Errors
+    /// [`Misconfigured::NoNewImages`] of a table's newest stream.
+    pub(crate) fn readable(&self) -> Result<Vec<(&Stream, &Description)>, Misconfigured> {
+        let mut readable = Vec::new();
+        for FoundStream { stream, description, replaced, .. } in &self.0 {
+            if description.has_new_images() {
+                readable.push((stream, description));
+            } else if !replaced {
+                let (table, view_type) = (stream.table.clone(), description.view_type.clone());
+                return Err(Misconfigured::NoNewImages { table, view_type });
+            }
+        }
+        Ok(readable)
     }
 }
 
@@ -180,7 +193,11 @@ fn judge_stream(
     let covered = gap.as_ref().map(Vec::is_empty);
     problems.extend(gap.into_iter().flatten());
     if *replaced {
-        notes.push("an older stream of the table: what is left in it is read too".to_owned());
+        notes.push(if description.has_new_images() {
+            "an older stream of the table: what is left in it is read too".to_owned()
+        } else {
+            format!("an older stream of the table, of {}: it is not read", description.view_type)
+        });
     }
     let readers = mappings.as_ref().ok().map(|mappings| mappings + 1);
     match mappings {
@@ -316,10 +333,10 @@ impl Report {
         }
         for stream in &self.streams {
             for problem in &stream.problems {
-                text += &format!("problem: {}: {problem}\n", stream.table);
+                text += &["problem: ", &stream.table, ": ", problem, "\n"].concat();
             }
             for note in &stream.notes {
-                text += &format!("note: {}: {note}\n", stream.table);
+                text += &["note: ", &stream.table, ": ", note, "\n"].concat();
             }
         }
         text + &self.verdict()
@@ -439,6 +456,19 @@ mod tests {
         let report = judge(&found, Some(NOW - Duration::hours(5)), MARGIN, NOW);
         assert!(!report.safe && report.streams[0].problems.is_empty());
         assert!(report.streams[1].problems[0].contains("after the snapshot"));
+    }
+
+    #[test]
+    fn an_older_stream_without_new_images_is_left_out_and_the_newest_is_refused() {
+        let keys_only = |replaced| {
+            let mut found = stream(NOW - Duration::days(30));
+            found.description.view_type = "KEYS_ONLY".to_owned();
+            found.replaced = replaced;
+            found
+        };
+        let found = Found(vec![keys_only(true), stream(NOW - Duration::days(2))]);
+        assert_eq!(found.readable().map(|readable| readable.len()).ok(), Some(1));
+        assert!(Found(vec![keys_only(false)]).readable().is_err());
     }
 
     #[test]

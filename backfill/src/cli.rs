@@ -115,7 +115,7 @@ pub(crate) struct StreamArguments {
     /// Do not end at the cutoff: apply what comes, until SIGINT or SIGTERM.
     #[arg(long)]
     pub(crate) follow: bool,
-    /// Begin at TRIM_HORIZON, and forget the checkpoints of these streams.
+    /// Begin at the trim horizon, and forget the checkpoints of these streams.
     #[arg(long)]
     pub(crate) restart: bool,
     /// How many pages are asked for, or wait to be applied, at once.
@@ -153,12 +153,12 @@ pub(crate) struct MigrateArguments {
     /// List what is pending, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Let this role do what the projector does: SELECT, INSERT, UPDATE on measurements and
-    /// rejected_records.
+    /// Let this role do what the projector does: SELECT, INSERT, UPDATE on `measurements` and
+    /// `rejected_records`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
-    /// Let this role run `file`, `stream` and `redrive`: the same, and DELETE on rejected_records and
-    /// all on backfill_checkpoints.
+    /// Let this role run `file`, `stream` and `redrive`: the same, and DELETE on
+    /// `rejected_records` and all on `backfill_checkpoints`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_backfill_to: Option<String>,
 }

@@ -51,7 +51,7 @@ impl Write for LogWriter {
 
 /// A bar, and whether it is time for a line.
 struct Bar {
-    bar: ProgressBar,
+    drawn: ProgressBar,
     start: Instant,
     last_line: Instant,
 }
@@ -59,9 +59,9 @@ struct Bar {
 impl Bar {
     fn start(length: u64, template: &str) -> Self {
         let style = ProgressStyle::with_template(template).expect("the template is constant");
-        let bar = BARS.add(ProgressBar::new(length).with_style(style));
+        let drawn = BARS.add(ProgressBar::new(length).with_style(style));
         let now = Instant::now();
-        Self { bar, start: now, last_line: now }
+        Self { drawn, start: now, last_line: now }
     }
 
     fn rate(&self, records: u64) -> f64 {
@@ -71,8 +71,8 @@ impl Bar {
     /// Shows where it stands; `line` is what is printed instead where there is no terminal.
     fn show(&mut self, position: u64, text: String, line: impl FnOnce(&str) -> String) {
         if std::io::stderr().is_terminal() {
-            self.bar.set_message(text);
-            self.bar.set_position(position);
+            self.drawn.set_message(text);
+            self.drawn.set_position(position);
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             note(&line(&text));
@@ -82,7 +82,7 @@ impl Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.drawn.finish_and_clear();
     }
 }
 
@@ -136,7 +136,7 @@ impl StreamProgress {
     pub(crate) fn start(name: &str, shards: Arc<ShardCount>, done_before: usize) -> Self {
         let total = shards.listed.load(Ordering::Relaxed) as u64;
         let bar = Bar::start(total, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
-        bar.bar.set_prefix(name.to_owned());
+        bar.drawn.set_prefix(name.to_owned());
         Self {
             bar,
             name: name.to_owned(),
@@ -181,7 +181,7 @@ impl StreamProgress {
     pub(crate) fn show(&mut self) {
         let total = self.shards.listed.load(Ordering::Relaxed);
         let done = self.done_before + self.done.len();
-        self.bar.bar.set_length(total as u64);
+        self.bar.drawn.set_length(total as u64);
         // The stream has come as far as the shard that is farthest behind.
         let position = self.reached.values().min().map_or_else(
             || if done >= total { "all read".to_owned() } else { "no record yet".to_owned() },

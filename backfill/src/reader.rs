@@ -85,7 +85,7 @@ pub(crate) struct Page {
 /// Where reading begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// After this record; at TRIM_HORIZON where there is none.
+    /// After this record; at the trim horizon where there is none.
     pub(crate) sequence_number: Option<String>,
     /// Its creation time.
     pub(crate) reached_at: Option<OffsetDateTime>,

@@ -1,4 +1,4 @@
-//! `backfill stream`: replays the live streams of both tables, from TRIM_HORIZON or where an earlier
+//! `backfill stream`: replays the live streams of both tables, from the trim horizon or where an earlier
 //! run was ended, up to a cutoff.
 //!
 //! A task a stream knows the lineage and starts a reader a shard; the readers' pages come together in
@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use projector::change::Misconfigured;
 use projector::config;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -77,11 +76,7 @@ pub(crate) async fn run(
     });
 
     let mut streams = Vec::new();
-    for (stream, description) in found.described() {
-        if !description.has_new_images() {
-            let (table, view_type) = (stream.table.clone(), description.view_type.clone());
-            return Err(Misconfigured::NoNewImages { table, view_type }.into());
-        }
+    for (stream, description) in found.readable()? {
         let left = if arguments.restart {
             forget_all(&mut checkpoints, stream).await?;
             HashMap::new()

@@ -170,6 +170,7 @@ impl StreamServer {
     }
 
     /// Adds a stream that is enabled, and gives its ARN.
+    #[expect(clippy::must_use_candidate, reason = "it is called for what it does as well")]
     pub fn add_stream(&self, table: Table, label: &str) -> String {
         let arn = arn(table.name(), label);
         let stream = Stream {
@@ -186,7 +187,8 @@ impl StreamServer {
 
     /// Adds both tables' streams with this history: the items spread over lineages of shards
     /// (`shardId-<generation>-<lineage>`, four digits each), each lineage cut into so many generations,
-    /// the last of them open.
+    /// the last of them open. What a delivery repeats or brings late stands once and in its place, as in
+    /// a stream.
     pub fn fill(&self, records: &[Record], lineages: usize, generations: usize) {
         let mut streams: BTreeMap<(Table, &str), Vec<Vec<Record>>> = BTreeMap::new();
         for record in records {
@@ -201,7 +203,9 @@ impl StreamServer {
         }
         for ((table, label), lineages) in streams {
             let arn = self.add_stream(table, label);
-            for (lineage, records) in lineages.iter().enumerate() {
+            for (lineage, mut records) in lineages.into_iter().enumerate() {
+                records.sort_by_key(|record| record.sequence_number);
+                records.dedup_by_key(|record| record.sequence_number);
                 let id = |generation: usize| format!("shardId-{generation:04}-{lineage:04}");
                 let size = records.len().div_ceil(generations).max(1);
                 for generation in 0..generations {
@@ -367,7 +371,7 @@ async fn serve(
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
     let body: Json = serde_json::from_slice(&body.unwrap_or_default()).unwrap_or_default();
     let Some(operation) = operation else {
-        return Ok(respond(event_source_mappings(&state, &query), false));
+        return Ok(respond(&event_source_mappings(&state, &query), false));
     };
     let reads = operation == "GetRecords";
     if reads {
@@ -385,11 +389,11 @@ async fn serve(
     if reads {
         state.under_way.fetch_sub(1, Ordering::SeqCst);
     }
-    Ok(respond(answer, matches!(fault, Fault::Cut)))
+    Ok(respond(&answer, matches!(fault, Fault::Cut)))
 }
 
-fn respond(answer: Answer, cut: bool) -> Response<BoxBody<Bytes, std::io::Error>> {
-    let (status, body) = match &answer {
+fn respond(answer: &Answer, cut: bool) -> Response<BoxBody<Bytes, std::io::Error>> {
+    let (status, body) = match answer {
         // What is put together by hand is text already.
         Ok(Json::String(text)) => (200, text.clone()),
         Ok(json) => (200, json.to_string()),
@@ -407,7 +411,7 @@ fn respond(answer: Answer, cut: bool) -> Response<BoxBody<Bytes, std::io::Error>
         .header("content-type", "application/x-amz-json-1.0")
         .header("content-length", body.len());
     if let Err((_, name)) = answer {
-        response = response.header("x-amzn-errortype", name);
+        response = response.header("x-amzn-errortype", *name);
     }
     let body = if cut {
         // The length promises more than comes before the connection is closed.
