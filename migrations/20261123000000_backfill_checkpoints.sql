@@ -4,8 +4,11 @@ create table backfill_checkpoints (
     shard_id text not null,
     -- The last record that is in both stores; null where the shard had none.
     sequence_number text,
-    -- That record's ApproximateCreationDateTime.
-    reached_at timestamptz,
+    -- The newest ApproximateCreationDateTime of those records.
+    last_created timestamptz,
+    -- All records created up to then are in both stores; later than last_created where the shard was
+    -- found empty after it.
+    read_through timestamptz,
     -- The shard was read to its end.
     finished boolean not null,
     -- The bucket and prefix that the records went to as well, or null: they are in that archive only.

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 
 use crate::Outcome;
 use crate::cli::{CheckArguments, Settings};
-use crate::reader::RETENTION;
+use crate::position::RETENTION;
 use crate::source::{Description, Source, Stream};
 use crate::summary::{clock, say, span};
 
@@ -79,8 +79,9 @@ pub(crate) async fn examine(
     tables: &Tables,
 ) -> anyhow::Result<Found> {
     let mut found = Vec::new();
-    for table in [&tables.sessions, &tables.scans] {
-        let streams = source.streams_of(table).await?;
+    for (variable, table) in [("SESSIONS_TABLE", &tables.sessions), ("SCANS_TABLE", &tables.scans)]
+    {
+        let streams = source.streams_of(variable, table).await?;
         let newest = streams.len() - 1;
         for (index, stream) in streams.into_iter().enumerate() {
             let description = source.describe(&stream).await?;
@@ -144,8 +145,14 @@ struct StreamReport {
     enabled_since: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     oldest_readable: Option<OffsetDateTime>,
-    /// `null`: no snapshot time was given, or the table has a newer stream, which counts instead.
+    /// Every change since the snapshot can be read now. `null`: no snapshot time was given, or the table
+    /// has a newer stream, which counts instead.
     covered: Option<bool>,
+    /// It will be for less than the margin.
+    margin_is_short: bool,
+    /// The age of the snapshot is the only thing against it.
+    #[serde(skip)]
+    only_too_old: bool,
     shards_open: usize,
     shards_closed: usize,
     /// `null`: unknown.
@@ -187,11 +194,14 @@ fn judge_stream(
     let FoundStream { stream, description, mappings, replaced } = found;
     let mut problems = Vec::new();
     let mut notes = Vec::new();
-    let gap = snapshot_time
-        .filter(|_| !replaced)
-        .map(|snapshot| gap_problems(snapshot, description, margin, now));
-    let covered = gap.as_ref().map(Vec::is_empty);
-    problems.extend(gap.into_iter().flatten());
+    let judged = snapshot_time.filter(|_| !replaced);
+    let faults = judged.map(|snapshot| stream_faults(snapshot, description, now));
+    let too_old = judged.and_then(|snapshot| too_old(snapshot, now));
+    let short = judged.and_then(|snapshot| short(snapshot, margin, now));
+    let only_too_old = faults.as_ref().is_some_and(Vec::is_empty);
+    let covered = faults.as_ref().map(|faults| faults.is_empty() && too_old.is_none());
+    let margin_is_short = short.is_some();
+    problems.extend(faults.into_iter().flatten().chain(too_old).chain(short));
     if *replaced {
         notes.push(if description.has_new_images() {
             "an older stream of the table: what is left in it is read too".to_owned()
@@ -221,6 +231,8 @@ fn judge_stream(
             oldest.replace_nanosecond(0).unwrap_or(oldest)
         }),
         covered,
+        margin_is_short,
+        only_too_old,
         shards_open,
         shards_closed: description.shards.len() - shards_open,
         event_source_mappings: mappings.as_ref().ok().copied(),
@@ -231,55 +243,67 @@ fn judge_stream(
     }
 }
 
-/// Why the changes since the snapshot cannot all be read from a table's newest stream.
-fn gap_problems(
+/// What is wrong with a table's newest stream, whatever the age of the snapshot.
+fn stream_faults(
     snapshot_time: OffsetDateTime,
     description: &Description,
-    margin: time::Duration,
     now: OffsetDateTime,
 ) -> Vec<String> {
-    let mut problems = Vec::new();
+    let mut faults = Vec::new();
     if snapshot_time > now {
-        problems.push(format!(
+        faults.push(format!(
             "the snapshot's time {} lies in the future: check it, and this machine's clock",
             clock(snapshot_time)
         ));
     }
     match description.enabled_since {
         Some(since) if since < snapshot_time => {}
-        Some(since) => problems.push(format!(
+        Some(since) => faults.push(format!(
             "it was enabled at {}, after the snapshot: what changed before that is in no stream that is whole",
             clock(since)
         )),
-        None => problems.push("it does not say when it was enabled".to_owned()),
+        None => faults.push("it does not say when it was enabled".to_owned()),
     }
     if !description.enabled {
-        problems.push(format!(
+        faults.push(format!(
             "it is {}: what changes now is in no stream; enable it, and take a new snapshot after that",
             description.status
         ));
     }
     if !description.has_new_images() {
-        problems.push(format!(
+        faults.push(format!(
             "its view type is {}: it must be NEW_IMAGE or NEW_AND_OLD_IMAGES",
             description.view_type
         ));
     }
-    let left = snapshot_time + RETENTION - now;
-    if left < time::Duration::ZERO {
-        problems.push(format!(
+    faults
+}
+
+/// Says so where the first changes after the snapshot are trimmed.
+fn too_old(snapshot_time: OffsetDateTime, now: OffsetDateTime) -> Option<String> {
+    (snapshot_time + RETENTION < now).then(|| {
+        format!(
             "what changed from {} to {} has been trimmed: a stream keeps 24 hours; take a newer snapshot",
             clock(snapshot_time),
             clock(now - RETENTION)
-        ));
-    } else if left < margin {
-        problems.push(format!(
-            "only {} are left until the first change after the snapshot is trimmed, less than the margin of {}",
+        )
+    })
+}
+
+/// Says so where less than the margin is left until they are.
+fn short(
+    snapshot_time: OffsetDateTime,
+    margin: time::Duration,
+    now: OffsetDateTime,
+) -> Option<String> {
+    let left = snapshot_time + RETENTION - now;
+    (time::Duration::ZERO <= left && left < margin).then(|| {
+        format!(
+            "only {} are left until the first change after the snapshot is trimmed, less than the margin of {} (--margin-minutes)",
             span(left.unsigned_abs()),
             span(margin.unsigned_abs())
-        ));
-    }
-    problems
+        )
+    })
 }
 
 impl Description {
@@ -289,8 +313,18 @@ impl Description {
 }
 
 impl Report {
-    /// False where a snapshot's time was given and not all changes since can be read.
-    pub(crate) fn gap_is_covered(&self) -> bool {
+    /// Whether a replay may begin: all changes since the snapshot can be read, with the margin, or no
+    /// snapshot's time was given.
+    pub(crate) fn may_begin(&self) -> bool {
+        self.streams.iter().all(|stream| stream.covered != Some(false) && !stream.margin_is_short)
+    }
+
+    /// Whether only the snapshot's age is against it: a replay that has begun in time may go on.
+    pub(crate) fn is_only_too_old(&self) -> bool {
+        self.streams.iter().all(|stream| stream.covered.is_none() || stream.only_too_old)
+    }
+
+    fn is_covered(&self) -> bool {
         self.streams.iter().all(|stream| stream.covered != Some(false))
     }
 
@@ -348,7 +382,7 @@ impl Report {
         };
         let margin = span(Duration::from_secs(left.unsigned_abs()));
         let snapshot = clock(snapshot_time);
-        if !self.gap_is_covered() {
+        if !self.is_covered() {
             return format!("NOT SAFE: not every change since {snapshot} can be read\n");
         }
         let covered = format!(
@@ -358,7 +392,7 @@ impl Report {
         if self.safe {
             format!("safe: {covered}\n")
         } else {
-            format!("NOT SAFE: {covered}, but there are too many readers\n")
+            format!("NOT SAFE: {covered}, but see the problems above\n")
         }
     }
 }
@@ -413,7 +447,9 @@ mod tests {
         ] {
             let found = Found(vec![stream(long_ago), stream(enabled_since)]);
             let report = judge(&found, Some(snapshot_time), MARGIN, NOW);
-            assert_eq!((report.safe, report.gap_is_covered()), (safe, safe), "{name}");
+            assert_eq!((report.safe, report.may_begin()), (safe, safe), "{name}");
+            let aged = name == "a second less" || name == "older than the day";
+            assert_eq!(report.is_only_too_old(), safe || aged, "{name}");
             assert_eq!(report.table().contains("NOT SAFE"), !safe, "{}", report.table());
         }
     }
@@ -427,7 +463,7 @@ mod tests {
             change(&mut found);
             let report = judge(&Found(vec![found]), snapshot, MARGIN, NOW);
             assert_eq!(report.safe, report.streams[0].problems.is_empty());
-            (report.streams[0].problems.join("; "), report.gap_is_covered())
+            (report.streams[0].problems.join("; "), report.may_begin())
         };
         assert_eq!(problem(|_| {}), (String::new(), true));
         assert!(
@@ -488,6 +524,6 @@ safe: every change since 2026-11-23 15:00:00Z can be read, for 19 h 0 min more (
 ";
         assert_eq!(report.table(), expected);
         let unknown = judge(&found, None, MARGIN, NOW);
-        assert!(unknown.table().contains("the gap is not checked") && unknown.gap_is_covered());
+        assert!(unknown.table().contains("the gap is not checked") && unknown.may_begin());
     }
 }

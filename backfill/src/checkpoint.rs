@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use projector::database::Database;
 use projector::error::{Consequence, Error};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
+use crate::position::Position;
 use crate::progress::note;
 
 /// The advisory lock's key: "backfill" as bytes. It counts within one database.
@@ -31,10 +32,7 @@ const STATEMENT_TIMEOUT_S: u64 = 60;
 /// Where a shard was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
-    /// The last record in both stores; `None` where the shard had none.
-    pub(crate) sequence_number: Option<String>,
-    /// That record's creation time.
-    pub(crate) reached_at: Option<OffsetDateTime>,
+    pub(crate) position: Position,
     /// The shard was read to its end.
     pub(crate) finished: bool,
     /// The bucket and prefix that the records are in as well.
@@ -47,9 +45,7 @@ pub(crate) struct Checkpoint {
 pub(crate) struct Mark {
     pub(crate) stream_arn: String,
     pub(crate) shard_id: String,
-    /// The batch's last record of the shard; `None` where it had none.
-    pub(crate) sequence_number: Option<String>,
-    pub(crate) reached_at: Option<OffsetDateTime>,
+    pub(crate) position: Position,
     pub(crate) finished: bool,
 }
 
@@ -67,20 +63,22 @@ struct Session {
     since: OffsetDateTime,
 }
 
-const LOAD: &str = "SELECT shard_id, sequence_number, reached_at, finished, archive, updated_at
+const LOAD: &str =
+    "SELECT shard_id, sequence_number, last_created, read_through, finished, archive,
+    updated_at
 FROM backfill_checkpoints WHERE stream_arn = $1";
 
-/// A mark without a record (a shard that ended with an empty page) leaves the place as it was. Rows
-/// are sorted so that the statement is the same whatever the order of the marks.
-const SAVE: &str = "INSERT INTO backfill_checkpoints AS held
-    (stream_arn, shard_id, sequence_number, reached_at, finished, archive)
-SELECT stream_arn, shard_id, sequence_number, reached_at, finished, $6
-FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::boolean[])
-    AS mark (stream_arn, shard_id, sequence_number, reached_at, finished)
+/// Sorted, so that two statements never wait for each other.
+const SAVE: &str = "INSERT INTO backfill_checkpoints
+    (stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive)
+SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, $7
+FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
+    AS mark (stream_arn, shard_id, sequence_number, last_created, read_through, finished)
 ORDER BY stream_arn, shard_id
 ON CONFLICT (stream_arn, shard_id) DO UPDATE SET
-    sequence_number = coalesce(excluded.sequence_number, held.sequence_number),
-    reached_at = coalesce(excluded.reached_at, held.reached_at),
+    sequence_number = excluded.sequence_number,
+    last_created = excluded.last_created,
+    read_through = excluded.read_through,
     finished = excluded.finished,
     archive = excluded.archive,
     updated_at = now()";
@@ -95,7 +93,10 @@ impl Checkpoints {
     /// Where another run holds the lock: it is named, with the way to end it.
     pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
         let mut connection = database.connect().await?;
-        let session = lock(&mut connection).await?;
+        let session = lock(&mut connection)
+            .await
+            .context("cannot take the lock of `backfill stream`")?
+            .map_err(anyhow::Error::msg)?;
         Ok(Self { connection, session, archive })
     }
 
@@ -116,14 +117,17 @@ impl Checkpoints {
         &mut self,
         stream_arn: &str,
     ) -> anyhow::Result<HashMap<String, Checkpoint>> {
-        type Row =
-            (String, Option<String>, Option<OffsetDateTime>, bool, Option<String>, OffsetDateTime);
+        type Time = Option<OffsetDateTime>;
+        type Row = (String, Option<String>, Time, Time, bool, Option<String>, OffsetDateTime);
         let rows: Vec<Row> =
             within(sqlx::query_as(LOAD).bind(stream_arn).fetch_all(&mut self.connection))
                 .await
                 .context("cannot read the checkpoints")?;
-        let checkpoint = |(id, sequence_number, reached_at, finished, archive, updated_at): Row| {
-            (id, Checkpoint { sequence_number, reached_at, finished, archive, updated_at })
+        let checkpoint = |row: Row| {
+            let (id, sequence_number, last_created, read_through, finished, archive, updated_at) =
+                row;
+            let position = Position { sequence_number, last_created, read_through };
+            (id, Checkpoint { position, finished, archive, updated_at })
         };
         Ok(rows.into_iter().map(checkpoint).collect())
     }
@@ -166,27 +170,39 @@ impl Checkpoints {
                 pause.as_secs()
             ));
             tokio::time::sleep(pause).await;
-            // With its connection the lock may be lost.
-            if let Ok(connection) = database.connect().await {
-                self.connection = connection;
-                end(&mut self.connection, self.session).await;
-                self.session = lock(&mut self.connection).await?;
+            // That the database is away still is tried again; that another run has the lock is not.
+            if let Ok(locked) = self.lock_anew(database).await {
+                locked.map_err(anyhow::Error::msg)?;
             }
         }
         unreachable!("the last try returns")
     }
 
+    /// Makes the connection anew: with it the lock may be lost. Until both are there the old connection
+    /// stays, over which no checkpoint can be written without the lock.
+    async fn lock_anew(&mut self, database: &Database) -> Result<Result<(), String>, Error> {
+        let mut connection = database.connect().await?;
+        end(&mut connection, self.session).await;
+        Ok(lock(&mut connection).await?.map(|session| {
+            self.connection = connection;
+            self.session = session;
+        }))
+    }
+
     #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
     async fn save_once(&mut self, marks: &[Mark]) -> Result<(), sqlx::Error> {
         let column = |of: fn(&Mark) -> &str| marks.iter().map(of).collect::<Vec<_>>();
-        let reached: Vec<_> = marks.iter().map(|mark| mark.reached_at).collect();
+        let positions = || marks.iter().map(|mark| &mark.position);
+        let last: Vec<_> = positions().map(|at| at.sequence_number.as_deref()).collect();
+        let created: Vec<_> = positions().map(|at| at.last_created).collect();
+        let through: Vec<_> = positions().map(|at| at.read_through).collect();
         let finished: Vec<_> = marks.iter().map(|mark| mark.finished).collect();
-        let last: Vec<_> = marks.iter().map(|mark| mark.sequence_number.as_deref()).collect();
         sqlx::query(SAVE)
             .bind(column(|mark| &mark.stream_arn))
             .bind(column(|mark| &mark.shard_id))
             .bind(last)
-            .bind(reached)
+            .bind(created)
+            .bind(through)
             .bind(finished)
             .bind(self.archive.as_deref())
             .execute(&mut self.connection)
@@ -206,25 +222,23 @@ async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> R
         .map_err(Error::Database)
 }
 
-/// Takes the lock, or says who holds it. An advisory lock of the session: it ends with the connection
+/// Takes the lock; the inner error says who holds it. An advisory lock of the session: it ends with the connection
 /// (PostgreSQL documentation, "Advisory Locks").
-async fn lock(connection: &mut PgConnection) -> anyhow::Result<Session> {
+async fn lock(connection: &mut PgConnection) -> Result<Result<Session, String>, Error> {
     let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start
         FROM pg_stat_activity WHERE pid = pg_backend_pid()";
     let start = tokio::time::Instant::now();
     loop {
         let (taken, pid, since): (bool, i32, OffsetDateTime) =
-            within(sqlx::query_as(sql).bind(LOCK).fetch_one(&mut *connection))
-                .await
-                .context("cannot take the lock of `backfill stream`")?;
+            within(sqlx::query_as(sql).bind(LOCK).fetch_one(&mut *connection)).await?;
         if taken {
-            return Ok(Session { pid, since });
+            return Ok(Ok(Session { pid, since }));
         }
         if start.elapsed() >= LOCK_PATIENCE {
-            bail!(
+            return Ok(Err(format!(
                 "another `backfill stream` is at work on this database{}",
                 holder(connection).await.unwrap_or_default()
-            );
+            )));
         }
         tokio::time::sleep(LOCK_PAUSE).await;
     }

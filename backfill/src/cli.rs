@@ -15,10 +15,11 @@ Exit codes:
   0  done; of check: safe
   1  failed; run the same command again once the cause is mended
   2  a flag or a variable is missing or wrong
-  3  done, and some records are set aside in the table rejected_records
+  3  done, and this run set some records aside in the table rejected_records
   4  not safe: the streams do not hold every change since the snapshot, or have too many readers
-  5  records were trimmed away before they could be read: the message says which and since when
-  6  ended by SIGINT or SIGTERM before all was applied; the same command goes on from there";
+  5  records can have been trimmed away unread: the message says in which shard and since when
+  6  ended by SIGINT or SIGTERM before all was applied; the same command goes on from there
+  130  ended at once by a second signal";
 
 /// Replays change records into the read model (PostgreSQL, and S3 where a bucket is given).
 ///
@@ -65,7 +66,8 @@ The cutoff: when the run ends, every record created before it started is applied
 read to its end. An open shard never ends; it is read until it gives a record created more than 5 \
 seconds after the start, or, where nothing more is written to it, only empty pages for --idle-seconds \
 (10 pages at least; empty pages may stand before records). Then its stream is described once more: an \
-idle shard that was closed meanwhile is read to its end after all, and its children too.
+idle shard that was closed meanwhile is read to its end after all, and so are children that were not \
+listed before.
 
 Checkpoints are kept in the target database, in backfill_checkpoints, each written after the records \
 before it are in both stores. The same command goes on from them, whatever ended it: SIGINT and \
@@ -99,7 +101,10 @@ const MARGIN: &str = "What must be left of the 24 hours that a stream keeps, for
 
 fn time(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| "not a time of RFC 3339, such as 2026-11-23T14:00:00Z".to_owned())
+        .ok()
+        // Reckoning with it must not leave the calendar.
+        .filter(|time| (2000..9000).contains(&time.year()))
+        .ok_or_else(|| "not a time of RFC 3339, such as 2026-11-23T14:00:00Z".to_owned())
 }
 
 #[derive(Debug, Args)]

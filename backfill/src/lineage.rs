@@ -80,6 +80,16 @@ pub(crate) fn disagreement(pages: &[Vec<Shard>], enabled: bool) -> Option<Disagr
     childless.filter(|_| enabled).map(|shard| Disagreement::NoChild(shard.id.clone()))
 }
 
+/// The shards of all pages, each once; closed where any page says so.
+pub(crate) fn united(pages: Vec<Vec<Shard>>) -> Vec<Shard> {
+    let mut shards: BTreeMap<String, Shard> = BTreeMap::new();
+    for shard in pages.into_iter().flatten() {
+        let closed = shard.closed;
+        shards.entry(shard.id.clone()).or_insert(shard).closed |= closed;
+    }
+    shards.into_values().collect()
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
@@ -156,6 +166,10 @@ impl Lineage {
         }
     }
 
+    pub(crate) fn contains(&self, id: &str) -> bool {
+        self.shards.contains_key(id)
+    }
+
     pub(crate) fn has_children(&self, id: &str) -> bool {
         self.children.contains_key(id)
     }
@@ -168,7 +182,7 @@ impl Lineage {
 
 #[cfg(test)]
 mod tests {
-    use super::{Disagreement, Lineage, Shard, disagreement};
+    use super::{Disagreement, Lineage, Shard, disagreement, united};
 
     /// `a` is open, `A.` closed; `b<a` has a parent.
     fn shards(text: &str) -> Vec<Shard> {
@@ -278,6 +292,12 @@ mod tests {
         }
         // The shards of a stream that was disabled are all closed.
         assert_eq!(disagreement(&[shards("a. b<a.")], false), None);
+    }
+
+    #[test]
+    fn the_pages_are_united_to_each_shard_once() {
+        let pages = ["a b", "a. c<a", "b"].map(shards).to_vec();
+        assert_eq!(united(pages), shards("a. b c<a"));
     }
 
     #[test]

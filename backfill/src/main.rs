@@ -8,6 +8,7 @@ mod deliver;
 mod file;
 mod lineage;
 mod migrate;
+mod position;
 mod progress;
 mod reader;
 mod record;
@@ -23,8 +24,8 @@ use clap::Parser as _;
 use projector::apply::Counts;
 
 use crate::cli::{Cli, Command};
+use crate::position::Lost;
 use crate::progress::{LogWriter, note};
-use crate::reader::Lost;
 
 /// What a run came to; the exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -162,7 +162,7 @@ impl StreamProgress {
         }
         match reached.filter(|_| records > 0) {
             // One that is followed after the cutoff still says where the stream is.
-            Some(reached) if standing != Standing::Finished => {
+            Some(reached) if matches!(standing, Standing::Behind | Standing::AtCutoff) => {
                 self.reached.insert(Arc::clone(shard), reached);
             }
             _ if standing != Standing::Behind => {

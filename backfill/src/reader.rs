@@ -14,14 +14,11 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
+use crate::position::{Lost, Position, can_be_lost};
 use crate::progress::ShardCount;
 use crate::record::lambda_json;
 use crate::source::{CallError, Source, Stream};
-use crate::summary::clock;
 
-/// A stream keeps its records for 24 hours (DynamoDB Developer Guide, "Change data capture for
-/// DynamoDB Streams").
-pub(crate) const RETENTION: time::Duration = time::Duration::hours(24);
 /// Creation times are approximate, and rounded down to the second: only a record this much younger
 /// than the cutoff shows that all records from before it have been read.
 const CUTOFF_SLACK: time::Duration = time::Duration::seconds(5);
@@ -33,9 +30,11 @@ const EMPTY_AT_ONCE: u32 = 5;
 const EMPTY_TO_BE_IDLE: u32 = 10;
 /// So many iterators may be of no use in a row.
 const ITERATORS: u32 = 16;
-/// The horizon moves on between the call for an iterator and the call that uses it: so often it is
-/// asked for anew.
-const HORIZONS: u32 = 3;
+/// The horizon moves on between the call for an iterator and the call that uses it, and a shard may be
+/// listed before it can be read: so often it is tried, with pauses that double to some 15 seconds in
+/// all.
+const REFUSALS: u32 = 7;
+const FIRST_REFUSAL_PAUSE: Duration = Duration::from_millis(250);
 
 /// What all readers share.
 #[derive(Debug)]
@@ -63,6 +62,8 @@ pub(crate) enum Standing {
     AtCutoff,
     /// It was closed and has been read to its end.
     Finished,
+    /// It was closed, and nothing of it can be read any more, which loses nothing.
+    TrimmedAway,
 }
 
 /// Some records of a shard, in order.
@@ -73,68 +74,18 @@ pub(crate) struct Page {
     pub(crate) shard: Arc<str>,
     /// Each record's JSON as Lambda delivers it.
     pub(crate) records: Vec<Vec<u8>>,
-    /// The last record's sequence number.
-    pub(crate) sequence_number: Option<String>,
-    /// The last known creation time.
-    pub(crate) reached_at: Option<OffsetDateTime>,
+    /// How far the shard has been read with this page.
+    pub(crate) position: Position,
     pub(crate) standing: Standing,
     /// Given back when the page is part of a batch.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Where reading begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Position {
-    /// After this record; at the trim horizon where there is none.
-    pub(crate) sequence_number: Option<String>,
-    /// Its creation time.
-    pub(crate) reached_at: Option<OffsetDateTime>,
-}
-
-/// Records are gone before they could be read.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "records are lost: shard {shard} of {stream_arn} {}, and what came after that has been trimmed away: \
-     changes from {} to about {} can be missing. Where the snapshot is younger than that, say so with \
-     --snapshot-time; else begin again with a newer one, or go on without them: --allow-gap",
-    read_up_to(.sequence_number.as_deref()), time_or_unknown(*.since), clock(*.until)
-)]
-pub(crate) struct Lost {
-    shard: String,
-    stream_arn: String,
-    sequence_number: Option<String>,
-    since: Option<OffsetDateTime>,
-    until: OffsetDateTime,
-}
-
-fn read_up_to(sequence_number: Option<&str>) -> String {
-    match sequence_number {
-        Some(number) => format!("was read up to sequence number {number}"),
-        None => "was not read yet".to_owned(),
-    }
-}
-
-fn time_or_unknown(time: Option<OffsetDateTime>) -> String {
-    time.map_or_else(|| "an unknown time".to_owned(), clock)
-}
-
-/// Whether trimmed records matter: not where the stream still keeps all that was created since the
-/// snapshot, for then the snapshot holds what they changed. Evidence to the contrary (a record before
-/// them is younger than the snapshot) wins over the clock.
-pub(crate) fn matters(
-    snapshot_time: Option<OffsetDateTime>,
-    reached_at: Option<OffsetDateTime>,
-    now: OffsetDateTime,
-) -> bool {
-    let Some(snapshot_time) = snapshot_time else { return true };
-    snapshot_time < now - RETENTION || reached_at.is_some_and(|reached| reached >= snapshot_time)
-}
-
 /// How a shard's reading ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It was closed, and has been read to its end.
-    Finished,
+    /// It was closed, and has been read to its end, which is here.
+    Finished(Position),
     /// A record from after the cutoff has been read.
     PastCutoff,
     /// It gave only empty pages for long enough. If it turns out to be closed, it is read on from
@@ -153,6 +104,8 @@ pub(crate) struct ShardReader {
     pub(crate) position: Position,
     pub(crate) pages: mpsc::Sender<Page>,
     pub(crate) shards: Arc<ShardCount>,
+    /// A page has been read.
+    pub(crate) opened: bool,
 }
 
 impl ShardReader {
@@ -171,10 +124,9 @@ impl ShardReader {
             // Boxed: the SDK's futures are large, and there may be thousands of readers.
             let answer = Box::pin(self.next_page(iterator.take())).await?;
             let NextPage::Read { records, iterator: next } = answer else {
-                // Trimmed away, and nothing of it matters.
                 self.shards.expected.fetch_add(1, Ordering::SeqCst);
-                self.send(Vec::new(), Standing::Finished, None).await;
-                return Ok(End::Finished);
+                self.send(Vec::new(), Standing::TrimmedAway, None).await;
+                return Ok(End::Finished(self.position));
             };
             iterator = next;
             if records.is_empty() {
@@ -188,8 +140,11 @@ impl ShardReader {
             let idle = empty_pages >= EMPTY_TO_BE_IDLE
                 && empty_since.elapsed() >= self.reading.idle
                 && !self.closed;
-            let newest = self.position.reached_at;
+            let newest = self.position.last_created;
             let passed = newest.is_some_and(|newest| newest > self.reading.cutoff + CUTOFF_SLACK);
+            if idle {
+                self.position.through(self.reading.cutoff);
+            }
             let reaches_cutoff = !at_cutoff && (idle || passed);
             at_cutoff |= reaches_cutoff;
             let standing = match (&iterator, at_cutoff) {
@@ -206,7 +161,7 @@ impl ShardReader {
                 drop(permit);
             }
             if standing == Standing::Finished {
-                return Ok(End::Finished);
+                return Ok(End::Finished(self.position));
             }
             if at_cutoff && !self.reading.follow {
                 return Ok(if passed { End::PastCutoff } else { End::Idle(self.position) });
@@ -228,8 +183,7 @@ impl ShardReader {
         let page = Page {
             stream: self.stream_index,
             shard: Arc::clone(&self.shard),
-            sequence_number: self.position.sequence_number.clone(),
-            reached_at: self.position.reached_at,
+            position: self.position.clone(),
             records,
             standing,
             permit,
@@ -242,7 +196,7 @@ impl ShardReader {
     async fn next_page(&mut self, mut iterator: Option<String>) -> anyhow::Result<NextPage> {
         let reading = Arc::clone(&self.reading);
         let source = &reading.source;
-        let mut refused_at_horizon = 0;
+        let mut refusals = 0;
         for _ in 0..ITERATORS {
             let at = match iterator.take() {
                 Some(iterator) => Ok(iterator),
@@ -258,6 +212,11 @@ impl ShardReader {
             };
             match answer {
                 Ok(answer) => {
+                    if self.position.sequence_number.is_none() && !self.opened {
+                        // Silently it begins where it still can.
+                        reading.check_trimmed(&self.stream, &self.shard, &self.position, false)?;
+                        self.opened = true;
+                    }
                     let records = answer.records();
                     if let Some(images) = records.last().and_then(|record| record.dynamodb()) {
                         self.position.sequence_number = images.sequence_number().map(str::to_owned);
@@ -267,8 +226,9 @@ impl ShardReader {
                         OffsetDateTime::from_unix_timestamp(time.secs()).ok()
                     };
                     // Not the last one's alone: a time may be missing, or be a second early.
-                    let newest = records.iter().filter_map(created).max();
-                    self.position.reached_at = newest.max(self.position.reached_at);
+                    if let Some(newest) = records.iter().filter_map(created).max() {
+                        self.position.created(newest);
+                    }
                     let records =
                         records.iter().map(|record| lambda_json(record, &self.stream.arn));
                     let records = records.collect::<Result<_, _>>();
@@ -279,20 +239,25 @@ impl ShardReader {
                 }
                 // The next one is asked for at the position, which is after the last record read.
                 Err(CallError::Expired) => {}
-                // What is left of the shard begins at TRIM_HORIZON; where that is refused as well,
-                // nothing is left.
-                Err(CallError::Trimmed) => {
-                    reading.trimmed(&self.stream, &self.shard, &self.position)?;
-                    if self.position.sequence_number.take().is_none() {
-                        refused_at_horizon += 1;
+                Err(refusal @ (CallError::Trimmed | CallError::Gone)) => {
+                    reading.check_trimmed(&self.stream, &self.shard, &self.position, true)?;
+                    // What is left of the shard begins at the horizon.
+                    if matches!(refusal, CallError::Trimmed)
+                        && self.position.sequence_number.take().is_some()
+                    {
+                        continue;
                     }
-                    if refused_at_horizon == HORIZONS {
+                    refusals += 1;
+                    if refusals < REFUSALS {
+                        tokio::time::sleep(FIRST_REFUSAL_PAUSE * (1 << (refusals - 1))).await;
+                    } else if self.closed {
                         return Ok(NextPage::TrimmedAway);
+                    } else {
+                        // An open shard is too young for that.
+                        return Err(refusal).with_context(|| {
+                            format!("cannot read shard {} of {}", self.shard, self.stream.arn)
+                        });
                     }
-                }
-                Err(CallError::Gone) => {
-                    reading.trimmed(&self.stream, &self.shard, &self.position)?;
-                    return Ok(NextPage::TrimmedAway);
                 }
                 Err(error) => {
                     return Err(error).with_context(|| {
@@ -325,7 +290,7 @@ impl ShardReader {
             .send()
         };
         let answer = source.call("GetShardIterator", call).await?;
-        // A shard that has no iterator has nothing to read.
+        // Not seen yet. Taken for a shard that is not there, it is tried again.
         answer.shard_iterator.ok_or(CallError::Gone)
     }
 }
@@ -336,32 +301,33 @@ enum NextPage {
 }
 
 impl Reading {
-    /// The records of a shard after this position are trimmed away: lost, or of no matter, which is
-    /// said.
+    /// Where records of a shard behind this position are, or may be, trimmed away: whether that loses
+    /// any. `refused`: the stream refuses to go on there.
     ///
     /// # Errors
     /// [`Lost`].
-    pub(crate) fn trimmed(
+    pub(crate) fn check_trimmed(
         &self,
         stream: &Stream,
         shard: &str,
         position: &Position,
+        refused: bool,
     ) -> anyhow::Result<()> {
-        let now = OffsetDateTime::now_utc();
-        if !matters(self.snapshot_time, position.reached_at, now) {
-            tracing::warn!(
-                stream = stream.arn,
-                shard,
-                "trimmed away in part; the snapshot is younger, so nothing is lost"
-            );
+        if !can_be_lost(position, refused, self.snapshot_time, OffsetDateTime::now_utc()) {
+            if refused {
+                tracing::warn!(
+                    stream = stream.arn,
+                    shard,
+                    "trimmed away in part, which is older than what is known to be stored: nothing is lost"
+                );
+            }
             return Ok(());
         }
         let lost = Lost {
             shard: shard.to_owned(),
             stream_arn: stream.arn.clone(),
-            sequence_number: position.sequence_number.clone(),
-            since: position.reached_at.or(self.snapshot_time),
-            until: now - RETENTION,
+            position: position.clone(),
+            since: position.read_through.max(self.snapshot_time),
         };
         if self.allow_gap {
             tracing::error!("{lost}; going on, as --allow-gap says");
@@ -386,36 +352,5 @@ impl Reading {
             .map(|(count, what)| format!("{count} {what}"))
             .collect();
         (!said.is_empty()).then(|| said.join(", "))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{RETENTION, matters};
-    use time::macros::datetime;
-
-    #[test]
-    fn trimmed_records_matter_unless_the_snapshot_is_younger() {
-        let now = datetime!(2026-11-23 20:00 UTC);
-        let horizon = now - RETENTION;
-        let later = horizon + time::Duration::hours(3);
-        for (snapshot_time, reached_at, expected) in [
-            // Nothing is known of a snapshot.
-            (None, None, true),
-            // All that was created since the snapshot is kept: what is trimmed was in it.
-            (Some(later), None, false),
-            (Some(horizon), None, false),
-            (Some(later), Some(horizon - time::Duration::hours(1)), false),
-            // The run took so long, or began so late, that the horizon passed the snapshot.
-            (Some(horizon - time::Duration::SECOND), None, true),
-            // A record from after the snapshot has been read, and those behind it are gone all the same.
-            (Some(later), Some(later), true),
-        ] {
-            assert_eq!(
-                matters(snapshot_time, reached_at, now),
-                expected,
-                "{snapshot_time:?} {reached_at:?}"
-            );
-        }
     }
 }

@@ -17,7 +17,7 @@ use sqlx::PgConnection;
 use crate::Outcome;
 use crate::cli::{RedriveArguments, Settings};
 use crate::deliver::{Delivery, try_out};
-use crate::progress::Progress;
+use crate::progress::{Progress, note};
 use crate::summary::{self, Reasons, say};
 
 /// So many records are held at once; each may have a mesh of 400 KB.
@@ -36,6 +36,11 @@ pub(crate) async fn run(
     arguments: &RedriveArguments,
 ) -> anyhow::Result<Outcome> {
     let config = settings.config()?;
+    if config.archive.is_none() && !arguments.dry_run {
+        note(
+            "ARCHIVE_BUCKET is not set: a record is removed when it is in the database, no object is written",
+        );
+    }
     let start = Instant::now();
     let mut delivery = Delivery::new(config.projector().await?);
     let mut connection = delivery.projector().database.connect().await?;

@@ -9,9 +9,10 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodbstreams as streams;
+use projector::config::ConfigError;
 use streams::config::retry::RetryConfig;
 use streams::error::{ProvideErrorMetadata, SdkError};
 use streams::types::StreamStatus;
@@ -181,7 +182,18 @@ impl Source {
 
     /// All streams of a table, the oldest first: the one in use, and those that were disabled within
     /// the last 24 hours, which can still be read.
-    pub(crate) async fn streams_of(&self, table: &str) -> anyhow::Result<Vec<Stream>> {
+    ///
+    /// # Errors
+    /// [`ConfigError`] of `variable`, which names the table, where there is no table or no stream.
+    pub(crate) async fn streams_of(
+        &self,
+        variable: &'static str,
+        table: &str,
+    ) -> anyhow::Result<Vec<Stream>> {
+        let wrong = |problem: &str| {
+            let problem = format!("is {table:?}, {problem}; check AWS_REGION, too");
+            anyhow::Error::from(ConfigError { variable, problem })
+        };
         let mut found = Vec::new();
         let mut last = None;
         loop {
@@ -191,9 +203,7 @@ impl Source {
             };
             let page = match self.call("ListStreams", call).await {
                 Ok(page) => page,
-                Err(CallError::Gone) => bail!(
-                    "there is no table {table:?} here: check SESSIONS_TABLE, SCANS_TABLE and AWS_REGION"
-                ),
+                Err(CallError::Gone) => return Err(wrong("and there is no such table here")),
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("cannot list the streams of table {table:?}"));
@@ -216,9 +226,9 @@ impl Source {
             }
         }
         if found.is_empty() {
-            bail!(
-                "table {table:?} has no stream: check SESSIONS_TABLE, SCANS_TABLE and AWS_REGION, and that its stream is enabled with NEW_IMAGE or NEW_AND_OLD_IMAGES"
-            );
+            return Err(wrong(
+                "which has no stream: enable it with NEW_IMAGE or NEW_AND_OLD_IMAGES",
+            ));
         }
         found.sort_by(|a, b| a.label.cmp(&b.label));
         found.dedup_by(|a, b| a.arn == b.arn);
@@ -231,17 +241,15 @@ impl Source {
         loop {
             descriptions += 1;
             let (description, pages) = self.describe_once(stream).await?;
-            let Some(disagreement) = lineage::disagreement(&pages, description.enabled) else {
-                return Ok(Description {
-                    shards: pages.into_iter().flatten().collect(),
-                    ..description
-                });
+            let disagreement = lineage::disagreement(&pages, description.enabled);
+            let shards = lineage::united(pages);
+            let Some(disagreement) = disagreement else {
+                return Ok(Description { shards, ..description });
             };
             self.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(stream = stream.arn, %disagreement, "DescribeStream contradicts itself");
             if descriptions == DESCRIPTIONS {
                 if disagreement.is_harmless() {
-                    let shards = pages.into_iter().flatten().collect();
                     return Ok(Description { shards, ..description });
                 }
                 return Err(disagreement).with_context(|| {
@@ -271,7 +279,8 @@ impl Source {
             let page = answer
                 .stream_description
                 .with_context(|| format!("DescribeStream says nothing of {}", stream.arn))?;
-            pages.push(page.shards().iter().filter_map(listed).collect());
+            let shards = page.shards().iter().map(listed).collect::<Option<Vec<Shard>>>();
+            pages.push(shards.context("DescribeStream lists a shard without an id")?);
             last = page.last_evaluated_shard_id().map(str::to_owned);
             if last.is_some() {
                 continue;
@@ -297,7 +306,9 @@ fn listed(shard: &streams::types::Shard) -> Option<Shard> {
     Some(Shard {
         id: shard.shard_id()?.to_owned(),
         parent: shard.parent_shard_id().map(str::to_owned),
-        closed: shard.sequence_number_range()?.ending_sequence_number().is_some(),
+        closed: shard
+            .sequence_number_range()
+            .is_some_and(|range| range.ending_sequence_number().is_some()),
     })
 }
 

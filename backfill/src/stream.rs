@@ -6,13 +6,14 @@
 //! all of it is in both stores the checkpoints are written. So whatever ends the run, each checkpoint
 //! stands at or before what is stored.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use projector::config;
+use projector::database::Database;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,8 +25,9 @@ use crate::checkpoint::{Checkpoint, Checkpoints, Mark};
 use crate::cli::{Settings, StreamArguments};
 use crate::deliver::{BATCH_BYTES, Delivery};
 use crate::lineage::{Lineage, Shard};
+use crate::position::Position;
 use crate::progress::{self, ShardCount, StreamProgress, note};
-use crate::reader::{End, Page, Position, Reading, ShardReader, Standing};
+use crate::reader::{End, Page, Reading, ShardReader, Standing};
 use crate::source::{Source, Stream};
 use crate::summary::{self, clock, say, span};
 
@@ -35,8 +37,10 @@ const LINGER: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(10);
 /// Between the two clocks are a few calls at the start.
 const CLOCKS_APART: time::Duration = time::Duration::minutes(1);
-/// How often the listing is asked for the children of a closed shard.
+/// How often a stream is described while a closed shard's child is looked for, or when nothing is
+/// under way any more; and otherwise.
 const DESCRIBE_EVERY: Duration = Duration::from_secs(1);
+const DESCRIBE_ANYWAY: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(
     settings: &Settings,
@@ -55,8 +59,9 @@ pub(crate) async fn run(
         OffsetDateTime::now_utc(),
     );
     note(report.table().trim_end());
-    if !report.gap_is_covered() && !arguments.allow_gap {
-        note("nothing was read: go on all the same with --allow-gap");
+    let may_begin = report.may_begin() || arguments.allow_gap;
+    if !may_begin && !report.is_only_too_old() {
+        note("nothing was read; --allow-gap goes on without the changes that are missing");
         return Ok(Outcome::Unsafe);
     }
 
@@ -81,14 +86,26 @@ pub(crate) async fn run(
             forget_all(&mut checkpoints, stream).await?;
             HashMap::new()
         } else {
-            usable(&mut checkpoints, &reading, stream, &description.shards).await?
+            let database = &delivery.projector().database;
+            usable(&mut checkpoints, database, &reading, stream, &description.shards).await?
         };
         streams.push(Arc::new(StreamRun::new(stream.clone(), description.shards.clone(), left)));
+    }
+    if !may_begin {
+        // A replay that has begun in time is judged shard by shard.
+        if streams.iter().all(|stream| stream.left.is_empty()) {
+            note("nothing was read; --allow-gap goes on without the changes that are missing");
+            return Ok(Outcome::Unsafe);
+        }
+        note("an earlier run began in time: going on from its checkpoints");
     }
     let mut progress: Vec<StreamProgress> = streams
         .iter()
         .map(|stream| {
-            let done = stream.left.values().filter(|left| left.finished).count();
+            let is_done = |shard: &&Shard| {
+                stream.left.get(&shard.id).is_some_and(|checkpoint| checkpoint.finished)
+            };
+            let done = stream.listed.iter().filter(is_done).count();
             StreamProgress::start(&stream.stream.table, Arc::clone(&stream.shards), done)
         })
         .collect();
@@ -128,7 +145,8 @@ pub(crate) async fn run(
     }
     let at_cutoff = match ended? {
         Ended::Complete => true,
-        Ended::Stopped { at_cutoff } => at_cutoff,
+        // Only one that follows goes on behind the cutoff; another was not at its end.
+        Ended::Stopped { at_cutoff } => at_cutoff && arguments.follow,
     };
     if at_cutoff {
         say!("every record created before {} is applied", clock(cutoff));
@@ -162,35 +180,41 @@ async fn forget_all(checkpoints: &mut Checkpoints, stream: &Stream) -> anyhow::R
 /// The checkpoints of a stream that hold for this run; the others are deleted.
 async fn usable(
     checkpoints: &mut Checkpoints,
+    database: &Database,
     reading: &Reading,
     stream: &Stream,
     listed: &[Shard],
 ) -> anyhow::Result<HashMap<String, Checkpoint>> {
     let mut left = checkpoints.load(&stream.arn).await?;
-    let listed: std::collections::HashSet<&str> =
-        listed.iter().map(|shard| shard.id.as_str()).collect();
+    let listed: HashSet<&str> = listed.iter().map(|shard| shard.id.as_str()).collect();
     let mut forgotten = Vec::new();
-    let mut of_another_life = 0;
+    let mut trimmed_away = Vec::new();
     for (shard, checkpoint) in &left {
-        // Written before the snapshot was taken: it came with it, from an earlier backfill. Or the
-        // records went to another archive, or to none.
-        let came_with_the_snapshot =
-            reading.snapshot_time.is_some_and(|snapshot| checkpoint.updated_at < snapshot);
-        let other_archive = checkpoints
-            .archive()
-            .is_some_and(|archive| checkpoint.archive.as_deref() != Some(archive));
-        if came_with_the_snapshot || other_archive {
-            of_another_life += 1;
-        } else if listed.contains(shard.as_str()) {
+        // Written before the snapshot was taken: it came with it, from an earlier backfill.
+        if reading.snapshot_time.is_some_and(|snapshot| checkpoint.updated_at < snapshot) {
+            forgotten.push(shard.clone());
             continue;
-        } else if !checkpoint.finished {
-            reading.trimmed(stream, shard, &Position::from(checkpoint))?;
         }
-        forgotten.push(shard.clone());
+        if !checkpoint.finished && !listed.contains(shard.as_str()) {
+            reading.check_trimmed(stream, shard, &checkpoint.position, true)?;
+            trimmed_away.push(Mark {
+                stream_arn: stream.arn.clone(),
+                shard_id: shard.clone(),
+                position: checkpoint.position.clone(),
+                finished: true,
+            });
+        }
+        // The records behind it went to another archive, or to none.
+        let archive = checkpoints.archive();
+        if archive.is_some_and(|archive| checkpoint.archive.as_deref() != Some(archive)) {
+            forgotten.push(shard.clone());
+        }
     }
+    checkpoints.save(database, &trimmed_away).await?;
     let shards: Vec<&str> = forgotten.iter().map(String::as_str).collect();
     checkpoints.forget(&stream.arn, &shards).await?;
     left.retain(|shard, _| !forgotten.contains(shard));
+    let of_another_life = forgotten.len();
     if of_another_life > 0 {
         note(&format!(
             "{}: {of_another_life} checkpoints are not used: they came with the snapshot, or belong to another archive",
@@ -209,15 +233,6 @@ async fn usable(
     Ok(left)
 }
 
-impl From<&Checkpoint> for Position {
-    fn from(checkpoint: &Checkpoint) -> Self {
-        Self {
-            sequence_number: checkpoint.sequence_number.clone(),
-            reached_at: checkpoint.reached_at,
-        }
-    }
-}
-
 /// A stream, and where it stood when the run began.
 struct StreamRun {
     stream: Arc<Stream>,
@@ -234,6 +249,9 @@ impl StreamRun {
 }
 
 /// Reads all shards of a stream, parents before their children.
+///
+/// It ends only after a description that was asked for when nothing was under way any more, and that
+/// shows nothing new: no shard that was not listed before, and none that only seemed idle.
 async fn read_stream(
     reading: Arc<Reading>,
     run: Arc<StreamRun>,
@@ -243,12 +261,17 @@ async fn read_stream(
 ) -> anyhow::Result<()> {
     let mut lineage = Lineage::default();
     lineage.extend(run.listed.iter().cloned());
+    // Up to when everything has been read, by shard: where its children begin.
+    let mut read_through: HashMap<String, Option<OffsetDateTime>> = HashMap::new();
     let mut childless = BTreeMap::new();
-    for (shard, _) in run.left.iter().filter(|(_, checkpoint)| checkpoint.finished) {
-        lineage.finish(shard);
-        if !lineage.has_children(shard) {
-            run.shards.expected.fetch_add(1, Ordering::SeqCst);
-            childless.insert(shard.clone(), Instant::now());
+    for (shard, checkpoint) in &run.left {
+        read_through.insert(shard.clone(), checkpoint.position.read_through);
+        if checkpoint.finished && lineage.contains(shard) {
+            lineage.finish(shard);
+            if !lineage.has_children(shard) {
+                run.shards.expected.fetch_add(1, Ordering::SeqCst);
+                childless.insert(shard.clone(), Instant::now());
+            }
         }
     }
     let mut readers = JoinSet::new();
@@ -263,28 +286,46 @@ async fn read_stream(
             position,
             pages: pages.clone(),
             shards: Arc::clone(&run.shards),
+            opened: false,
         };
         readers.spawn(async move { (id, reader.read().await) });
     };
-    let mut idle: BTreeMap<String, Position> = BTreeMap::new();
+    let mut idle: HashMap<String, Position> = HashMap::new();
     let mut described = Instant::now();
+    let mut shown_complete = false;
     loop {
         for shard in lineage.take_ready() {
-            let position = run.left.get(&shard.id).map(Position::from).unwrap_or_default();
+            shown_complete = false;
+            let position = run.left.get(&shard.id).map_or_else(
+                || {
+                    let parent = shard.parent.as_ref().and_then(|parent| read_through.get(parent));
+                    Position::behind(parent.copied().flatten())
+                },
+                |checkpoint| checkpoint.position.clone(),
+            );
             read(&mut readers, shard, position);
         }
-        // The last description shows whether an idle shard was in truth a closed one.
         let nothing_under_way = readers.is_empty();
-        if nothing_under_way && childless.is_empty() && idle.is_empty() {
+        if nothing_under_way && childless.is_empty() && shown_complete {
             return Ok(());
         }
+        let urgent = nothing_under_way || !childless.is_empty();
+        let describe_at = described + if urgent { DESCRIBE_EVERY } else { DESCRIBE_ANYWAY };
         tokio::select! {
             Some(ended) = readers.join_next() => {
+                shown_complete = false;
                 let (id, end) = ended.context("a reader panicked")?;
                 match end? {
                     End::PastCutoff => {}
-                    End::Idle(position) => { idle.insert(id, position); }
-                    End::Finished => {
+                    End::Idle(position) => {
+                        idle.insert(id, position);
+                    }
+                    End::Finished(position) => {
+                        // Its children are opened at once. Only where a snapshot's changes are promised does
+                        // it matter that they can begin later by then.
+                        if reading.snapshot_time.is_some() {
+                            read_through.insert(id.clone(), position.read_through);
+                        }
                         lineage.finish(&id);
                         if lineage.has_children(&id) {
                             run.shards.expected.fetch_sub(1, Ordering::SeqCst);
@@ -294,38 +335,33 @@ async fn read_stream(
                     }
                 }
             }
-            () = tokio::time::sleep_until(described + DESCRIBE_EVERY),
-                if nothing_under_way || !childless.is_empty() =>
-            {
+            () = tokio::time::sleep_until(describe_at) => {
                 let description = reading.source.describe(&run.stream).await?;
                 described = Instant::now();
+                shown_complete = nothing_under_way;
                 let enabled = description.enabled;
-                let closed: Vec<Shard> = description
-                    .shards
-                    .iter()
-                    .filter(|shard| shard.closed && idle.contains_key(&shard.id))
-                    .cloned()
-                    .collect();
-                lineage.extend(description.shards);
+                lineage.extend(description.shards.iter().cloned());
                 run.shards.listed.store(lineage.len(), Ordering::SeqCst);
-                if nothing_under_way {
-                    for shard in closed {
-                        let position = idle.remove(&shard.id).unwrap_or_default();
-                        read(&mut readers, shard, position);
+                for shard in description.shards {
+                    // An open one with a child is a closed one on another page.
+                    if (shard.closed || lineage.has_children(&shard.id))
+                        && let Some(position) = idle.remove(&shard.id)
+                    {
+                        shown_complete = false;
+                        read(&mut readers, Shard { closed: true, ..shard }, position);
                     }
-                    idle.clear();
                 }
                 childless.retain(|shard, since: &mut Instant| {
+                    let has_children = lineage.has_children(shard);
                     let waits = enabled && since.elapsed() < child_patience;
-                    let still_childless = !lineage.has_children(shard);
-                    if still_childless && !waits && enabled {
+                    if enabled && !has_children && !waits {
                         tracing::warn!(
                             stream = run.stream.arn,
                             shard,
                             "closed, and DescribeStream names no child of it: taken for the end of its lineage, as where partitions were merged"
                         );
                     }
-                    let keep = still_childless && waits;
+                    let keep = !has_children && waits;
                     if !keep {
                         run.shards.expected.fetch_sub(1, Ordering::SeqCst);
                     }
@@ -511,21 +547,20 @@ impl Collector<'_> {
         let marks: Vec<Mark> = batch
             .shards
             .values()
-            .filter(|(page, _)| {
-                page.sequence_number.is_some() || page.standing == Standing::Finished
-            })
+            // What was trimmed away is looked for again by the next run.
+            .filter(|(page, _)| page.standing != Standing::TrimmedAway)
             .map(|(page, _)| Mark {
                 stream_arn: self.streams[page.stream].stream.arn.clone(),
                 shard_id: page.shard.to_string(),
-                sequence_number: page.sequence_number.clone(),
-                reached_at: page.reached_at,
+                position: page.position.clone(),
                 finished: page.standing == Standing::Finished,
             })
             .collect();
         self.checkpoints.save(&self.delivery.projector().database, &marks).await?;
         self.times.checkpoints += start.elapsed();
         for ((stream, shard), (page, records)) in batch.shards {
-            self.progress[stream].advance(&shard, records, page.reached_at, page.standing);
+            let reached = page.position.last_created;
+            self.progress[stream].advance(&shard, records, reached, page.standing);
         }
         Ok(())
     }

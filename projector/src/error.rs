@@ -153,7 +153,7 @@ fn database_message(error: &sqlx::Error) -> String {
             "the database lacks today's schema: run `backfill migrate` against it".to_owned()
         }
         Some("42501") => {
-            "the database role lacks a privilege: run `backfill migrate --grant-to ROLE`".to_owned()
+            "the database role lacks a privilege: run `backfill migrate --grant-to ROLE` for the projector's, --grant-backfill-to for a backfill's".to_owned()
         }
         Some("3D000") => "the database that DATABASE_URL names does not exist".to_owned(),
         Some(code) if code.starts_with("28") => {

@@ -35,7 +35,8 @@ async fn main() {
         malformed: false,
         mesh_bytes: arguments.mesh_bytes,
     });
-    let records = [sessions, scans].concat();
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let records = generate::recent([sessions, scans].concat(), now);
     let server = StreamServer::start().await;
     server.fill(&records, arguments.lineages, arguments.generations);
     println!("export AWS_ENDPOINT_URL_DYNAMODB_STREAMS={}", server.url);
