@@ -292,7 +292,7 @@ async fn a_child_that_is_listed_late_is_read_all_the_same() {
         while !server.calls().iter().any(|call| call.shard.starts_with("shardId-0001")) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         listed.store(true, Ordering::Relaxed);
     };
     let (run, ()) = tokio::join!(output(run), show);

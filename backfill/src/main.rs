@@ -4,6 +4,7 @@
 mod check;
 mod checkpoint;
 mod cli;
+mod collect;
 mod deliver;
 mod file;
 mod lineage;
@@ -13,6 +14,7 @@ mod progress;
 mod reader;
 mod record;
 mod redrive;
+mod shards;
 mod source;
 mod stream;
 mod summary;

@@ -13,6 +13,7 @@ use projector::apply::Counts;
 use time::OffsetDateTime;
 
 use crate::reader::Standing;
+use crate::shards::StreamRun;
 use crate::summary::{clock, span};
 
 /// How often a line is printed where there is no terminal.
@@ -133,13 +134,16 @@ pub(crate) struct StreamProgress {
 }
 
 impl StreamProgress {
-    pub(crate) fn start(name: &str, shards: Arc<ShardCount>, done_before: usize) -> Self {
-        let total = shards.listed.load(Ordering::Relaxed) as u64;
-        let bar = Bar::start(total, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
-        bar.drawn.set_prefix(name.to_owned());
+    pub(crate) fn start(run: &StreamRun) -> Self {
+        let finished = |id: &str| run.left.get(id).is_some_and(|checkpoint| checkpoint.finished);
+        let done_before = run.listed.iter().filter(|shard| finished(&shard.id)).count();
+        let (name, shards) = (&run.stream.table, Arc::clone(&run.shards));
+        let bar =
+            Bar::start(run.listed.len() as u64, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
+        bar.drawn.set_prefix(name.clone());
         Self {
             bar,
-            name: name.to_owned(),
+            name: name.clone(),
             shards,
             done_before,
             done: HashSet::new(),
