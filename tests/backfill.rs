@@ -10,6 +10,7 @@ use support::emulator::{binary, event};
 use support::generate::{self, SMALL};
 use support::oracle;
 use support::records::{LABEL, Record, session};
+use support::runs::{counted, text};
 use support::services::{Stores, parsed, service};
 
 fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
@@ -25,17 +26,6 @@ fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
 fn fixture(name: &str) -> String {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
     path.to_str().expect("a path").to_owned()
-}
-
-fn text(output: &[u8]) -> String {
-    String::from_utf8_lossy(output).into_owned()
-}
-
-/// The number behind a name in the summary.
-fn counted(output: &Output, name: &str) -> u64 {
-    let summary = text(&output.stdout);
-    let line = summary.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap_or("0");
-    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
 #[tokio::test]

@@ -1,94 +1,21 @@
-//! `backfill stream` and `check` against a stream server that does on command what DynamoDB Streams do
-//! when they like: the real binary, the real SDK client, real stores.
+//! `backfill stream` against a stream server that does on command what DynamoDB Streams do when they
+//! like: the real binary, the real SDK client, real stores.
 
-use std::collections::{BTreeSet, HashMap};
-use std::process::{Output, Stdio};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
-use support::emulator::{Lambda, binary, event};
+use support::emulator::{Lambda, event};
 use support::gates::TcpGate;
-use support::generate::{self, Day, SMALL};
+use support::generate::{self, SMALL};
 use support::oracle;
 use support::records::{LABEL, Record, Table, arn, removal, scan, session};
-use support::services::{Stores, parsed, service};
+use support::runs::{assert_code, assert_equal, counted, now, output, stream, text, well_formed};
+use support::services::{Stores, parsed};
 use support::stream_server::{Fault, StreamServer, lineage_of};
-use time::OffsetDateTime;
 use tokio::process::{Child, Command};
-
-fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary("backfill"));
-    command
-        .args(arguments)
-        .env("DATABASE_URL", &stores.database_url)
-        .env("ARCHIVE_BUCKET", &stores.bucket)
-        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-        .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &server.url)
-        .env("AWS_ENDPOINT_URL_LAMBDA", &server.url)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-}
-
-/// `backfill stream` that does not wait long for what is idle or missing.
-fn stream(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
-    let quick = ["stream", "--idle-seconds", "0", "--child-wait-seconds", "1"];
-    command(stores, server, &[&quick, arguments].concat())
-}
-
-async fn output(mut command: Command) -> Output {
-    command.output().await.expect("backfill runs")
-}
-
-fn text(output: &[u8]) -> String {
-    String::from_utf8_lossy(output).into_owned()
-}
-
-#[track_caller]
-fn assert_code(output: &Output, code: i32) {
-    let (out, log) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{out}\n{log}");
-}
-
-/// The number behind a name in the summary.
-fn counted(output: &Output, name: &str) -> u64 {
-    let summary = text(&output.stdout);
-    let line = summary.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap_or("0");
-    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
-}
-
-fn now() -> i64 {
-    OffsetDateTime::now_utc().unix_timestamp()
-}
-
-fn rfc3339(seconds: i64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp(seconds).expect("a time");
-    time.format(&time::format_description::well_known::Rfc3339).expect("a time")
-}
-
-/// A label, and with it the time at which a stream was enabled.
-fn label(seconds: i64) -> String {
-    rfc3339(seconds).replace('Z', ".000")
-}
-
-fn well_formed(sessions: usize, seed: u64) -> Vec<Record> {
-    let day = Day { seed, sessions, malformed: false, mesh_bytes: 0 };
-    let (sessions, scans) = generate::day(day);
-    generate::recent([sessions, scans].concat(), now() - 60)
-}
-
-async fn assert_equal(stores: &Stores, records: &[Record]) {
-    let (rows, expected) = (stores.rows().await, oracle::rows(records));
-    // Whole rows of a day are no message.
-    let sessions = rows.keys().chain(expected.keys());
-    let wrong: BTreeSet<_> = sessions.filter(|id| rows.get(*id) != expected.get(*id)).collect();
-    assert!(wrong.is_empty(), "{} of {} rows: {wrong:?}", wrong.len(), expected.len());
-    assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
-}
 
 /// What a checkpoint says is in both stores: of each shard with one, every record up to it.
 async fn assert_no_checkpoint_ahead(
@@ -323,108 +250,6 @@ async fn a_shard_that_seemed_idle_and_was_closed_is_read_to_its_end() {
     assert_equal(&stores, &records).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn trimmed_records_stop_the_run_and_are_named() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let arn = server.add_stream(Table::Sessions, LABEL);
-    server.add_stream(Table::Scans, LABEL);
-    server.open_shard(&arn, "shardId-a", None);
-    let record = |index: u128, created_at: i64| {
-        let mut draft = session(&format!("s{index}"), "u");
-        draft.created_at = Some(created_at);
-        draft.place(LABEL, index)
-    };
-    let long_ago = now() - 40 * 3600;
-    let records: Vec<Record> = (1..=10).map(|index| record(index, long_ago)).collect();
-    server.put(&arn, "shardId-a", &records[..5]);
-    assert_code(&output(stream(&stores, &server, &[])).await, 0);
-    age_checkpoints(&stores, 40).await;
-    server.put(&arn, "shardId-a", &records[5..]);
-    server.trim(&arn, "shardId-a", 8);
-
-    let stopped = output(stream(&stores, &server, &[])).await;
-    assert_code(&stopped, 5);
-    let error = text(&stopped.stderr);
-    let since = "SELECT to_char(read_through AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI:SS') FROM backfill_checkpoints";
-    let since = stores.ask(since).await;
-    for part in ["shardId-a", "sequence number 000000000000000000005", &since, "--allow-gap"] {
-        assert!(error.contains(part), "{part}: {error}");
-    }
-    // Nothing was skipped.
-    assert_eq!(stores.rows().await, oracle::rows(&records[..5]));
-
-    let allowed = output(stream(&stores, &server, &["--allow-gap"])).await;
-    assert_code(&allowed, 0);
-    assert!(text(&allowed.stderr).contains("records can be lost"), "{allowed:?}");
-    let expected: Vec<Record> = [&records[..5], &records[8..]].concat();
-    assert_eq!(stores.rows().await, oracle::rows(&expected));
-
-    // A shard with a checkpoint that is gone whole.
-    age_checkpoints(&stores, 30).await;
-    server.remove_shard(&arn, "shardId-a");
-    server.open_shard(&arn, "shardId-b", Some("shardId-a"));
-    let stopped = output(stream(&stores, &server, &[])).await;
-    assert_code(&stopped, 5);
-    assert!(text(&stopped.stderr).contains("shardId-a"), "{stopped:?}");
-}
-
-/// As if the checkpoints had been written so many hours ago, and what they stand for stored then.
-async fn age_checkpoints(stores: &Stores, hours: u32) {
-    let aged = format!(
-        "WITH aged AS (UPDATE backfill_checkpoints SET updated_at = now() - interval '{hours} h', \
-         last_created = least(last_created, now() - interval '{hours} h'), \
-         read_through = now() - interval '{hours} h' RETURNING 1) SELECT count(*) FROM aged"
-    );
-    let aged: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(aged))
-        .fetch_one(&mut stores.connect().await)
-        .await
-        .expect("checkpoints");
-    assert!(aged > 0);
-}
-
-/// The trim horizon says nothing: a shard that was empty when it was last looked at begins later now.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shard_whose_beginning_was_trimmed_in_silence_stops_the_run() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let arn = server.add_stream(Table::Sessions, LABEL);
-    server.add_stream(Table::Scans, LABEL);
-    let records: Vec<Record> =
-        (1..=4).map(|index| session(&format!("s{index}"), "u").place(LABEL, index)).collect();
-    server.open_shard(&arn, "shardId-a", None);
-    server.put(&arn, "shardId-a", &records[..1]);
-    server.roll(&arn, "shardId-a", "shardId-b");
-    assert_code(&output(stream(&stores, &server, &[])).await, 0);
-    // A day later: the parent is gone, the child was written to, closed, and trimmed in part.
-    age_checkpoints(&stores, 25).await;
-    server.put(&arn, "shardId-b", &records[1..]);
-    server.roll(&arn, "shardId-b", "shardId-c");
-    server.remove_shard(&arn, "shardId-a");
-    server.trim(&arn, "shardId-b", 2);
-    let stopped = output(stream(&stores, &server, &[])).await;
-    assert_code(&stopped, 5);
-    assert!(text(&stopped.stderr).contains("shard shardId-b"), "{stopped:?}");
-    // A database that others kept up to date begins anew.
-    let anew = output(stream(&stores, &server, &["--restart"])).await;
-    assert_code(&anew, 0);
-    assert_eq!(stores.rows().await.len(), 2, "what is left");
-}
-
-/// The horizon and the listing are not of one moment: what is refused once is tried again.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_at_the_trim_horizon_that_passes_loses_nothing() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let records = well_formed(10, 24);
-    server.fill(&records, 2, 2);
-    server.set_rule(|call| match (call.operation, call.earlier) {
-        ("GetRecords", 0..=2) => Fault::Error(400, "TrimmedDataAccessException"),
-        ("GetShardIterator", 1..=2) => Fault::Error(400, "ResourceNotFoundException"),
-        _ => Fault::Pass,
-    });
-    let run = output(stream(&stores, &server, &[])).await;
-    assert_code(&run, 0);
-    assert_equal(&stores, &records).await;
-}
-
 /// A split of which one child is not listed yet, while the other one is written to.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sibling_that_is_listed_late_is_read_all_the_same() {
@@ -450,58 +275,6 @@ async fn a_sibling_that_is_listed_late_is_read_all_the_same() {
     let run = output(stream(&stores, &server, &[])).await;
     assert_code(&run, 0);
     assert_equal(&stores, &records).await;
-}
-
-/// A replay that has begun in time goes on although the margin is used up; a new one does not begin.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_began_in_time_goes_on_when_the_snapshot_grows_old() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let enabled = label(now() - 3 * 24 * 3600);
-    let arn = server.add_stream(Table::Sessions, &enabled);
-    server.add_stream(Table::Scans, &enabled);
-    server.open_shard(&arn, "shardId-a", None);
-    let records = [1, 2].map(|index| session(&format!("s{index}"), "u").place(&enabled, index));
-    server.put(&arn, "shardId-a", &records[..1]);
-    let snapshot = rfc3339(now() - 23 * 3600 - 1800);
-    let arguments = ["--snapshot-time", &snapshot];
-    let late = output(stream(&stores, &server, &arguments)).await;
-    assert_code(&late, 4);
-    assert!(text(&late.stderr).contains("--margin-minutes"), "{late:?}");
-    let begun = [arguments[0], arguments[1], "--margin-minutes", "10"];
-    assert_code(&output(stream(&stores, &server, &begun)).await, 0);
-    server.put(&arn, "shardId-a", &records[1..]);
-    let resumed = output(stream(&stores, &server, &arguments)).await;
-    assert_code(&resumed, 0);
-    assert!(text(&resumed.stderr).contains("going on from its checkpoints"), "{resumed:?}");
-    assert_equal(&stores, &records).await;
-}
-
-/// What was trimmed is older than the snapshot: the database has it.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_trimmed_and_older_than_the_snapshot_is_not_lost() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let enabled = label(now() - 48 * 3600);
-    let arn = server.add_stream(Table::Sessions, &enabled);
-    server.add_stream(Table::Scans, &enabled);
-    server.open_shard(&arn, "shardId-a", None);
-    let records: Vec<Record> = (1..=4)
-        .map(|index| {
-            let mut draft = session(&format!("s{index}"), "u");
-            draft.created_at = Some(now() - 22 * 3600);
-            draft.place(&enabled, index)
-        })
-        .collect();
-    server.put(&arn, "shardId-a", &records[..1]);
-    let snapshot = rfc3339(now() - 3600);
-    let arguments = ["--snapshot-time", &snapshot];
-    assert_code(&output(stream(&stores, &server, &arguments)).await, 0);
-    server.put(&arn, "shardId-a", &records[1..]);
-    server.trim(&arn, "shardId-a", 3);
-    let run = output(stream(&stores, &server, &arguments)).await;
-    assert_code(&run, 0);
-    assert!(text(&run.stderr).contains("nothing is lost"), "{run:?}");
-    let expected: Vec<Record> = [&records[..1], &records[3..]].concat();
-    assert_eq!(stores.rows().await, oracle::rows(&expected));
 }
 
 /// The tables are written to all the time: the run ends all the same, with everything from before it.
@@ -816,115 +589,6 @@ async fn a_thousand_shards_are_read_in_bounded_memory() {
         (1_000 * MESH_BYTES) >> 20
     );
     assert!((10..150).contains(&megabytes), "{megabytes} MiB");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_check_says_whether_the_gap_is_covered_and_who_reads() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let enabled = label(now() - 3 * 24 * 3600);
-    let mut arns = Vec::new();
-    for table in [Table::Sessions, Table::Scans] {
-        let arn = server.add_stream(table, &enabled);
-        server.open_shard(&arn, "shardId-a", None);
-        server.roll(&arn, "shardId-a", "shardId-b");
-        server.set_event_source_mappings(&arn, Some(1));
-        arns.push(arn);
-    }
-    let check = async |hours_ago: i64, arguments: &[&str]| {
-        let snapshot = rfc3339(now() - hours_ago * 3600);
-        let arguments = [&["check", "--snapshot-time", snapshot.as_str()], arguments].concat();
-        let mut command = command(&stores, &server, &arguments);
-        // It needs none.
-        command.env_remove("DATABASE_URL").env_remove("ARCHIVE_BUCKET");
-        output(command).await
-    };
-    let safe = check(5, &[]).await;
-    assert_code(&safe, 0);
-    let table = text(&safe.stdout);
-    for part in [
-        "sessions  ENABLED",
-        "covered",
-        "1 open, 1 closed",
-        "1 mapping + backfill, limit 2",
-        "safe: every change since",
-    ] {
-        assert!(table.contains(part), "{part}: {table}");
-    }
-    let json = check(5, &["--json"]).await;
-    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
-    assert_eq!(
-        (&json["safe"], &json["streams"][1]["readers_with_backfill"]),
-        (&true.into(), &2.into())
-    );
-    assert_eq!(json["streams"][1]["covered"], true);
-
-    for (hours_ago, arguments, part) in [
-        (25, vec![], "has been trimmed"),
-        (23, vec!["--margin-minutes", "90"], "less than the margin of 1 h 30 min"),
-        (80, vec![], "after the snapshot"),
-        (-1, vec![], "lies in the future"),
-    ] {
-        let unsafe_ = check(hours_ago, &arguments).await;
-        assert_code(&unsafe_, 4);
-        assert!(text(&unsafe_.stdout).contains(part), "{part}: {unsafe_:?}");
-    }
-    server.set_event_source_mappings(&arns[1], Some(2));
-    let crowded = check(5, &[]).await;
-    assert_code(&crowded, 4);
-    assert!(
-        text(&crowded.stdout).contains("2 event source mappings read it already"),
-        "{crowded:?}"
-    );
-    // A backfill beside two mappings is throttled, and closes the gap all the same.
-    let snapshot = rfc3339(now() - 5 * 3600);
-    assert_code(&output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await, 0);
-    server.set_event_source_mappings(&arns[1], None);
-    let unknown = check(5, &[]).await;
-    assert_code(&unknown, 0);
-    assert!(text(&unknown.stdout).contains("unknown + backfill"), "{unknown:?}");
-    assert!(text(&unknown.stdout).contains("AccessDenied"), "{unknown:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let records = well_formed(5, 22);
-    server.fill(&records, 1, 1);
-    let snapshot = rfc3339(now() - 30 * 3600);
-    let refused = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
-    assert_code(&refused, 4);
-    assert!(text(&refused.stderr).contains("--allow-gap"), "{refused:?}");
-    assert_eq!((server.count("GetShardIterator"), stores.rows().await.len()), (0, 0));
-    let allowed =
-        output(stream(&stores, &server, &["--snapshot-time", &snapshot, "--allow-gap"])).await;
-    assert_code(&allowed, 0);
-    assert_equal(&stores, &records).await;
-}
-
-/// A database restored from a snapshot has the checkpoints of an earlier backfill of its own; another
-/// archive lacks the objects of what is behind a checkpoint.
-#[tokio::test(flavor = "multi_thread")]
-async fn checkpoints_of_another_life_are_not_used() {
-    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
-    let enabled = label(now() - 3 * 24 * 3600);
-    let record = session("s1", "u").place(&enabled, 1);
-    let arn = server.add_stream(Table::Sessions, &enabled);
-    server.add_stream(Table::Scans, &enabled);
-    server.open_shard(&arn, "shardId-a", None);
-    server.put(&arn, "shardId-a", std::slice::from_ref(&record));
-    let mut without_archive = stream(&stores, &server, &[]);
-    without_archive.env_remove("ARCHIVE_BUCKET");
-    assert_code(&output(without_archive).await, 0);
-    let archived = output(stream(&stores, &server, &[])).await;
-    assert_eq!(counted(&archived, "objects written"), 1, "{archived:?}");
-    assert!(text(&archived.stderr).contains("1 checkpoints are not used"), "{archived:?}");
-    assert_eq!(counted(&output(stream(&stores, &server, &[])).await, "duplicate"), 0);
-
-    // Written before the snapshot: it came with it.
-    age_checkpoints(&stores, 3).await;
-    let snapshot = rfc3339(now() - 2 * 3600);
-    let run = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
-    assert_eq!((run.status.code(), counted(&run, "duplicate")), (Some(0), 1), "{run:?}");
 }
 
 /// A stream that was disabled can be read for a day; its shards are all closed.

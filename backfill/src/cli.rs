@@ -65,7 +65,7 @@ it again, and refuses a gap that is not covered.
 The cutoff: when the run ends, every record created before it started is applied. A closed shard is \
 read to its end. An open shard never ends; it is read until it gives a record created more than 5 \
 seconds after the start, or, where nothing more is written to it, only empty pages for --idle-seconds \
-(10 pages at least; empty pages may stand before records). Then its stream is described once more: an \
+(4 pages for each of them and 10 at least; empty pages may stand before records). Then its stream is described once more: an \
 idle shard that was closed meanwhile is read to its end after all, and so are children that were not \
 listed before.
 

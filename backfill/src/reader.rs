@@ -26,8 +26,10 @@ const CUTOFF_SLACK: time::Duration = time::Duration::seconds(5);
 const IDLE_PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
 /// So many empty pages are asked for without a pause, since empty pages may stand before records.
 const EMPTY_AT_ONCE: u32 = 5;
-/// An open shard is not taken for idle before so many empty pages in a row.
-const EMPTY_TO_BE_IDLE: u32 = 10;
+/// An open shard is not taken for idle before so many empty pages in a row, and so many for each second
+/// that it must be idle: calls that are held up must not count for calls that were made.
+const EMPTY_TO_BE_IDLE: u64 = 10;
+const EMPTY_A_SECOND: u64 = 4;
 /// So many iterators may be of no use in a row.
 const ITERATORS: u32 = 16;
 /// The horizon moves on between the call for an iterator and the call that uses it, and a shard may be
@@ -118,6 +120,7 @@ impl ShardReader {
         let mut at_cutoff = false;
         let mut empty_pages = 0;
         let mut empty_since = Instant::now();
+        let enough_empty_pages = EMPTY_TO_BE_IDLE.max(EMPTY_A_SECOND * self.reading.idle.as_secs());
         loop {
             let permit = Arc::clone(&self.reading.permits).acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
@@ -137,7 +140,7 @@ impl ShardReader {
             } else {
                 empty_pages = 0;
             }
-            let idle = empty_pages >= EMPTY_TO_BE_IDLE
+            let idle = u64::from(empty_pages) >= enough_empty_pages
                 && empty_since.elapsed() >= self.reading.idle
                 && !self.closed;
             let newest = self.position.last_created;

@@ -7,5 +7,6 @@ pub mod gates;
 pub mod generate;
 pub mod oracle;
 pub mod records;
+pub mod runs;
 pub mod services;
 pub mod stream_server;

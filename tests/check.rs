@@ -1,0 +1,142 @@
+//! `backfill check`, and what `stream` makes of it: which replay may begin, and which may go on.
+
+use support::records::{Table, session};
+use support::runs::{
+    age_checkpoints, assert_code, assert_equal, command, counted, label, now, output, rfc3339,
+    stream, text, well_formed,
+};
+use support::services::Stores;
+use support::stream_server::StreamServer;
+
+/// A replay that has begun in time goes on although the margin is used up; a new one does not begin.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_began_in_time_goes_on_when_the_snapshot_grows_old() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 3 * 24 * 3600);
+    let arn = server.add_stream(Table::Sessions, &enabled);
+    server.add_stream(Table::Scans, &enabled);
+    server.open_shard(&arn, "shardId-a", None);
+    let records = [1, 2].map(|index| session(&format!("s{index}"), "u").place(&enabled, index));
+    server.put(&arn, "shardId-a", &records[..1]);
+    let snapshot = rfc3339(now() - 23 * 3600 - 1800);
+    let arguments = ["--snapshot-time", &snapshot];
+    let late = output(stream(&stores, &server, &arguments)).await;
+    assert_code(&late, 4);
+    assert!(text(&late.stderr).contains("--margin-minutes"), "{late:?}");
+    let begun = [arguments[0], arguments[1], "--margin-minutes", "10"];
+    assert_code(&output(stream(&stores, &server, &begun)).await, 0);
+    server.put(&arn, "shardId-a", &records[1..]);
+    let resumed = output(stream(&stores, &server, &arguments)).await;
+    assert_code(&resumed, 0);
+    assert!(text(&resumed.stderr).contains("going on from its checkpoints"), "{resumed:?}");
+    assert_equal(&stores, &records).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_says_whether_the_gap_is_covered_and_who_reads() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 3 * 24 * 3600);
+    let mut arns = Vec::new();
+    for table in [Table::Sessions, Table::Scans] {
+        let arn = server.add_stream(table, &enabled);
+        server.open_shard(&arn, "shardId-a", None);
+        server.roll(&arn, "shardId-a", "shardId-b");
+        server.set_event_source_mappings(&arn, Some(1));
+        arns.push(arn);
+    }
+    let check = async |hours_ago: i64, arguments: &[&str]| {
+        let snapshot = rfc3339(now() - hours_ago * 3600);
+        let arguments = [&["check", "--snapshot-time", snapshot.as_str()], arguments].concat();
+        let mut command = command(&stores, &server, &arguments);
+        // It needs none.
+        command.env_remove("DATABASE_URL").env_remove("ARCHIVE_BUCKET");
+        output(command).await
+    };
+    let safe = check(5, &[]).await;
+    assert_code(&safe, 0);
+    let table = text(&safe.stdout);
+    for part in [
+        "sessions  ENABLED",
+        "covered",
+        "1 open, 1 closed",
+        "1 mapping + backfill, limit 2",
+        "safe: every change since",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let json = check(5, &["--json"]).await;
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(
+        (&json["safe"], &json["streams"][1]["readers_with_backfill"]),
+        (&true.into(), &2.into())
+    );
+    assert_eq!(json["streams"][1]["covered"], true);
+
+    for (hours_ago, arguments, part) in [
+        (25, vec![], "has been trimmed"),
+        (23, vec!["--margin-minutes", "90"], "less than the margin of 1 h 30 min"),
+        (80, vec![], "after the snapshot"),
+        (-1, vec![], "lies in the future"),
+    ] {
+        let unsafe_ = check(hours_ago, &arguments).await;
+        assert_code(&unsafe_, 4);
+        assert!(text(&unsafe_.stdout).contains(part), "{part}: {unsafe_:?}");
+    }
+    server.set_event_source_mappings(&arns[1], Some(2));
+    let crowded = check(5, &[]).await;
+    assert_code(&crowded, 4);
+    assert!(
+        text(&crowded.stdout).contains("2 event source mappings read it already"),
+        "{crowded:?}"
+    );
+    // A backfill beside two mappings is throttled, and closes the gap all the same.
+    let snapshot = rfc3339(now() - 5 * 3600);
+    assert_code(&output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await, 0);
+    server.set_event_source_mappings(&arns[1], None);
+    let unknown = check(5, &[]).await;
+    assert_code(&unknown, 0);
+    assert!(text(&unknown.stdout).contains("unknown + backfill"), "{unknown:?}");
+    assert!(text(&unknown.stdout).contains("AccessDenied"), "{unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(5, 22);
+    server.fill(&records, 1, 1);
+    let snapshot = rfc3339(now() - 30 * 3600);
+    let refused = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
+    assert_code(&refused, 4);
+    assert!(text(&refused.stderr).contains("--allow-gap"), "{refused:?}");
+    assert_eq!((server.count("GetShardIterator"), stores.rows().await.len()), (0, 0));
+    let allowed =
+        output(stream(&stores, &server, &["--snapshot-time", &snapshot, "--allow-gap"])).await;
+    assert_code(&allowed, 0);
+    assert_equal(&stores, &records).await;
+}
+
+/// A database restored from a snapshot has the checkpoints of an earlier backfill of its own; another
+/// archive lacks the objects of what is behind a checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_of_another_life_are_not_used() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 3 * 24 * 3600);
+    let record = session("s1", "u").place(&enabled, 1);
+    let arn = server.add_stream(Table::Sessions, &enabled);
+    server.add_stream(Table::Scans, &enabled);
+    server.open_shard(&arn, "shardId-a", None);
+    server.put(&arn, "shardId-a", std::slice::from_ref(&record));
+    let mut without_archive = stream(&stores, &server, &[]);
+    without_archive.env_remove("ARCHIVE_BUCKET");
+    assert_code(&output(without_archive).await, 0);
+    let archived = output(stream(&stores, &server, &[])).await;
+    assert_eq!(counted(&archived, "objects written"), 1, "{archived:?}");
+    assert!(text(&archived.stderr).contains("1 checkpoints are not used"), "{archived:?}");
+    assert_eq!(counted(&output(stream(&stores, &server, &[])).await, "duplicate"), 0);
+
+    // Written before the snapshot: it came with it.
+    age_checkpoints(&stores, 3).await;
+    let snapshot = rfc3339(now() - 2 * 3600);
+    let run = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
+    assert_eq!((run.status.code(), counted(&run, "duplicate")), (Some(0), 1), "{run:?}");
+}

@@ -1,0 +1,134 @@
+//! Runs of the `backfill` binary, and what they leave in the stores.
+
+use std::collections::BTreeSet;
+use std::process::{Output, Stdio};
+
+use time::OffsetDateTime;
+use tokio::process::Command;
+
+use crate::emulator::binary;
+use crate::generate::{self, Day};
+use crate::oracle;
+use crate::records::Record;
+use crate::services::{Stores, parsed, service};
+use crate::stream_server::StreamServer;
+
+/// A command of `backfill` whose streams are this server's.
+#[must_use]
+pub fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("backfill"));
+    command
+        .args(arguments)
+        .env("DATABASE_URL", &stores.database_url)
+        .env("ARCHIVE_BUCKET", &stores.bucket)
+        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
+        .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &server.url)
+        .env("AWS_ENDPOINT_URL_LAMBDA", &server.url)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// `backfill stream` that does not wait long for what is idle or missing.
+#[must_use]
+pub fn stream(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
+    let quick = ["stream", "--idle-seconds", "0", "--child-wait-seconds", "1"];
+    command(stores, server, &[&quick, arguments].concat())
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// Where it cannot be run.
+pub async fn output(mut command: Command) -> Output {
+    command.output().await.expect("backfill runs")
+}
+
+/// What was printed.
+#[must_use]
+pub fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+/// Sees that a run ended with this exit code.
+///
+/// # Panics
+/// With what it printed, where it did not.
+#[track_caller]
+pub fn assert_code(output: &Output, code: i32) {
+    let (out, log) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}\n{log}");
+}
+
+/// The number behind a name in the summary.
+///
+/// # Panics
+/// Where it is none.
+#[must_use]
+pub fn counted(output: &Output, name: &str) -> u64 {
+    let summary = text(&output.stdout);
+    let line = summary.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap_or("0");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
+}
+
+/// A time of so many seconds since 1970.
+///
+/// # Panics
+/// Where it is none.
+#[must_use]
+pub fn rfc3339(seconds: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(seconds).expect("a time");
+    time.format(&time::format_description::well_known::Rfc3339).expect("a time")
+}
+
+/// A label, and with it the time at which a stream was enabled.
+#[must_use]
+pub fn label(seconds: i64) -> String {
+    rfc3339(seconds).replace('Z', ".000")
+}
+
+/// A day that ended a minute ago, without malformed records.
+#[must_use]
+pub fn well_formed(sessions: usize, seed: u64) -> Vec<Record> {
+    let day = Day { seed, sessions, malformed: false, mesh_bytes: 0 };
+    let (sessions, scans) = generate::day(day);
+    generate::recent([sessions, scans].concat(), now() - 60)
+}
+
+/// Sees that both stores hold what these records come to.
+///
+/// # Panics
+/// Where they do not.
+pub async fn assert_equal(stores: &Stores, records: &[Record]) {
+    let (rows, expected) = (stores.rows().await, oracle::rows(records));
+    // Whole rows of a day are no message.
+    let sessions = rows.keys().chain(expected.keys());
+    let wrong: BTreeSet<_> = sessions.filter(|id| rows.get(*id) != expected.get(*id)).collect();
+    assert!(wrong.is_empty(), "{} of {} rows: {wrong:?}", wrong.len(), expected.len());
+    assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
+}
+
+/// As if the checkpoints had been written so many hours ago, and what they stand for stored then.
+///
+/// # Panics
+/// Where there are none.
+pub async fn age_checkpoints(stores: &Stores, hours: u32) {
+    let aged = format!(
+        "WITH aged AS (UPDATE backfill_checkpoints SET updated_at = now() - interval '{hours} h', \
+         last_created = least(last_created, now() - interval '{hours} h'), \
+         read_through = now() - interval '{hours} h' RETURNING 1) SELECT count(*) FROM aged"
+    );
+    let aged: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(aged))
+        .fetch_one(&mut stores.connect().await)
+        .await
+        .expect("checkpoints");
+    assert!(aged > 0);
+}
