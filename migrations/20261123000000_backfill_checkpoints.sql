@@ -13,6 +13,9 @@ create table backfill_checkpoints (
     finished boolean not null,
     -- The bucket and prefix that the records went to as well, or null: they are in that archive only.
     archive text,
+    -- The run that wrote this began when every change since then could be read; null where that is not
+    -- known.
+    snapshot_time timestamptz,
     updated_at timestamptz not null default now(),
     primary key (stream_arn, shard_id)
 );

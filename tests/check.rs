@@ -140,3 +140,30 @@ async fn checkpoints_of_another_life_are_not_used() {
     let run = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
     assert_eq!((run.status.code(), counted(&run, "duplicate")), (Some(0), 1), "{run:?}");
 }
+
+/// Checkpoints of a run that promised nothing do not show that it began in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_was_too_old_from_the_start_is_refused_whatever_was_read_since() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 3 * 24 * 3600);
+    let arn = server.add_stream(Table::Sessions, &enabled);
+    server.add_stream(Table::Scans, &enabled);
+    server.open_shard(&arn, "shardId-a", None);
+    server.put(&arn, "shardId-a", &[session("s1", "u").place(&enabled, 1)]);
+    assert_code(&output(stream(&stores, &server, &[])).await, 0);
+    let snapshot = rfc3339(now() - 30 * 3600);
+    let arguments = ["--snapshot-time", &snapshot];
+    let refused = output(stream(&stores, &server, &arguments)).await;
+    assert_code(&refused, 4);
+    // Nor does a new beginning take away what another run may go on from.
+    let begun = rfc3339(now() - 23 * 3600 - 1800);
+    let begun = ["--snapshot-time", &begun, "--margin-minutes", "10"];
+    assert_code(&output(stream(&stores, &server, &[&begun[..], &["--restart"]].concat())).await, 0);
+    let refused = output(stream(&stores, &server, &["--restart", begun[0], begun[1]])).await;
+    assert_code(&refused, 4);
+    assert_eq!(stores.ask("SELECT count(*) FROM backfill_checkpoints").await, "1");
+    assert_code(&output(stream(&stores, &server, &begun[..2])).await, 0);
+    // What was lost with a will is said at the end.
+    let lost = output(stream(&stores, &server, &["--allow-gap", arguments[0], arguments[1]])).await;
+    assert_code(&lost, 0);
+}

@@ -43,6 +43,7 @@ async fn trimmed_records_stop_the_run_and_are_named() {
     let allowed = output(stream(&stores, &server, &["--allow-gap"])).await;
     assert_code(&allowed, 0);
     assert!(text(&allowed.stderr).contains("records can be lost"), "{allowed:?}");
+    assert!(text(&allowed.stdout).contains("except what is lost in 1 shards"), "{allowed:?}");
     let expected: Vec<Record> = [&records[..5], &records[8..]].concat();
     assert_eq!(stores.rows().await, oracle::rows(&expected));
 

@@ -37,6 +37,8 @@ pub(crate) struct Checkpoint {
     pub(crate) finished: bool,
     /// The bucket and prefix that the records are in as well.
     pub(crate) archive: Option<String>,
+    /// Every change since then could be read when the run began that wrote this.
+    pub(crate) snapshot_time: Option<OffsetDateTime>,
     pub(crate) updated_at: OffsetDateTime,
 }
 
@@ -54,6 +56,7 @@ pub(crate) struct Checkpoints {
     connection: PgConnection,
     session: Session,
     archive: Option<String>,
+    snapshot_time: Option<OffsetDateTime>,
 }
 
 /// What tells a session of the server from all others, also after its process id was given anew.
@@ -65,13 +68,14 @@ struct Session {
 
 const LOAD: &str =
     "SELECT shard_id, sequence_number, last_created, read_through, finished, archive,
-    updated_at
+    snapshot_time, updated_at
 FROM backfill_checkpoints WHERE stream_arn = $1";
 
 /// Sorted, so that two statements never wait for each other.
 const SAVE: &str = "INSERT INTO backfill_checkpoints
-    (stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive)
-SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, $7
+    (stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
+    snapshot_time)
+SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, $7, $8
 FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
     AS mark (stream_arn, shard_id, sequence_number, last_created, read_through, finished)
 ORDER BY stream_arn, shard_id
@@ -81,23 +85,29 @@ ON CONFLICT (stream_arn, shard_id) DO UPDATE SET
     read_through = excluded.read_through,
     finished = excluded.finished,
     archive = excluded.archive,
+    snapshot_time = excluded.snapshot_time,
     updated_at = now()";
 
 const FORGET: &str =
     "DELETE FROM backfill_checkpoints WHERE stream_arn = $1 AND shard_id = ANY($2)";
 
 impl Checkpoints {
-    /// Connects and takes the lock. `archive` is where the objects of this run go.
+    /// Connects and takes the lock. `archive` is where the objects of this run go; `snapshot_time` since
+    /// when every change can be read as it begins, where that is known.
     ///
     /// # Errors
     /// Where another run holds the lock: it is named, with the way to end it.
-    pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        database: &Database,
+        archive: Option<String>,
+        snapshot_time: Option<OffsetDateTime>,
+    ) -> anyhow::Result<Self> {
         let mut connection = database.connect().await?;
         let session = lock(&mut connection)
             .await
             .context("cannot take the lock of `backfill stream`")?
             .map_err(anyhow::Error::msg)?;
-        Ok(Self { connection, session, archive })
+        Ok(Self { connection, session, archive, snapshot_time })
     }
 
     /// The database's clock; asking for it also keeps a quiet connection, and so the lock, alive.
@@ -118,16 +128,17 @@ impl Checkpoints {
         stream_arn: &str,
     ) -> anyhow::Result<HashMap<String, Checkpoint>> {
         type Time = Option<OffsetDateTime>;
-        type Row = (String, Option<String>, Time, Time, bool, Option<String>, OffsetDateTime);
+        type Row = (String, Option<String>, Time, Time, bool, Option<String>, Time, OffsetDateTime);
         let rows: Vec<Row> =
             within(sqlx::query_as(LOAD).bind(stream_arn).fetch_all(&mut self.connection))
                 .await
                 .context("cannot read the checkpoints")?;
         let checkpoint = |row: Row| {
-            let (id, sequence_number, last_created, read_through, finished, archive, updated_at) =
-                row;
+            let (id, sequence_number, last_created, read_through, finished, rest) =
+                (row.0, row.1, row.2, row.3, row.4, (row.5, row.6, row.7));
             let position = Position { sequence_number, last_created, read_through };
-            (id, Checkpoint { position, finished, archive, updated_at })
+            let (archive, snapshot_time, updated_at) = rest;
+            (id, Checkpoint { position, finished, archive, snapshot_time, updated_at })
         };
         Ok(rows.into_iter().map(checkpoint).collect())
     }
@@ -205,6 +216,7 @@ impl Checkpoints {
             .bind(through)
             .bind(finished)
             .bind(self.archive.as_deref())
+            .bind(self.snapshot_time)
             .execute(&mut self.connection)
             .await?;
         Ok(())

@@ -157,6 +157,7 @@ impl Collector<'_> {
                 Ok(Some(page)) => page,
                 Ok(None) => return Ok(Ended::Complete),
                 Err(_) => {
+                    self.reached_cutoff |= self.progress.iter().all(StreamProgress::is_done);
                     self.show();
                     // An idle connection is forgotten on the way by some networks, the lock with it.
                     if let Err(error) = self.checkpoints.now().await {
@@ -200,13 +201,16 @@ impl Collector<'_> {
         let marks: Vec<Mark> = batch
             .shards
             .values()
-            // What was trimmed away is looked for again by the next run.
-            .filter(|(page, _)| page.standing != Standing::TrimmedAway)
+            // What was trimmed away unread is looked for again by the next run.
+            .filter(|(page, _)| {
+                page.standing != Standing::TrimmedAway
+                    || self.streams[page.stream].left.contains_key(&*page.shard)
+            })
             .map(|(page, _)| Mark {
                 stream_arn: self.streams[page.stream].stream.arn.clone(),
                 shard_id: page.shard.to_string(),
                 position: page.position.clone(),
-                finished: page.standing == Standing::Finished,
+                finished: matches!(page.standing, Standing::Finished | Standing::TrimmedAway),
             })
             .collect();
         self.checkpoints.save(&self.delivery.projector().database, &marks).await?;

@@ -60,8 +60,8 @@ pub(crate) fn can_be_lost(
 /// Records are gone before they could be read.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "records can be lost: shard {shard} of {stream_arn} {}, what came after that is trimmed away at least in \
-     part, and changes from {} on can be missing. Where the database has been kept up to date by others \
+    "records can be lost: shard {shard} of {stream_arn} {}, what came after that can have been trimmed away, \
+     and changes from {} on can be missing. Where the database has been kept up to date by others \
      since, forget the checkpoints (--restart) or name the snapshot (--snapshot-time); else begin again \
      with a newer snapshot, or go on without those changes: --allow-gap",
     read_up_to(.position), .since.map_or_else(|| "an unknown time".to_owned(), clock)
@@ -77,7 +77,7 @@ pub(crate) struct Lost {
 fn read_up_to(position: &Position) -> String {
     match &position.sequence_number {
         Some(number) => format!("was read up to sequence number {number}"),
-        None => "was not read yet".to_owned(),
+        None => "has given no record yet".to_owned(),
     }
 }
 

@@ -4,8 +4,9 @@
 //! permits, one a call of `GetRecords`, which a page keeps until it is part of a batch. The order of a
 //! shard's records is that of its pages in the channel.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -14,6 +15,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
+use crate::lineage::Shard;
 use crate::position::{Lost, Position, can_be_lost};
 use crate::progress::ShardCount;
 use crate::record::lambda_json;
@@ -37,6 +39,8 @@ const ITERATORS: u32 = 16;
 /// all.
 const REFUSALS: u32 = 7;
 const FIRST_REFUSAL_PAUSE: Duration = Duration::from_millis(250);
+/// How often the checkpoint of a quiet shard is renewed while it is followed.
+const TELL_EVERY: time::Duration = time::Duration::minutes(10);
 
 /// What all readers share.
 #[derive(Debug)]
@@ -53,6 +57,8 @@ pub(crate) struct Reading {
     pub(crate) snapshot_time: Option<OffsetDateTime>,
     /// Goes on where records are lost.
     pub(crate) allow_gap: bool,
+    /// The shards in which they can be.
+    pub(crate) gaps: Mutex<BTreeSet<String>>,
 }
 
 /// Where a shard stands after a page.
@@ -97,20 +103,49 @@ pub(crate) enum End {
 
 /// One shard's reading.
 pub(crate) struct ShardReader {
-    pub(crate) reading: Arc<Reading>,
-    pub(crate) stream: Arc<Stream>,
-    pub(crate) stream_index: usize,
-    pub(crate) shard: Arc<str>,
+    reading: Arc<Reading>,
+    stream: Arc<Stream>,
+    stream_index: usize,
+    shard: Arc<str>,
     /// `DescribeStream` showed its end: it is read until that end, never taken for idle.
-    pub(crate) closed: bool,
-    pub(crate) position: Position,
-    pub(crate) pages: mpsc::Sender<Page>,
-    pub(crate) shards: Arc<ShardCount>,
+    closed: bool,
+    position: Position,
+    pages: mpsc::Sender<Page>,
+    shards: Arc<ShardCount>,
     /// A page has been read.
-    pub(crate) opened: bool,
+    opened: bool,
+    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent. Else what
+    /// is trimmed breaks no promise.
+    promised: bool,
+    /// How often in a row it was refused to begin.
+    refusals: u32,
 }
 
 impl ShardReader {
+    pub(crate) fn new(
+        reading: Arc<Reading>,
+        (stream_index, stream): (usize, Arc<Stream>),
+        shard: Shard,
+        position: Position,
+        pages: mpsc::Sender<Page>,
+        shards: Arc<ShardCount>,
+    ) -> Self {
+        let promised = reading.snapshot_time.is_some() || position.read_through.is_some();
+        Self {
+            reading,
+            stream,
+            stream_index,
+            shard: Arc::from(shard.id),
+            closed: shard.closed,
+            position,
+            pages,
+            shards,
+            opened: false,
+            promised,
+            refusals: 0,
+        }
+    }
+
     /// Reads the shard.
     ///
     /// # Errors
@@ -120,16 +155,26 @@ impl ShardReader {
         let mut at_cutoff = false;
         let mut empty_pages = 0;
         let mut empty_since = Instant::now();
+        let mut told_through = self.position.read_through;
         let enough_empty_pages = EMPTY_TO_BE_IDLE.max(EMPTY_A_SECOND * self.reading.idle.as_secs());
         loop {
             let permit = Arc::clone(&self.reading.permits).acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
             // Boxed: the SDK's futures are large, and there may be thousands of readers.
             let answer = Box::pin(self.next_page(iterator.take())).await?;
-            let NextPage::Read { records, iterator: next } = answer else {
-                self.shards.expected.fetch_add(1, Ordering::SeqCst);
-                self.send(Vec::new(), Standing::TrimmedAway, None).await;
-                return Ok(End::Finished(self.position));
+            let (records, next) = match answer {
+                NextPage::Read { records, iterator } => (records, iterator),
+                NextPage::Refused(pause) => {
+                    // Others may read meanwhile.
+                    drop(permit);
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+                NextPage::TrimmedAway => {
+                    self.shards.expected.fetch_add(1, Ordering::SeqCst);
+                    self.send(Vec::new(), Standing::TrimmedAway, None).await;
+                    return Ok(End::Finished(self.position));
+                }
             };
             iterator = next;
             if records.is_empty() {
@@ -147,7 +192,14 @@ impl ShardReader {
             let passed = newest.is_some_and(|newest| newest > self.reading.cutoff + CUTOFF_SLACK);
             if idle {
                 self.position.through(self.reading.cutoff);
+                if self.reading.follow {
+                    self.position.through(OffsetDateTime::now_utc() - self.reading.idle);
+                }
             }
+            // A shard that stays quiet is known to be read up to later and later: its checkpoint must say
+            // so before the day is over.
+            let tells =
+                idle && self.position.read_through > told_through.map(|told| told + TELL_EVERY);
             let reaches_cutoff = !at_cutoff && (idle || passed);
             at_cutoff |= reaches_cutoff;
             let standing = match (&iterator, at_cutoff) {
@@ -158,7 +210,8 @@ impl ShardReader {
             if standing == Standing::Finished {
                 self.shards.expected.fetch_add(1, Ordering::SeqCst);
             }
-            if !records.is_empty() || reaches_cutoff || standing == Standing::Finished {
+            if !records.is_empty() || reaches_cutoff || tells || standing == Standing::Finished {
+                told_through = self.position.read_through;
                 self.send(records, standing, Some(permit)).await;
             } else {
                 drop(permit);
@@ -199,7 +252,6 @@ impl ShardReader {
     async fn next_page(&mut self, mut iterator: Option<String>) -> anyhow::Result<NextPage> {
         let reading = Arc::clone(&self.reading);
         let source = &reading.source;
-        let mut refusals = 0;
         for _ in 0..ITERATORS {
             let at = match iterator.take() {
                 Some(iterator) => Ok(iterator),
@@ -217,9 +269,10 @@ impl ShardReader {
                 Ok(answer) => {
                     if self.position.sequence_number.is_none() && !self.opened {
                         // Silently it begins where it still can.
-                        reading.check_trimmed(&self.stream, &self.shard, &self.position, false)?;
+                        self.check_trimmed(false)?;
                         self.opened = true;
                     }
+                    self.refusals = 0;
                     let records = answer.records();
                     if let Some(images) = records.last().and_then(|record| record.dynamodb()) {
                         self.position.sequence_number = images.sequence_number().map(str::to_owned);
@@ -243,24 +296,27 @@ impl ShardReader {
                 // The next one is asked for at the position, which is after the last record read.
                 Err(CallError::Expired) => {}
                 Err(refusal @ (CallError::Trimmed | CallError::Gone)) => {
-                    reading.check_trimmed(&self.stream, &self.shard, &self.position, true)?;
+                    self.check_trimmed(true)?;
                     // What is left of the shard begins at the horizon.
                     if matches!(refusal, CallError::Trimmed)
                         && self.position.sequence_number.take().is_some()
                     {
+                        self.say_trimmed();
                         continue;
                     }
-                    refusals += 1;
-                    if refusals < REFUSALS {
-                        tokio::time::sleep(FIRST_REFUSAL_PAUSE * (1 << (refusals - 1))).await;
-                    } else if self.closed {
-                        return Ok(NextPage::TrimmedAway);
-                    } else {
-                        // An open shard is too young for that.
-                        return Err(refusal).with_context(|| {
-                            format!("cannot read shard {} of {}", self.shard, self.stream.arn)
-                        });
+                    self.refusals += 1;
+                    if self.refusals < REFUSALS {
+                        let pause = FIRST_REFUSAL_PAUSE * (1 << (self.refusals - 1));
+                        return Ok(NextPage::Refused(pause));
                     }
+                    if self.closed {
+                        self.say_trimmed();
+                        return Ok(NextPage::TrimmedAway);
+                    }
+                    // An open shard is too young for that.
+                    return Err(refusal).with_context(|| {
+                        format!("cannot read shard {} of {}", self.shard, self.stream.arn)
+                    });
                 }
                 Err(error) => {
                     return Err(error).with_context(|| {
@@ -274,6 +330,27 @@ impl ShardReader {
             self.shard,
             self.stream.arn
         )
+    }
+
+    fn check_trimmed(&self, refused: bool) -> anyhow::Result<()> {
+        if !self.promised {
+            return Ok(());
+        }
+        self.reading.check_trimmed(&self.stream, &self.shard, &self.position, refused)
+    }
+
+    /// That something is trimmed away and loses nothing, or breaks no promise.
+    fn say_trimmed(&self) {
+        let why = if self.promised {
+            "older than what is known to be stored: nothing is lost"
+        } else {
+            "nothing was known of it: no snapshot, no checkpoint"
+        };
+        tracing::warn!(
+            stream = self.stream.arn,
+            shard = &*self.shard,
+            "trimmed away in part, {why}"
+        );
     }
 
     async fn iterator(&self) -> Result<String, CallError> {
@@ -299,7 +376,12 @@ impl ShardReader {
 }
 
 enum NextPage {
-    Read { records: Vec<Vec<u8>>, iterator: Option<String> },
+    Read {
+        records: Vec<Vec<u8>>,
+        iterator: Option<String>,
+    },
+    /// To be asked for again after a pause.
+    Refused(Duration),
     TrimmedAway,
 }
 
@@ -317,13 +399,6 @@ impl Reading {
         refused: bool,
     ) -> anyhow::Result<()> {
         if !can_be_lost(position, refused, self.snapshot_time, OffsetDateTime::now_utc()) {
-            if refused {
-                tracing::warn!(
-                    stream = stream.arn,
-                    shard,
-                    "trimmed away in part, which is older than what is known to be stored: nothing is lost"
-                );
-            }
             return Ok(());
         }
         let lost = Lost {
@@ -333,7 +408,10 @@ impl Reading {
             since: position.read_through.max(self.snapshot_time),
         };
         if self.allow_gap {
-            tracing::error!("{lost}; going on, as --allow-gap says");
+            let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+            if gaps.insert(format!("{}/{shard}", stream.arn)) {
+                tracing::error!("{lost}; going on, as --allow-gap says");
+            }
             return Ok(());
         }
         Err(lost.into())

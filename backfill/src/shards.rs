@@ -89,17 +89,14 @@ pub(crate) async fn read_stream(
     let mut readers = JoinSet::new();
     let read = |readers: &mut JoinSet<_>, shard: Shard, position: Position| {
         let id = shard.id.clone();
-        let reader = ShardReader {
-            reading: Arc::clone(&reading),
-            stream: Arc::clone(&run.stream),
-            stream_index: index,
-            shard: Arc::from(shard.id),
-            closed: shard.closed,
+        let reader = ShardReader::new(
+            Arc::clone(&reading),
+            (index, Arc::clone(&run.stream)),
+            shard,
             position,
-            pages: pages.clone(),
-            shards: Arc::clone(&run.shards),
-            opened: false,
-        };
+            pages.clone(),
+            Arc::clone(&run.shards),
+        );
         readers.spawn(async move { (id, reader.read().await) });
     };
     let mut idle: HashMap<String, Position> = HashMap::new();
@@ -127,9 +124,9 @@ pub(crate) async fn read_stream(
                         idle.insert(id, position);
                     }
                     End::Finished(position) => {
-                        // Its children are opened at once. Only where a snapshot's changes are promised does
-                        // it matter that they can begin later by then.
-                        if reading.snapshot_time.is_some() {
+                        // Where nothing was promised before this run, what its children begin with is not
+                        // reckoned either.
+                        if reading.snapshot_time.is_some() || read_through.contains_key(&id) {
                             read_through.insert(id.clone(), position.read_through);
                         }
                         lineage.finish(&id);

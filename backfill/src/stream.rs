@@ -3,7 +3,7 @@
 //! stream that reads its shards, and one collector of their pages.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,6 +21,7 @@ use crate::cli::{Settings, StreamArguments};
 use crate::collect::{Collector, Ended, GRACE, Times};
 use crate::deliver::Delivery;
 use crate::lineage::Shard;
+use crate::position::RETENTION;
 use crate::progress::{StreamProgress, note};
 use crate::reader::Reading;
 use crate::shards::{StreamRun, read_stream};
@@ -47,7 +48,7 @@ pub(crate) async fn run(
     );
     note(report.table().trim_end());
     let may_begin = report.may_begin() || arguments.allow_gap;
-    if !may_begin && !report.is_only_too_old() {
+    if !may_begin && (arguments.restart || !report.is_only_too_old()) {
         note("nothing was read; --allow-gap goes on without the changes that are missing");
         return Ok(Outcome::Unsafe);
     }
@@ -55,7 +56,9 @@ pub(crate) async fn run(
     let archive =
         config.archive.as_ref().map(|archive| format!("{}/{}", archive.bucket, archive.prefix));
     let mut delivery = Delivery::new(config.projector().await?);
-    let mut checkpoints = Checkpoints::open(&delivery.projector().database, archive).await?;
+    let promised = arguments.snapshot_time.filter(|_| !arguments.allow_gap);
+    let database = &delivery.projector().database;
+    let mut checkpoints = Checkpoints::open(database, archive, promised).await?;
     let cutoff = latest(started, checkpoints.now().await?);
     let reading = Arc::new(Reading {
         source,
@@ -65,6 +68,7 @@ pub(crate) async fn run(
         follow: arguments.follow,
         snapshot_time: arguments.snapshot_time,
         allow_gap: arguments.allow_gap,
+        gaps: Mutex::default(),
     });
 
     let mut streams = Vec::new();
@@ -80,7 +84,13 @@ pub(crate) async fn run(
     }
     if !may_begin {
         // A replay that has begun in time is judged shard by shard.
-        if streams.iter().all(|stream| stream.left.is_empty()) {
+        let mut left = streams.iter().flat_map(|stream| stream.left.values()).peekable();
+        let began_in_time = left.peek().is_some()
+            && left.all(|checkpoint| {
+                let promised = checkpoint.snapshot_time;
+                promised.is_some_and(|promised| Some(promised) <= arguments.snapshot_time)
+            });
+        if !began_in_time {
             note("nothing was read; --allow-gap goes on without the changes that are missing");
             return Ok(Outcome::Unsafe);
         }
@@ -122,21 +132,26 @@ pub(crate) async fn run(
     if let Some(troubles) = reading.troubles() {
         say!("  the streams: {troubles}");
     }
-    Ok(outcome(&ended?, arguments.follow, cutoff, &delivery))
+    Ok(outcome(&ended?, &reading, &delivery))
 }
 
 /// What a run that did not fail came to, which it says.
-fn outcome(ended: &Ended, follow: bool, cutoff: OffsetDateTime, delivery: &Delivery) -> Outcome {
+fn outcome(ended: &Ended, reading: &Reading, delivery: &Delivery) -> Outcome {
     let at_cutoff = match *ended {
         Ended::Complete => true,
         // Only one that follows goes on behind the cutoff; another was not at its end.
-        Ended::Stopped { at_cutoff } => at_cutoff && follow,
+        Ended::Stopped { at_cutoff } => at_cutoff && reading.follow,
     };
     if !at_cutoff {
         say!("not all records are applied yet: the same command goes on from here");
         return Outcome::Interrupted;
     }
-    say!("every record created before {} is applied", clock(cutoff));
+    let gaps = reading.gaps.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let except = match gaps {
+        0 => String::new(),
+        gaps => format!(", except what is lost in {gaps} shards (see the log above)"),
+    };
+    say!("every record created before {} is applied{except}", clock(reading.cutoff));
     Outcome::of(&delivery.counts)
 }
 
@@ -169,6 +184,12 @@ async fn usable(
     listed: &[Shard],
 ) -> anyhow::Result<HashMap<String, Checkpoint>> {
     let mut left = checkpoints.load(&stream.arn).await?;
+    // An earlier run was through with these, or it would not have begun with their children.
+    let parents_of_left: HashSet<&str> = listed
+        .iter()
+        .filter(|shard| left.contains_key(&shard.id))
+        .filter_map(|shard| shard.parent.as_deref())
+        .collect();
     let listed: HashSet<&str> = listed.iter().map(|shard| shard.id.as_str()).collect();
     let mut forgotten = Vec::new();
     let mut trimmed_away = Vec::new();
@@ -179,13 +200,24 @@ async fn usable(
             continue;
         }
         if !checkpoint.finished && !listed.contains(shard.as_str()) {
-            reading.check_trimmed(stream, shard, &checkpoint.position, true)?;
-            trimmed_away.push(Mark {
-                stream_arn: stream.arn.clone(),
-                shard_id: shard.clone(),
-                position: checkpoint.position.clone(),
-                finished: true,
-            });
+            let position = &checkpoint.position;
+            let went_on = parents_of_left.contains(shard.as_str());
+            if !went_on {
+                reading.check_trimmed(stream, shard, position, true)?;
+            }
+            // One that is too young to be gone is only missing in this listing.
+            let horizon = OffsetDateTime::now_utc() - RETENTION;
+            if went_on
+                || position.read_through.is_none_or(|through| through < horizon)
+                || reading.snapshot_time > position.read_through
+            {
+                trimmed_away.push(Mark {
+                    stream_arn: stream.arn.clone(),
+                    shard_id: shard.clone(),
+                    position: position.clone(),
+                    finished: true,
+                });
+            }
         }
         // The records behind it went to another archive, or to none.
         let archive = checkpoints.archive();
