@@ -16,6 +16,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
+use crate::deliver::{DELIVERIES, pause_after};
 use crate::position::Position;
 use crate::progress::note;
 
@@ -24,9 +25,6 @@ const LOCK: i64 = i64::from_be_bytes(*b"backfill");
 /// A run that was killed leaves its lock until the server notices that the connection is gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(250);
-/// How often a write is tried, with pauses from two seconds to [`MAX_PAUSE`]: some five minutes.
-const TRIES: u32 = 14;
-const MAX_PAUSE: Duration = Duration::from_secs(30);
 const STATEMENT_TIMEOUT_S: u64 = 60;
 
 /// Where a shard was left.
@@ -134,10 +132,9 @@ impl Checkpoints {
                 .await
                 .context("cannot read the checkpoints")?;
         let checkpoint = |row: Row| {
-            let (id, sequence_number, last_created, read_through, finished, rest) =
-                (row.0, row.1, row.2, row.3, row.4, (row.5, row.6, row.7));
+            let (id, sequence_number, last_created, read_through, ..) = row;
+            let (.., finished, archive, snapshot_time, updated_at) = row;
             let position = Position { sequence_number, last_created, read_through };
-            let (archive, snapshot_time, updated_at) = rest;
             (id, Checkpoint { position, finished, archive, snapshot_time, updated_at })
         };
         Ok(rows.into_iter().map(checkpoint).collect())
@@ -164,9 +161,9 @@ impl Checkpoints {
         if marks.is_empty() {
             return Ok(());
         }
-        for tries in 1..=TRIES {
+        for tries in 1..=DELIVERIES {
             let Err(error) = within(self.save_once(marks)).await else { return Ok(()) };
-            if error.consequence() == Consequence::Fatal || tries == TRIES {
+            if error.consequence() == Consequence::Fatal || tries == DELIVERIES {
                 return Err(error)
                     .context("cannot store a checkpoint; what it stands for is stored");
             }
@@ -174,9 +171,9 @@ impl Checkpoints {
                 error = projector::error::chain(&error),
                 "no checkpoint stored, will be tried again"
             );
-            let pause = Duration::from_secs(1 << tries.min(6)).min(MAX_PAUSE);
+            let pause = pause_after(tries);
             note(&format!(
-                "a checkpoint could not be stored (see the log above); try {} of {TRIES} in {} s",
+                "a checkpoint could not be stored (see the log above); try {} of {DELIVERIES} in {} s",
                 tries + 1,
                 pause.as_secs()
             ));
@@ -234,8 +231,8 @@ async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> R
         .map_err(Error::Database)
 }
 
-/// Takes the lock; the inner error says who holds it. An advisory lock of the session: it ends with the connection
-/// (PostgreSQL documentation, "Advisory Locks").
+/// Takes the lock; the inner error says who holds it. An advisory lock of the session: it ends with the
+/// connection (PostgreSQL documentation, "Advisory Locks").
 async fn lock(connection: &mut PgConnection) -> Result<Result<Session, String>, Error> {
     let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start
         FROM pg_stat_activity WHERE pid = pg_backend_pid()";

@@ -12,10 +12,15 @@ use crate::summary::Reasons;
 
 /// A batch ends here too, however few its records are: it bounds the memory that meshes take.
 pub(crate) const BATCH_BYTES: usize = 32 << 20;
-/// How often a batch is delivered before the run is given up, with pauses from two seconds to
-/// [`MAX_PAUSE`]: some five minutes.
-const DELIVERIES: u32 = 14;
+/// How often a batch is delivered, or a checkpoint written, before the run is given up: with the pauses
+/// of [`pause_after`] some five minutes.
+pub(crate) const DELIVERIES: u32 = 14;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// The pause after so many failures in a row: it doubles from two seconds to [`MAX_PAUSE`].
+pub(crate) fn pause_after(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.min(6)).min(MAX_PAUSE)
+}
 
 /// The projector, and what came of all batches so far.
 pub(crate) struct Delivery {
@@ -56,9 +61,7 @@ impl Delivery {
             counts.records -= counts.failed;
             counts.failed = 0;
             self.counts += counts;
-            self.durations.decode += batch.durations.decode;
-            self.durations.database += batch.durations.database;
-            self.durations.archive += batch.durations.archive;
+            self.durations += batch.durations;
             for rejection in batch.rejections {
                 set_aside.push(records[rejection.position].0);
                 self.reasons.add(rejection.reason);
@@ -75,7 +78,7 @@ impl Delivery {
                 keep
             });
             if delivery < DELIVERIES {
-                let pause = Duration::from_secs(1 << delivery.min(6)).min(MAX_PAUSE);
+                let pause = pause_after(delivery);
                 note(&format!(
                     "{} records could not be stored (see the log above); delivery {} of {DELIVERIES} in {} s",
                     records.len(),

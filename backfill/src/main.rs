@@ -14,6 +14,7 @@ mod progress;
 mod reader;
 mod record;
 mod redrive;
+mod resume;
 mod shards;
 mod source;
 mod stream;

@@ -314,15 +314,9 @@ impl ShardReader {
                         return Ok(NextPage::TrimmedAway);
                     }
                     // An open shard is too young for that.
-                    return Err(refusal).with_context(|| {
-                        format!("cannot read shard {} of {}", self.shard, self.stream.arn)
-                    });
+                    return Err(refusal).with_context(|| self.unreadable());
                 }
-                Err(error) => {
-                    return Err(error).with_context(|| {
-                        format!("cannot read shard {} of {}", self.shard, self.stream.arn)
-                    });
-                }
+                Err(error) => return Err(error).with_context(|| self.unreadable()),
             }
         }
         bail!(
@@ -330,6 +324,10 @@ impl ShardReader {
             self.shard,
             self.stream.arn
         )
+    }
+
+    fn unreadable(&self) -> String {
+        format!("cannot read shard {} of {}", self.shard, self.stream.arn)
     }
 
     fn check_trimmed(&self, refused: bool) -> anyhow::Result<()> {

@@ -2,13 +2,12 @@
 //! run was ended, up to a cutoff. Checks first, takes the lock, and puts the parts together: a task a
 //! stream that reads its shards, and one collector of their pages.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use projector::config;
-use projector::database::Database;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -16,20 +15,22 @@ use tokio::time::Instant;
 
 use crate::Outcome;
 use crate::check;
-use crate::checkpoint::{Checkpoint, Checkpoints, Mark};
+use crate::checkpoint::Checkpoints;
 use crate::cli::{Settings, StreamArguments};
 use crate::collect::{Collector, Ended, GRACE, Times};
 use crate::deliver::Delivery;
-use crate::lineage::Shard;
-use crate::position::RETENTION;
 use crate::progress::{StreamProgress, note};
 use crate::reader::Reading;
+use crate::resume;
 use crate::shards::{StreamRun, read_stream};
-use crate::source::{Source, Stream};
+use crate::source::Source;
 use crate::summary::{self, clock, say, span};
 
 /// Between the two clocks are a few calls at the start.
 const CLOCKS_APART: time::Duration = time::Duration::minutes(1);
+const NOTHING_READ: &str =
+    "nothing was read; --allow-gap goes on without the changes that are missing";
+
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &StreamArguments,
@@ -49,7 +50,7 @@ pub(crate) async fn run(
     note(report.table().trim_end());
     let may_begin = report.may_begin() || arguments.allow_gap;
     if !may_begin && (arguments.restart || !report.is_only_too_old()) {
-        note("nothing was read; --allow-gap goes on without the changes that are missing");
+        note(NOTHING_READ);
         return Ok(Outcome::Unsafe);
     }
 
@@ -74,24 +75,20 @@ pub(crate) async fn run(
     let mut streams = Vec::new();
     for (stream, description) in found.readable()? {
         let left = if arguments.restart {
-            forget_all(&mut checkpoints, stream).await?;
+            resume::forget_all(&mut checkpoints, stream).await?;
             HashMap::new()
         } else {
             let database = &delivery.projector().database;
-            usable(&mut checkpoints, database, &reading, stream, &description.shards).await?
+            resume::usable(&mut checkpoints, database, &reading, stream, &description.shards)
+                .await?
         };
         streams.push(Arc::new(StreamRun::new(stream.clone(), description.shards.clone(), left)));
     }
     if !may_begin {
         // A replay that has begun in time is judged shard by shard.
-        let mut left = streams.iter().flat_map(|stream| stream.left.values()).peekable();
-        let began_in_time = left.peek().is_some()
-            && left.all(|checkpoint| {
-                let promised = checkpoint.snapshot_time;
-                promised.is_some_and(|promised| Some(promised) <= arguments.snapshot_time)
-            });
-        if !began_in_time {
-            note("nothing was read; --allow-gap goes on without the changes that are missing");
+        let left = streams.iter().flat_map(|stream| stream.left.values());
+        if !resume::began_in_time(left, arguments.snapshot_time) {
+            note(NOTHING_READ);
             return Ok(Outcome::Unsafe);
         }
         note("an earlier run began in time: going on from its checkpoints");
@@ -166,86 +163,6 @@ fn latest(here: OffsetDateTime, database: OffsetDateTime) -> OffsetDateTime {
         ));
     }
     here.max(database)
-}
-
-/// Forgets all checkpoints of a stream.
-async fn forget_all(checkpoints: &mut Checkpoints, stream: &Stream) -> anyhow::Result<()> {
-    let left = checkpoints.load(&stream.arn).await?;
-    let shards: Vec<&str> = left.keys().map(String::as_str).collect();
-    checkpoints.forget(&stream.arn, &shards).await
-}
-
-/// The checkpoints of a stream that hold for this run; the others are deleted.
-async fn usable(
-    checkpoints: &mut Checkpoints,
-    database: &Database,
-    reading: &Reading,
-    stream: &Stream,
-    listed: &[Shard],
-) -> anyhow::Result<HashMap<String, Checkpoint>> {
-    let mut left = checkpoints.load(&stream.arn).await?;
-    // An earlier run was through with these, or it would not have begun with their children.
-    let parents_of_left: HashSet<&str> = listed
-        .iter()
-        .filter(|shard| left.contains_key(&shard.id))
-        .filter_map(|shard| shard.parent.as_deref())
-        .collect();
-    let listed: HashSet<&str> = listed.iter().map(|shard| shard.id.as_str()).collect();
-    let mut forgotten = Vec::new();
-    let mut trimmed_away = Vec::new();
-    for (shard, checkpoint) in &left {
-        // Written before the snapshot was taken: it came with it, from an earlier backfill.
-        if reading.snapshot_time.is_some_and(|snapshot| checkpoint.updated_at < snapshot) {
-            forgotten.push(shard.clone());
-            continue;
-        }
-        if !checkpoint.finished && !listed.contains(shard.as_str()) {
-            let position = &checkpoint.position;
-            let went_on = parents_of_left.contains(shard.as_str());
-            if !went_on {
-                reading.check_trimmed(stream, shard, position, true)?;
-            }
-            // One that is too young to be gone is only missing in this listing.
-            let horizon = OffsetDateTime::now_utc() - RETENTION;
-            if went_on
-                || position.read_through.is_none_or(|through| through < horizon)
-                || reading.snapshot_time > position.read_through
-            {
-                trimmed_away.push(Mark {
-                    stream_arn: stream.arn.clone(),
-                    shard_id: shard.clone(),
-                    position: position.clone(),
-                    finished: true,
-                });
-            }
-        }
-        // The records behind it went to another archive, or to none.
-        let archive = checkpoints.archive();
-        if archive.is_some_and(|archive| checkpoint.archive.as_deref() != Some(archive)) {
-            forgotten.push(shard.clone());
-        }
-    }
-    checkpoints.save(database, &trimmed_away).await?;
-    let shards: Vec<&str> = forgotten.iter().map(String::as_str).collect();
-    checkpoints.forget(&stream.arn, &shards).await?;
-    left.retain(|shard, _| !forgotten.contains(shard));
-    let of_another_life = forgotten.len();
-    if of_another_life > 0 {
-        note(&format!(
-            "{}: {of_another_life} checkpoints are not used: they came with the snapshot, or belong to another archive",
-            stream.table
-        ));
-    }
-    if !left.is_empty() {
-        let newest = left.values().map(|checkpoint| checkpoint.updated_at).max();
-        note(&format!(
-            "{}: goes on from the checkpoints of {} shards, last written at {}",
-            stream.table,
-            left.len(),
-            newest.map(clock).unwrap_or_default()
-        ));
-    }
-    Ok(left)
 }
 
 /// Turns true at the first SIGINT or SIGTERM; a second one ends the process at once.

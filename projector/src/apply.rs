@@ -115,6 +115,15 @@ pub struct Durations {
     pub archive: Duration,
 }
 
+impl std::ops::AddAssign for Durations {
+    fn add_assign(&mut self, other: Self) {
+        let Self { decode, database, archive } = other;
+        self.decode += decode;
+        self.database += database;
+        self.archive += archive;
+    }
+}
+
 /// What became of a batch.
 #[derive(Debug, Default)]
 pub struct Applied {
@@ -166,8 +175,7 @@ impl Projector {
             batch.counts += outcome.counts;
             batch.failed.extend(outcome.failed);
             batch.rejections.extend(outcome.rejections);
-            batch.durations.database += outcome.durations.database;
-            batch.durations.archive += outcome.durations.archive;
+            batch.durations += outcome.durations;
         }
 
         match rejected::set_aside(&self.database, records, &batch.rejections).await {
