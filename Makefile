@@ -6,7 +6,7 @@ SERVICES := scripts/with-services
 BINARIES := target/debug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test lint fmt fixtures day backfill lambda clean
+.PHONY: help demo demo-stop deploy-local test lint fmt fixtures day backfill lambda clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -18,16 +18,21 @@ demo: ## Replay files and streams into a PostgreSQL and an S3 of its own, and sh
 demo-stop: ## Stop what `make demo KEEP=1` left up
 	@$(SERVICES) --stop
 
+deploy-local: ## Deploy infra/ on a stand-in of AWS with the real projector, and show what comes of three items
+	@$(CARGO) build --quiet -p backfill -p projector
+	@$(SERVICES) --with-sam scripts/deploy-local $(BINARIES)/backfill $(BINARIES)/projector
+
 test: ## Run all tests against real services
 	$(CARGO) build --workspace --all-targets
-	$(SERVICES) --with-dynamodb scripts/run-tests
+	$(SERVICES) --with-dynamodb --with-sam scripts/run-tests
 
-lint: ## Formatting, clippy, documentation links, unused dependencies
+lint: ## Formatting, clippy, documentation links, unused dependencies, templates
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
 	test -x target/tools/bin/cargo-machete || $(CARGO) install --quiet --locked --root target/tools cargo-machete@0.9.2
 	target/tools/bin/cargo-machete
+	$(SERVICES) --tools-only scripts/lint-templates
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
