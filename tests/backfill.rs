@@ -77,11 +77,34 @@ async fn the_small_fixture_from_files_comes_to_the_rows_and_a_replay_changes_not
     assert!(stores.objects().await == objects);
 }
 
+/// What Lambda writes about a batch that it gave up on, with the event where the destination is on S3.
+fn failed_batch(event: Option<&str>) -> serde_json::Value {
+    let mut record = serde_json::json!({
+        "requestContext": { "requestId": "1b2c", "condition": "RetryAttemptsExhausted", "approximateInvokeCount": 101 },
+        "responseContext": { "statusCode": 200, "executedVersion": "$LATEST", "functionError": "Unhandled" },
+        "version": "1.0",
+        "timestamp": "2026-11-22T08:10:00.000Z",
+        "DDBStreamBatchInfo": {
+            "shardId": "shardId-1",
+            "startSequenceNumber": "13",
+            "endSequenceNumber": "14",
+            "approximateArrivalOfFirstRecord": "2026-11-22T08:00:00Z",
+            "approximateArrivalOfLastRecord": "2026-11-22T08:00:00Z",
+            "batchSize": 2,
+            "streamArn": support::records::arn("sessions", LABEL),
+        },
+    });
+    if let Some(event) = event {
+        record["payload"] = event.into();
+    }
+    record
+}
+
 #[tokio::test]
 async fn every_form_of_file_is_read() {
     let stores = Stores::fresh().await;
     let records: Vec<Record> =
-        (1..=12).map(|index| session(&format!("s{index}"), "u").place(LABEL, index)).collect();
+        (1..=14).map(|index| session(&format!("s{index}"), "u").place(LABEL, index)).collect();
     let json: Vec<&str> = records.iter().map(|record| record.json.as_str()).collect();
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("a path").to_owned();
@@ -92,26 +115,44 @@ async fn every_form_of_file_is_read() {
     };
     let pretty: serde_json::Value =
         serde_json::from_str(&event(json[2..4].iter().copied())).expect("JSON");
-    let files: [(&str, Vec<u8>); 7] = [
+    let gave_up = failed_batch(Some(&event(json[12..14].iter().copied())));
+    let files: [(&str, Vec<u8>); 9] = [
         ("event.json", event(json[..2].iter().copied()).into_bytes()),
         ("pretty.json", serde_json::to_string_pretty(&pretty).expect("JSON").into_bytes()),
         ("records.jsonl", format!("{}\r\n\n{}\n", json[4], json[5]).into_bytes()),
         ("records.jsonl.gz", gzip(&json[6..8].join("\n"))),
         ("events.jsonl", event(json[8..10].iter().copied()).into_bytes()),
         ("event.json.gz", gzip(&event(json[10..11].iter().copied()))),
-        ("records", json[11..].join("\n").into_bytes()),
+        ("records", json[11..12].join("\n").into_bytes()),
+        // As Lambda names and writes them, and as somebody formats them to have a look.
+        ("2026/11/22/2026-11-22T08.10.00-1b2c", gave_up.to_string().into_bytes()),
+        ("2026/11/22/2026-11-22T08.10.01-3d4e", serde_json::to_vec_pretty(&gave_up).expect("JSON")),
     ];
     let mut arguments = vec!["file".to_owned(), "--batch-size".to_owned(), "3".to_owned()];
     for (name, content) in files {
+        let folder = Path::new(&path(name)).parent().map(Path::to_owned).expect("a folder");
+        std::fs::create_dir_all(folder).expect("a folder");
         std::fs::write(path(name), content).expect("a file");
-        arguments.push(path(name));
+        // A folder stands for all below it.
+        let argument = path(name.split('/').next().expect("a name"));
+        if !arguments.contains(&argument) {
+            arguments.push(argument);
+        }
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let output = backfill(&stores, &arguments);
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(counted(&output, "applied"), 12);
+    assert_eq!(counted(&output, "applied"), 14);
+    assert_eq!(counted(&output, "duplicate"), 2, "those that Lambda gave up on twice");
     assert_eq!(stores.rows().await, oracle::rows(&records));
 
+    // A queue or a topic gets no records: they must not vanish without a word.
+    std::fs::write(path("from-a-queue.json"), failed_batch(None).to_string()).expect("a file");
+    let output = backfill(&stores, &["file", &path("from-a-queue.json")]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(message.contains("without its records") && message.contains("shardId-1"), "{message}");
+    assert!(message.contains("`backfill stream` reads them again"), "{message}");
     std::fs::write(path("notes.txt"), "not a stream\nat all\n").expect("a file");
     let output = backfill(&stores, &["file", &path("notes.txt")]);
     assert_eq!(output.status.code(), Some(1));

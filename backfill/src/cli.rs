@@ -170,8 +170,9 @@ pub(crate) struct MigrateArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct FileArguments {
-    /// Files to replay, in this order: a Lambda event ({"Records": [...]}), or one record or event a
-    /// line; gzip of either.
+    /// Files to replay, in this order: a Lambda event ({"Records": [...]}), what Lambda wrote to an
+    /// on-failure destination on S3, or one record or event a line; gzip of any. Of a folder, all files
+    /// in it and below it.
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     /// Read and check every record, connect to nothing, and say what would be rejected.

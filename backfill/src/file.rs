@@ -5,14 +5,14 @@ use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use flate2::read::MultiGzDecoder;
 use projector::apply::Counts;
-use projector::handler::StreamEvent;
 
 use crate::Outcome;
 use crate::cli::{FileArguments, Settings};
 use crate::deliver::{BATCH_BYTES, Delivery, try_out};
+use crate::document::{Kind, event, failed_batch, kind};
 use crate::progress::Progress;
 use crate::summary::{self, Reasons};
 
@@ -20,11 +20,14 @@ pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyho
     let config =
         if arguments.dry_run { settings.config_without_database() } else { settings.config() }?;
     // Before anything is written: a misspelt path is found at once.
-    let bytes = arguments.paths.iter().map(|path| size(path)).sum::<anyhow::Result<u64>>()?;
+    let mut files = Vec::new();
+    for path in &arguments.paths {
+        list(path, &mut files)?;
+    }
     let start = Instant::now();
     if arguments.dry_run {
         let (mut counts, mut reasons) = (Counts::default(), Reasons::default());
-        for_each_batch(arguments, bytes, async |records| {
+        for_each_batch(&files, arguments.batch_size, async |records| {
             try_out(&records, &config.tables, &mut counts, &mut reasons)?;
             Ok(counts)
         })
@@ -33,7 +36,7 @@ pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyho
         return Ok(Outcome::of(&counts));
     }
     let mut delivery = Delivery::new(config.projector().await?);
-    for_each_batch(arguments, bytes, async |records| {
+    for_each_batch(&files, arguments.batch_size, async |records| {
         delivery.deliver(records).await?;
         Ok(delivery.counts)
     })
@@ -44,13 +47,13 @@ pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyho
 
 /// Hands over the records of all files, and shows the progress by the counts so far.
 async fn for_each_batch(
-    arguments: &FileArguments,
-    bytes: u64,
+    files: &[Input],
+    batch_size: u32,
     mut deliver: impl AsyncFnMut(Vec<Vec<u8>>) -> anyhow::Result<Counts>,
 ) -> anyhow::Result<()> {
-    let mut progress = Progress::start(bytes);
-    for path in &arguments.paths {
-        let mut batches = Batches::open(path, arguments.batch_size as usize)?;
+    let mut progress = Progress::start(files.iter().map(|file| file.bytes).sum());
+    for Input { path, .. } in files {
+        let mut batches = Batches::open(path, batch_size as usize)?;
         while let Some(batch) = batches.next()? {
             let counts = deliver(batch.records).await.with_context(|| {
                 format!(
@@ -65,13 +68,31 @@ async fn for_each_batch(
     Ok(())
 }
 
-fn size(path: &Path) -> anyhow::Result<u64> {
-    let metadata =
-        std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if metadata.is_dir() {
-        bail!("{} is a folder: name the files in it", path.display());
+/// This file, or the files of this folder and those below it, by name: Lambda's on-failure destination is a
+/// tree. What begins with a dot is left out.
+fn list(path: &Path, files: &mut Vec<Input>) -> anyhow::Result<()> {
+    let context = || format!("cannot read {}", path.display());
+    let metadata = std::fs::metadata(path).with_context(context)?;
+    if !metadata.is_dir() {
+        files.push(Input { path: path.to_owned(), bytes: metadata.len() });
+        return Ok(());
     }
-    Ok(metadata.len())
+    let entries = std::fs::read_dir(path).with_context(context)?;
+    let mut below = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(context)?;
+    below.sort();
+    let hidden =
+        |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
+    below.iter().filter(|path| !hidden(path)).try_for_each(|path| list(path, files))
+}
+
+/// A file to replay.
+struct Input {
+    path: PathBuf,
+    /// As it lies on the disk, compressed or not.
+    bytes: u64,
 }
 
 struct Batch {
@@ -173,9 +194,14 @@ impl Batches {
                     self.lines.read_to_end(&mut line)?;
                     self.ended = true;
                     if !line.trim_ascii().is_empty() {
-                        self.waiting = event(&line).context(
-                            "neither a Lambda event ({\"Records\": [...]}) nor one record a line",
-                        )?;
+                        let text = line.trim_ascii();
+                        let records = match kind(text) {
+                            Kind::FailedBatch => failed_batch(text)?,
+                            Kind::Event | Kind::Record => event(text).context(
+                                "neither a Lambda event ({\"Records\": [...]}) nor one record a line",
+                            )?,
+                        };
+                        self.waiting = records.into_iter();
                     }
                     continue;
                 }
@@ -184,21 +210,16 @@ impl Batches {
             if text.is_empty() {
                 continue;
             }
-            // A record has no member of that name, so this is an event on one line.
-            let is_event = text
-                .strip_prefix(b"{")
-                .is_some_and(|text| text.trim_ascii_start().starts_with(b"\"Records\""));
-            match is_event.then(|| event(text)) {
-                Some(Ok(records)) => self.waiting = records,
-                // What is no JSON is delivered as it is: it will be set aside like any bad record.
-                _ => return Ok(Some(text.to_vec())),
+            // A record has no member of these names, so this is an event or a failed batch on one line.
+            match kind(text) {
+                Kind::Event => match event(text) {
+                    Ok(records) => self.waiting = records.into_iter(),
+                    // What is no JSON is delivered as it is: it will be set aside like any bad record.
+                    Err(_) => return Ok(Some(text.to_vec())),
+                },
+                Kind::FailedBatch => self.waiting = failed_batch(text)?.into_iter(),
+                Kind::Record => return Ok(Some(text.to_vec())),
             }
         }
     }
-}
-
-fn event(text: &[u8]) -> serde_json::Result<std::vec::IntoIter<Vec<u8>>> {
-    let event: StreamEvent = serde_json::from_slice(text)?;
-    let records: Vec<Vec<u8>> = event.into_records().collect();
-    Ok(records.into_iter())
 }

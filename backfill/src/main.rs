@@ -6,6 +6,7 @@ mod checkpoint;
 mod cli;
 mod collect;
 mod deliver;
+mod document;
 mod file;
 mod lineage;
 mod migrate;
