@@ -95,6 +95,15 @@ impl Lambda {
         Ok(sender.send_request(request).await?.into_body().collect().await?.to_bytes())
     }
 
+    /// Kills the function with -9, whatever it is doing, and gives how many processes that were. The emulator
+    /// starts another one for the next event.
+    #[must_use]
+    pub fn kill_function(&self) -> usize {
+        let parent = self.emulator.id().to_string();
+        let killed = Command::new("pkill").args(["-9", "-P", &parent]).status();
+        usize::from(killed.is_ok_and(|status| status.success()))
+    }
+
     /// What it wrote so far, the emulator's own lines too.
     #[must_use]
     pub fn log(&self) -> String {

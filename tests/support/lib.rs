@@ -5,6 +5,7 @@ pub mod dynamodb;
 pub mod emulator;
 pub mod gates;
 pub mod generate;
+pub mod mapping;
 pub mod oracle;
 pub mod records;
 pub mod runs;
