@@ -302,3 +302,64 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
         );
     }
 }
+
+#[tokio::test]
+async fn objects_are_brought_up_to_their_rows_after_a_bucket_was_restored() {
+    let stores = Stores::fresh().await;
+    let (sessions, scans) = generate::day(SMALL);
+    let records = [sessions, scans].concat();
+    let (before, after) = records.split_at(records.len() / 2);
+    let json = |records: &[Record]| {
+        records.iter().map(|record| record.json.clone()).collect::<Vec<_>>().join("\n")
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("records.jsonl");
+    let path = file.to_str().expect("a path");
+    std::fs::write(&file, json(before)).expect("a file");
+    assert_eq!(backfill(&stores, &["file", path]).status.code(), Some(3));
+    let s3 = support::services::s3(&service("AWS_ENDPOINT_URL")).await;
+    let mut old = Vec::new();
+    for key in stores.objects().await.into_keys() {
+        let object =
+            s3.get_object().bucket(&stores.bucket).key(&key).send().await.expect("an object");
+        old.push((key, object.metadata, object.body.collect().await.expect("a body").to_vec()));
+    }
+    std::fs::write(&file, json(after)).expect("a file");
+    assert_eq!(backfill(&stores, &["file", path]).status.code(), Some(3));
+    let rows = stores.rows().await;
+    let current = parsed(&stores.objects().await);
+
+    // The bucket as it was then: what came since is gone, the rest is older.
+    for key in current.keys() {
+        s3.delete_object().bucket(&stores.bucket).key(key).send().await.expect("deleted");
+    }
+    for (key, metadata, body) in old {
+        let put = s3.put_object().bucket(&stores.bucket).key(key).set_metadata(metadata);
+        put.body(body.into()).send().await.expect("an older object");
+    }
+    assert_ne!(parsed(&stores.objects().await), current);
+    let other = Stores { bucket: Stores::unmigrated().await.bucket, ..stores.clone() };
+    for stores in [&stores, &other] {
+        let output = backfill(stores, &["objects"]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(
+            counted(&output, "objects written") + counted(&output, "objects current"),
+            rows.len() as u64
+        );
+        assert_eq!(parsed(&stores.objects().await), current);
+        let again = backfill(stores, &["objects"]);
+        assert_eq!(counted(&again, "objects written"), 0, "{again:?}");
+    }
+    assert_eq!(stores.rows().await, rows);
+
+    let newest = rows.keys().next_back().expect("a row").as_str();
+    assert_eq!(counted(&backfill(&stores, &["objects", "--after", newest]), "objects current"), 0);
+    let without = Command::new(binary("backfill"))
+        .arg("objects")
+        .env("DATABASE_URL", &stores.database_url)
+        .env_remove("ARCHIVE_BUCKET")
+        .output()
+        .expect("backfill runs");
+    assert_eq!(without.status.code(), Some(2));
+    assert!(text(&without.stderr).contains("ARCHIVE_BUCKET is not set"), "{without:?}");
+}

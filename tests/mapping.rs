@@ -47,11 +47,13 @@ async fn lanes(count: usize, variables: &[(&str, &str)]) -> Vec<Lambda> {
     lanes
 }
 
+type Row = (String, Option<String>, Option<String>, Option<String>);
+
 /// Sees that both stores hold these records, or newer ones of their items, or that they are set aside.
 async fn assert_held(stores: &Stores, records: &[Record]) {
     let sessions: BTreeSet<&str> =
         records.iter().map(|record| record.item.split('/').next().expect("a session")).collect();
-    let rows: Vec<(String, Option<String>, Option<String>, Option<String>)> = sqlx::query_as(
+    let rows: Vec<Row> = sqlx::query_as(
         "SELECT session_id, session_version, left_version, right_version FROM measurements WHERE session_id = ANY($1)",
     )
     .bind(sessions.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -237,7 +239,7 @@ async fn a_throttled_s3_loses_nothing_and_nothing_is_acknowledged_early() {
     // Four of five requests are refused for a while, as a cold partition does; then fewer.
     gate.set_rule(move |_| {
         let count = seen_requests.fetch_add(1, Ordering::SeqCst);
-        let refused = if count < 600 { count % 5 != 0 } else { count.is_multiple_of(4) };
+        let refused = if count < 600 { !count.is_multiple_of(5) } else { count.is_multiple_of(4) };
         if refused { Fault::Refuse(503) } else { Fault::Pass }
     });
     let records = shard(40, 34);

@@ -289,7 +289,7 @@ fn what_holds_data_is_retained() {
     assert_eq!(views, &json!(["NEW_IMAGE", "NEW_AND_OLD_IMAGES"]));
 }
 
-/// Without it, at any later deployment, CloudFormation makes an empty database in place of the restored one.
+/// Without it, at any later deployment, `CloudFormation` makes an empty database in place of the restored one.
 #[test]
 fn the_snapshot_of_the_database_cannot_be_left_out() {
     let template = template("database");
@@ -564,7 +564,7 @@ fn default(name: &str, parameter: &str) -> Json {
     template(name)["Parameters"][parameter]["Default"].clone()
 }
 
-/// Whether the whole text matches, as CloudFormation takes an `AllowedPattern`.
+/// Whether the whole text matches, as `CloudFormation` takes an `AllowedPattern`.
 fn matches(pattern: &str, text: &str) -> bool {
     let script = "import re, sys; sys.exit(not re.fullmatch(sys.argv[1], sys.argv[2]))";
     let status = Command::new("python3").args(["-c", script, pattern, text]).status();

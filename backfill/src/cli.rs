@@ -53,6 +53,9 @@ pub(crate) enum Command {
     File(FileArguments),
     /// Try the records of `rejected_records` again, and remove those that now apply.
     Redrive(RedriveArguments),
+    /// Compare the object of every row, and write those that are missing or behind.
+    #[command(long_about = OBJECTS)]
+    Objects(ObjectsArguments),
 }
 
 const STREAM: &str = "\
@@ -76,6 +79,20 @@ SIGTERM (the batch under way is stored first), a crash, kill -9. One run at a ti
 Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and one batch of --batch-size records or \
 32 MiB in its forms from JSON to statement; for a shard that waits, next to nothing. Some 70 MB without \
 meshes, 250 MB with meshes of 300 KB, whatever the number of shards.";
+
+const OBJECTS: &str = "\
+Compare the object of every row, and write those that are missing or behind.
+
+For a bucket that was restored, emptied or replaced, and for sessions whose records no stream holds any \
+more. It may run beside live functions: every write is conditional, and no object goes back. Each row costs \
+a HEAD, 32 at a time; a row whose object is behind also a read of the row and a PUT.";
+
+#[derive(Debug, Args)]
+pub(crate) struct ObjectsArguments {
+    /// Begin behind this session, in the order of the table: where an earlier run stopped.
+    #[arg(long, value_name = "SESSION_ID")]
+    pub(crate) after: Option<String>,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArguments {

@@ -10,6 +10,7 @@ mod document;
 mod file;
 mod lineage;
 mod migrate;
+mod objects;
 mod position;
 mod progress;
 mod reader;
@@ -104,6 +105,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Stream(arguments) => stream::run(&cli.settings, &arguments).await,
         Command::File(arguments) => file::run(&cli.settings, &arguments).await,
         Command::Redrive(arguments) => redrive::run(&cli.settings, &arguments).await,
+        Command::Objects(arguments) => objects::run(&cli.settings, &arguments).await,
     }
 }
 

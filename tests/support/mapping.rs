@@ -85,7 +85,9 @@ impl Mapping {
         let all =
             join_all(lanes.map(|(lane, function)| self.lane(lane, function, &acknowledged))).await;
         let mut seen = Seen::default();
-        all.into_iter().for_each(|lane| seen += lane);
+        for lane in all {
+            seen += lane;
+        }
         seen
     }
 
