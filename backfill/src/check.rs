@@ -7,7 +7,7 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_sdk_lambda::error::ProvideErrorMetadata as _;
+use aws_sdk_lambda::error::{ProvideErrorMetadata as _, SdkError};
 use projector::change::{Misconfigured, Tables};
 use projector::config;
 use serde::Serialize;
@@ -92,6 +92,14 @@ pub(crate) async fn examine(
     Ok(Found(found))
 }
 
+/// Why there is no answer with a code.
+fn not_answered<E, R>(error: &SdkError<E, R>) -> &'static str {
+    match error {
+        SdkError::ResponseError(_) => "the answer of the Lambda API cannot be read",
+        _ => "the Lambda API cannot be reached",
+    }
+}
+
 /// How many event source mappings read a stream.
 async fn mappings(aws: &SdkConfig, stream: &Stream) -> Result<usize, String> {
     let timeouts = TimeoutConfig::builder()
@@ -109,7 +117,7 @@ async fn mappings(aws: &SdkConfig, stream: &Stream) -> Result<usize, String> {
     while let Some(page) = pages.next().await {
         let page = page.map_err(|error| match error.code() {
             Some(code) => format!("lambda:ListEventSourceMappings answers {code}"),
-            None => "the Lambda API cannot be reached".to_owned(),
+            None => not_answered(&error).to_owned(),
         })?;
         let reads = |state: &str| !matches!(state, "Disabled" | "Disabling" | "Deleting");
         let mappings = page.event_source_mappings().iter();

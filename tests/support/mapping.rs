@@ -130,7 +130,7 @@ impl Mapping {
                 }
             };
             if retries == self.maximum_retry_attempts {
-                self.give_up(failed).await;
+                write_failure(&self.destination, self.maximum_retry_attempts, failed).await;
                 seen.given_up.extend_from_slice(failed);
             } else {
                 tokio::time::sleep(self.pause).await;
@@ -139,45 +139,48 @@ impl Mapping {
         }
         seen
     }
+}
 
-    /// Writes the batch to the destination as Lambda does.
-    async fn give_up(&self, batch: &[Record]) {
-        let (first, last) = (&batch[0], &batch[batch.len() - 1]);
-        let record = json!({
-            "requestContext": {
-                "requestId": format!("{:016x}", fastrand::u64(..)),
-                "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:projector",
-                "condition": "RetryAttemptsExhausted",
-                "approximateInvokeCount": self.maximum_retry_attempts + 1,
-            },
-            "responseContext": { "statusCode": 200, "executedVersion": "$LATEST", "functionError": "Unhandled" },
-            "version": "1.0",
-            "timestamp": "2026-11-22T09:00:00.000Z",
-            "DDBStreamBatchInfo": {
-                "shardId": "shardId-00000001795305600000-1b2c3d4e",
-                "startSequenceNumber": first.sequence_number.to_string(),
-                "endSequenceNumber": last.sequence_number.to_string(),
-                "approximateArrivalOfFirstRecord": "2026-11-22T08:00:00Z",
-                "approximateArrivalOfLastRecord": "2026-11-22T08:00:00Z",
-                "batchSize": batch.len(),
-                "streamArn": arn(first.table.name(), &first.label),
-            },
-            "payload": event(batch.iter().map(|record| record.json.as_str())),
-        });
-        let key = format!(
-            "aws/lambda/5b5e9a3c-mapping/shardId-00000001795305600000-1b2c3d4e/2026/11/22/2026-11-22T09.00.00-{:016x}",
-            fastrand::u64(..)
-        );
-        s3(&service("AWS_ENDPOINT_URL"))
-            .await
-            .put_object()
-            .bucket(&self.destination)
-            .key(key)
-            .body(record.to_string().into_bytes().into())
-            .send()
-            .await
-            .expect("the destination takes it");
-    }
+/// Writes what Lambda writes about a batch that it gave up on to a destination on S3.
+///
+/// # Panics
+/// Where S3 refuses.
+pub async fn write_failure(destination: &str, maximum_retry_attempts: u32, batch: &[Record]) {
+    let (first, last) = (&batch[0], &batch[batch.len() - 1]);
+    let record = json!({
+        "requestContext": {
+            "requestId": format!("{:016x}", fastrand::u64(..)),
+            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:projector",
+            "condition": "RetryAttemptsExhausted",
+            "approximateInvokeCount": maximum_retry_attempts + 1,
+        },
+        "responseContext": { "statusCode": 200, "executedVersion": "$LATEST", "functionError": "Unhandled" },
+        "version": "1.0",
+        "timestamp": "2026-11-22T09:00:00.000Z",
+        "DDBStreamBatchInfo": {
+            "shardId": "shardId-00000001795305600000-1b2c3d4e",
+            "startSequenceNumber": first.sequence_number.to_string(),
+            "endSequenceNumber": last.sequence_number.to_string(),
+            "approximateArrivalOfFirstRecord": "2026-11-22T08:00:00Z",
+            "approximateArrivalOfLastRecord": "2026-11-22T08:00:00Z",
+            "batchSize": batch.len(),
+            "streamArn": arn(first.table.name(), &first.label),
+        },
+        "payload": event(batch.iter().map(|record| record.json.as_str())),
+    });
+    let key = format!(
+        "aws/lambda/5b5e9a3c-mapping/shardId-00000001795305600000-1b2c3d4e/2026/11/22/2026-11-22T09.00.00-{:016x}",
+        fastrand::u64(..)
+    );
+    s3(&service("AWS_ENDPOINT_URL"))
+        .await
+        .put_object()
+        .bucket(destination)
+        .key(key)
+        .body(record.to_string().into_bytes().into())
+        .send()
+        .await
+        .expect("the destination takes it");
 }
 
 /// "Lambda uses the lowest sequence number as the checkpoint"; what names no record of the batch fails it all.
