@@ -108,6 +108,12 @@ impl Shell {
     }
 }
 
+const BACKFILL: &str = r#"
+backfill() {
+    case $1 in stream) set -- "$@" --idle-seconds 1 ;; esac
+    command backfill "$@" || [ $? -eq 3 ]
+}"#;
+
 /// The team's account, and the walk through the runbook.
 struct Walk {
     shell: Shell,
@@ -138,13 +144,9 @@ impl Walk {
             .expect("the scripts");
         let mut shell = Shell::start(folder.path());
         let binaries: PathBuf = binary("backfill").parent().expect("a folder").to_owned();
-        // Exit code 3 says that some records are set aside, and is no failure.
-        shell
-            .run(&format!(
-                "{exports}\nPATH={}:$PATH\nbackfill() {{ command backfill \"$@\" || [ $? -eq 3 ]; }}",
-                binaries.display()
-            ))
-            .await;
+        // Exit code 3 says that some records are set aside, and is no failure. The stand-in's shards never end,
+        // and are idle at once.
+        shell.run(&format!("{exports}\nPATH={}:$PATH\n{BACKFILL}", binaries.display())).await;
         let tables = DynamoDb::at(&service("AWS_ENDPOINT_URL"));
         let stores = |url: &str, bucket: &str| Stores {
             database_url: exported(url),
@@ -219,6 +221,14 @@ fn scan(index: usize, side: &str) -> Json {
     })
 }
 
+/// The stack that RDS would restore into, in the stand-in, whose RDS keeps records and runs nothing.
+const RESTORED: &str = r#"
+sam deploy --stack-name from-a-snapshot --template-file infra/database.yaml --resolve-s3 --capabilities CAPABILITY_IAM \
+    --parameter-overrides SnapshotIdentifier=before-the-move DatabaseName=measurements \
+    "$(grep -o -m 1 'VpcId=[^"]*' samconfig.toml)" "$(grep -o -m 1 'SubnetIds=[^"]*' samconfig.toml)"
+aws cloudformation describe-stacks --stack-name from-a-snapshot --output text \
+    --query "Stacks[0].Outputs[?starts_with(OutputValue, 'db-')].['DbiResource', OutputValue]""#;
+
 /// What RDS does with a snapshot: the database as it was, here as it was before the newest migration.
 async fn restore(old: &Stores, new: &Stores) {
     let restore = Command::new("bash")
@@ -264,6 +274,11 @@ async fn the_move_there_and_back() {
     walk.tables.delete_item("sessions", &json!({ "session_id": { "S": "s-3" } })).await;
     walk.until_complete(&old, 14).await;
     walk.section("5. The new database").await;
+    let restored = walk.shell.run(RESTORED).await;
+    assert!(
+        restored.contains("ClientSecurityGroup") && restored.contains("DbiResource"),
+        "{restored}"
+    );
     let migrated = walk.section("6. Migrate it").await;
     assert!(migrated.contains("backfill checkpoints"), "{migrated}");
     assert!(walk.section("7. Check").await.contains("safe:"));
