@@ -7,10 +7,11 @@ use std::process::{Command, Output};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use support::emulator::{binary, event};
+use support::gates::{Fault, S3Gate};
 use support::generate::{self, SMALL};
 use support::oracle;
 use support::records::{LABEL, Record, session};
-use support::runs::{counted, text};
+use support::runs::{assert_code, counted, text};
 use support::services::{Stores, parsed, service};
 
 fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
@@ -348,18 +349,60 @@ async fn objects_are_brought_up_to_their_rows_after_a_bucket_was_restored() {
         );
         assert_eq!(parsed(&stores.objects().await), current);
         let again = backfill(stores, &["objects"]);
+        assert_code(&again, 0);
         assert_eq!(counted(&again, "objects written"), 0, "{again:?}");
     }
     assert_eq!(stores.rows().await, rows);
 
-    let newest = rows.keys().next_back().expect("a row").as_str();
-    assert_eq!(counted(&backfill(&stores, &["objects", "--after", newest]), "objects current"), 0);
+    let (middle, behind) = (rows.len() / 2, rows.len() - rows.len() / 2 - 1);
+    let after = rows.keys().nth(middle).expect("a row").as_str();
+    let rest = backfill(&stores, &["objects", "--after", after]);
+    assert_code(&rest, 0);
+    assert_eq!(counted(&rest, "objects current"), behind as u64);
     let without = Command::new(binary("backfill"))
         .arg("objects")
         .env("DATABASE_URL", &stores.database_url)
         .env_remove("ARCHIVE_BUCKET")
         .output()
         .expect("backfill runs");
-    assert_eq!(without.status.code(), Some(2));
+    assert_code(&without, 2);
     assert!(text(&without.stderr).contains("ARCHIVE_BUCKET is not set"), "{without:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_object_that_cannot_be_written_holds_up_no_other() {
+    let stores = Stores::fresh().await;
+    // More than a page, and the refused one on the first.
+    let records: Vec<Record> = (0..1_050)
+        .map(|index| session(&format!("s{index:04}"), "u").place(LABEL, 1 + index))
+        .collect();
+    let without_objects = stores.projector_without_archive(&stores.database_url, 1);
+    support::services::apply_all(&without_objects, &records, 1_050).await;
+    let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
+    gate.set_rule(|seen| {
+        let refused = seen.method == "PUT" && seen.path.ends_with("/s0007.json");
+        if refused { Fault::Refuse(500) } else { Fault::Pass }
+    });
+    let mut command = tokio::process::Command::new(binary("backfill"));
+    command
+        .arg("objects")
+        .env("DATABASE_URL", &stores.database_url)
+        .env("ARCHIVE_BUCKET", &stores.bucket)
+        .env("AWS_ENDPOINT_URL_S3", &gate.url);
+    let output = command.output().await.expect("backfill runs");
+    assert_code(&output, 1);
+    assert_eq!(counted(&output, "objects written"), 1_049);
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("1 objects could not be brought up") && message.contains("s0007"),
+        "{message}"
+    );
+
+    gate.set_rule(|_| Fault::Pass);
+    let output = command.output().await.expect("backfill runs");
+    assert_code(&output, 0);
+    assert_eq!(
+        (counted(&output, "objects written"), counted(&output, "objects current")),
+        (1, 1_049)
+    );
 }

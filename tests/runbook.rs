@@ -1,8 +1,12 @@
 //! RUNBOOK.md, walked from its first command to its last on a stand-in of AWS, with the real function, two
 //! databases and writes between the steps: what is written before, during and after the move is in both.
+//!
+//! The stand-in's mappings take every answer for success: a passing failure of a store would lose a record here, and
+//! show as a wait that ends in vain. What mappings do with failures is in `mapping.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use sqlx::{Connection as _, PgConnection};
@@ -89,11 +93,13 @@ impl Shell {
     /// Runs commands, and gives what they printed.
     async fn run(&mut self, commands: &str) -> String {
         // Standard input is where the commands come from.
-        let text = format!("{{\n{commands}\n}} </dev/null 2>&1\necho end-of-block\n");
+        let text = format!("{{\n{commands}\n}} </dev/null 2>&1\nprintf '\\nend-of-block\\n'\n");
         self.input.write_all(text.as_bytes()).await.expect("bash reads");
         let mut printed = String::new();
         loop {
-            match self.output.next_line().await.expect("bash writes") {
+            let line = tokio::time::timeout(Duration::from_mins(4), self.output.next_line()).await;
+            let line = line.unwrap_or_else(|_| panic!("hangs in\n{commands}\n{printed}"));
+            match line.expect("bash writes") {
                 Some(line) if line == "end-of-block" => return printed,
                 Some(line) => {
                     printed.push_str(&line);
@@ -191,7 +197,7 @@ impl Walk {
             if stores.ask(sql).await == expected {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("{sql} is {}, not {expected}", stores.ask(sql).await);
     }
@@ -305,14 +311,17 @@ async fn the_move_there_and_back() {
     walk.section("11. Switch the archive").await;
     walk.write(30..32, "in the new bucket").await;
     walk.until_complete(&new, 31).await;
+    let mut current = false;
     for _ in 0..100 {
-        if new.objects().await.len() == 32 {
+        current = parsed(&new.objects().await) == support::oracle::objects(&new.rows().await);
+        if current {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    assert!(current, "{:?}", parsed(&new.objects().await));
     let rows = new.rows().await;
-    assert_eq!(parsed(&new.objects().await), support::oracle::objects(&rows));
+    walk.until_complete(&old, rows.len() - 1).await;
 
     walk.section("12. Remove the old side").await;
     assert_eq!(old.rows().await, rows, "the old side was current to its end");
@@ -334,7 +343,7 @@ async fn mappings(walk: &mut Walk, function: &str) -> Vec<(String, String)> {
         ))
         .await;
     let pair = |line: &str| line.split_once('\t').map(owned).expect("two words");
-    printed.lines().map(pair).collect()
+    printed.lines().filter(|line| !line.is_empty()).map(pair).collect()
 }
 
 /// Step 10, with writes while the old side stands still.
@@ -362,7 +371,6 @@ async fn trouble(walk: &mut Walk, new: &Stores) {
     bad["foot_length_mm"] = json!({ "N": "2453" });
     walk.tables.write_all("scans", &[Write::Put(bad)]).await;
     walk.until(new, "SELECT count(*) FROM rejected_records", "1").await;
-    walk.shell.run("sleep 0").await;
     let rejected = walk.section("Rejected records").await;
     assert!(rejected.contains("foot_length_mm"), "{rejected}");
     walk.write(40..41, "corrected").await;
@@ -383,6 +391,7 @@ async fn trouble(walk: &mut Walk, new: &Stores) {
         new.ask("SELECT user_id FROM measurements WHERE session_id = 's-41'").await,
         "given up"
     );
+    assert!(new.objects().await.contains_key("measurements/s-41.json"), "the object, too");
     assert!(
         !walk.shell.run("aws s3 ls --recursive \"s3://$failures/\"").await.contains("aws/lambda")
     );
@@ -405,7 +414,7 @@ async fn trouble(walk: &mut Walk, new: &Stores) {
     .expect("a database of yesterday");
     assert_eq!(new.ask("SELECT count(*) FROM measurements WHERE user_id = 'given up'").await, "1");
     let repeated = walk.section("More than 24 hours lost").await;
-    assert!(repeated.contains("1 removals repeated"), "{repeated}");
+    assert!(repeated.lines().any(|line| line == "removals repeated: 1"), "{repeated}");
     walk.until(new, "SELECT user_id FROM measurements WHERE session_id = 's-0'", "before").await;
     walk.until(new, "SELECT user_id FROM measurements WHERE session_id = 's-1'", "before").await;
     walk.until(new, "SELECT count(*) FROM measurements WHERE user_id = 'given up'", "0").await;
@@ -431,6 +440,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
                 # What the next command is asked with.
                 case "$*" in
                     *get-caller-identity*) echo 123456789012 ;;
+                    *list-objects-v2*) echo measurements/s-1.json ;;
                     *ReplicationRoleArn*) echo arn:aws:iam::123456789012:role/replication ;;
                     *create-job*) echo 1b2c3d4e-0000-4000-8000-000000000000 ;;
                     *OutputKey*) echo foot-measurements ;;

@@ -21,11 +21,11 @@ fn root() -> &'static Path {
 
 /// All templates and `samconfig.toml`, as AWS's own tools read them: `!Ref x` is `{"Ref": "x"}`.
 static FILES: LazyLock<Json> = LazyLock::new(|| {
-    let script = "import json, pathlib, sys, tomllib
+    let script = "import json, pathlib, sys, tomlkit
 from samcli.yamlhelper import yaml_parse
 def read(path):
     text = pathlib.Path(path).read_text()
-    return tomllib.loads(text) if path.endswith('.toml') else yaml_parse(text)
+    return tomlkit.parse(text).unwrap() if path.endswith('.toml') else yaml_parse(text)
 print(json.dumps({path: read(path) for path in sys.argv[1:]}))";
     let sam = Command::new("sh").args(["-c", "command -v sam"]).output().expect("a shell").stdout;
     let sam = String::from_utf8(sam).expect("a path");
@@ -479,8 +479,8 @@ fn what_a_template_imports_another_exports_and_never_in_a_circle() {
     };
     // A projector does not know which of the two it is wired to.
     assert_eq!(exports("database"), exports("existing-database"));
-    let lifetimes = ["data", "database", "existing-database", "archive", "projector", "alarms"];
-    for (age, name) in lifetimes.iter().enumerate() {
+    // From the longest life to the shortest.
+    for (age, name) in TEMPLATES.iter().enumerate() {
         walk(template(name), &mut |value| {
             let Some(import) = value.get("Fn::ImportValue") else { return };
             let import = import["Fn::Sub"].as_str().expect("a name");
@@ -492,7 +492,7 @@ fn what_a_template_imports_another_exports_and_never_in_a_circle() {
                     "{exporter} does not export {suffix}, which {name} imports"
                 );
                 assert!(
-                    lifetimes[..age].contains(&exporter),
+                    TEMPLATES[..age].contains(&exporter),
                     "{name} lives longer than {exporter}"
                 );
             }
@@ -613,9 +613,13 @@ fn samconfig_gives_every_stack_what_its_template_asks_for() {
         assert_eq!(settings["capabilities"] == "CAPABILITY_IAM", makes_roles, "{environment}");
     }
     assert_eq!(deployed, TEMPLATES.iter().map(|name| format!("infra/{name}.yaml")).collect());
+    // As it is shipped; a team that has filled it in goes on from there, as the runbook says.
     let of = |environment: &str| {
         config[environment]["deploy"]["parameters"]["parameter_overrides"].to_string()
     };
+    if !of("new-database").contains("SnapshotIdentifier=FILL-IN") {
+        return;
+    }
     assert!(of("old").contains("StartingPosition=LATEST"));
     assert!(of("new").contains("StartingPosition=TRIM_HORIZON"));
     assert!(

@@ -95,8 +95,10 @@ pub(crate) async fn examine(
 /// Why there is no answer with a code.
 fn not_answered<E, R>(error: &SdkError<E, R>) -> &'static str {
     match error {
-        SdkError::ResponseError(_) => "the answer of the Lambda API cannot be read",
-        _ => "the Lambda API cannot be reached",
+        SdkError::ConstructionFailure(_)
+        | SdkError::DispatchFailure(_)
+        | SdkError::TimeoutError(_) => "the Lambda API cannot be reached",
+        _ => "the answer of the Lambda API cannot be read",
     }
 }
 

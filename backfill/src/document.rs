@@ -75,8 +75,12 @@ pub(crate) fn failed_batch(text: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
         Ok(text) => text,
         Err(_) => payload.get().to_owned(),
     };
-    event(event_text.as_bytes())
-        .context("the payload of the batch that Lambda gave up on is no event")
+    let records = event(event_text.as_bytes())
+        .context("the payload of the batch that Lambda gave up on is no event")?;
+    if records.is_empty() {
+        bail!("the payload of the batch that Lambda gave up on has no records");
+    }
+    Ok(records)
 }
 
 /// The records of a Lambda event, each to the letter.

@@ -1,4 +1,4 @@
-//! `backfill file`: replays fixture streams through the projector's own apply path.
+//! `backfill file`: replays files (fixture streams, what Lambda gave up on) through the projector's own apply path.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
