@@ -144,7 +144,8 @@ async fn every_form_of_file_is_read() {
     let output = backfill(&stores, &arguments);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(counted(&output, "applied"), 14);
-    assert_eq!(counted(&output, "duplicate"), 2, "those that Lambda gave up on twice");
+    // Those that Lambda gave up on twice; the two files are on their way at the same time.
+    assert_eq!(counted(&output, "duplicate") + counted(&output, "stale"), 2);
     assert_eq!(stores.rows().await, oracle::rows(&records));
 
     // A queue or a topic gets no records: they must not vanish without a word.

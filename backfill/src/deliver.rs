@@ -1,11 +1,13 @@
 //! Delivers batches to the projector until every record of them is accounted for: what Lambda does
 //! for the live function, with patience and an end. Files, streams and `redrive` share it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use projector::apply::{Counts, Durations, Projector};
 use projector::change::{self, Decoded, Tables};
+use tokio::task::JoinHandle;
 
 use crate::progress::note;
 use crate::summary::Reasons;
@@ -24,16 +26,26 @@ pub(crate) fn pause_after(failures: u32) -> Duration {
 
 /// The projector, and what came of all batches so far.
 pub(crate) struct Delivery {
-    projector: Projector,
+    projector: Arc<Projector>,
     pub(crate) counts: Counts,
     pub(crate) reasons: Reasons,
     pub(crate) durations: Durations,
 }
 
+/// What came of one batch.
+#[derive(Default)]
+pub(crate) struct Delivered {
+    counts: Counts,
+    reasons: Reasons,
+    durations: Durations,
+    /// The indices of the records that were set aside, in order.
+    set_aside: Vec<usize>,
+}
+
 impl Delivery {
     pub(crate) fn new(projector: Projector) -> Self {
         Self {
-            projector,
+            projector: Arc::new(projector),
             counts: Counts::default(),
             reasons: Reasons::default(),
             durations: Durations::default(),
@@ -50,49 +62,67 @@ impl Delivery {
     /// # Errors
     /// Where the set-up is wrong, or records could not be stored for some minutes.
     pub(crate) async fn deliver(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Vec<usize>> {
-        let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
-        let mut set_aside = Vec::new();
-        for delivery in 1..=DELIVERIES {
-            let bytes: Vec<&[u8]> = records.iter().map(|(_, record)| record.as_slice()).collect();
-            let batch = Box::pin(self.projector.apply(&bytes)).await?;
-            // A record counts once it is through. (A change whose object failed was applied then; it
-            // comes again as a duplicate.)
-            let mut counts = batch.counts;
-            counts.records -= counts.failed;
-            counts.failed = 0;
-            self.counts += counts;
-            self.durations += batch.durations;
-            for rejection in batch.rejections {
-                set_aside.push(records[rejection.position].0);
-                self.reasons.add(rejection.reason);
-            }
-            if batch.failed.is_empty() {
-                set_aside.sort_unstable();
-                return Ok(set_aside);
-            }
-            let mut failed = batch.failed.into_iter().peekable();
-            let mut position = 0;
-            records.retain(|_| {
-                let keep = failed.next_if_eq(&position).is_some();
-                position += 1;
-                keep
-            });
-            if delivery < DELIVERIES {
-                let pause = pause_after(delivery);
-                note(&format!(
-                    "{} records could not be stored (see the log above); delivery {} of {DELIVERIES} in {} s",
-                    records.len(),
-                    delivery + 1,
-                    pause.as_secs()
-                ));
-                tokio::time::sleep(pause).await;
-            }
-        }
-        bail!(
-            "{} records could still not be stored after {DELIVERIES} deliveries: mend the cause and run the same command again, which is harmless",
-            records.len()
-        )
+        Ok(self.add(deliver(&self.projector, records).await?))
     }
+
+    /// The same on a task of its own, so that one batch is decoded while another is in the database.
+    pub(crate) fn start(&self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
+        let projector = Arc::clone(&self.projector);
+        tokio::spawn(async move { deliver(&projector, records).await })
+    }
+
+    /// Adds what came of a batch, and gives the indices of the records that were set aside.
+    pub(crate) fn add(&mut self, delivered: Delivered) -> Vec<usize> {
+        self.counts += delivered.counts;
+        self.durations += delivered.durations;
+        self.reasons.merge(delivered.reasons);
+        delivered.set_aside
+    }
+}
+
+async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result<Delivered> {
+    let mut delivered = Delivered::default();
+    let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
+    for delivery in 1..=DELIVERIES {
+        let bytes: Vec<&[u8]> = records.iter().map(|(_, record)| record.as_slice()).collect();
+        let batch = Box::pin(projector.apply(&bytes)).await?;
+        // A record counts once it is through. (A change whose object failed was applied then; it
+        // comes again as a duplicate.)
+        let mut counts = batch.counts;
+        counts.records -= counts.failed;
+        counts.failed = 0;
+        delivered.counts += counts;
+        delivered.durations += batch.durations;
+        for rejection in batch.rejections {
+            delivered.set_aside.push(records[rejection.position].0);
+            delivered.reasons.add(rejection.reason);
+        }
+        if batch.failed.is_empty() {
+            delivered.set_aside.sort_unstable();
+            return Ok(delivered);
+        }
+        let mut failed = batch.failed.into_iter().peekable();
+        let mut position = 0;
+        records.retain(|_| {
+            let keep = failed.next_if_eq(&position).is_some();
+            position += 1;
+            keep
+        });
+        if delivery < DELIVERIES {
+            let pause = pause_after(delivery);
+            note(&format!(
+                "{} records could not be stored (see the log above); delivery {} of {DELIVERIES} in {} s",
+                records.len(),
+                delivery + 1,
+                pause.as_secs()
+            ));
+            tokio::time::sleep(pause).await;
+        }
+    }
+    bail!(
+        "{} records could still not be stored after {DELIVERIES} deliveries: mend the cause and run the same command again, which is harmless",
+        records.len()
+    )
 }
 
 /// Decodes a batch and counts; writes nothing.

@@ -1,5 +1,6 @@
 //! `backfill file`: replays files (fixture streams, what Lambda gave up on) through the projector's own apply path.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::document::{Kind, event, failed_batch, kind};
 use crate::progress::Progress;
 use crate::summary::{self, Reasons};
 
+/// So many batches are on their way at once: one is decoded while another is in the database.
+const UNDER_WAY: usize = 2;
+
 pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyhow::Result<Outcome> {
     let config =
         if arguments.dry_run { settings.config_without_database() } else { settings.config() }?;
@@ -24,48 +28,66 @@ pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyho
     for path in &arguments.paths {
         list(path, &mut files)?;
     }
+    let bytes = files.iter().map(|file| file.bytes).sum();
     let start = Instant::now();
     if arguments.dry_run {
         let (mut counts, mut reasons) = (Counts::default(), Reasons::default());
-        for_each_batch(&files, arguments.batch_size, async |records| {
-            try_out(&records, &config.tables, &mut counts, &mut reasons)?;
-            Ok(counts)
-        })
-        .await?;
+        let mut progress = Progress::start(bytes);
+        let mut batches = AllBatches::of(&files, arguments.batch_size as usize);
+        while let Some((_, batch)) = batches.next()? {
+            try_out(&batch.records, &config.tables, &mut counts, &mut reasons)?;
+            progress.advance(batch.bytes, &counts);
+        }
+        drop(progress);
         summary::print_dry(counts.records, counts.rejected, &reasons);
         return Ok(Outcome::of(&counts));
     }
     let mut delivery = Delivery::new(config.projector().await?);
-    for_each_batch(&files, arguments.batch_size, async |records| {
-        delivery.deliver(records).await?;
-        Ok(delivery.counts)
-    })
-    .await?;
+    let mut progress = Progress::start(bytes);
+    let mut under_way = VecDeque::new();
+    let mut batches = AllBatches::of(&files, arguments.batch_size as usize);
+    loop {
+        // Replaying them at the same time is harmless: versions decide, not the order.
+        while under_way.len() < UNDER_WAY
+            && let Some((path, batch)) = batches.next()?
+        {
+            under_way.push_back((path, batch.last, batch.bytes, delivery.start(batch.records)));
+        }
+        let Some((path, last, bytes, batch)) = under_way.pop_front() else { break };
+        let delivered = batch.await.context("a delivery panicked")?.with_context(|| {
+            format!("stopped in the batch that ends at record {last} of {}", path.display())
+        })?;
+        delivery.add(delivered);
+        progress.advance(bytes, &delivery.counts);
+    }
+    drop(progress);
     summary::print("done", &delivery.counts, &delivery.reasons, start.elapsed());
     Ok(Outcome::of(&delivery.counts))
 }
 
-/// Hands over the records of all files, and shows the progress by the counts so far.
-async fn for_each_batch(
-    files: &[Input],
-    batch_size: u32,
-    mut deliver: impl AsyncFnMut(Vec<Vec<u8>>) -> anyhow::Result<Counts>,
-) -> anyhow::Result<()> {
-    let mut progress = Progress::start(files.iter().map(|file| file.bytes).sum());
-    for Input { path, .. } in files {
-        let mut batches = Batches::open(path, batch_size as usize)?;
-        while let Some(batch) = batches.next()? {
-            let counts = deliver(batch.records).await.with_context(|| {
-                format!(
-                    "stopped in the batch that ends at record {} of {}",
-                    batch.last,
-                    path.display()
-                )
-            })?;
-            progress.advance(batch.bytes, &counts);
+/// The batches of all files, one file after the other.
+struct AllBatches<'a> {
+    files: std::slice::Iter<'a, Input>,
+    open: Option<(&'a Path, Batches)>,
+    batch_size: usize,
+}
+
+impl<'a> AllBatches<'a> {
+    fn of(files: &'a [Input], batch_size: usize) -> Self {
+        Self { files: files.iter(), open: None, batch_size }
+    }
+
+    fn next(&mut self) -> anyhow::Result<Option<(&'a Path, Batch)>> {
+        loop {
+            if let Some((path, batches)) = &mut self.open
+                && let Some(batch) = batches.next()?
+            {
+                return Ok(Some((path, batch)));
+            }
+            let Some(Input { path, .. }) = self.files.next() else { return Ok(None) };
+            self.open = Some((path, Batches::open(path, self.batch_size)?));
         }
     }
-    Ok(())
 }
 
 /// This file, or the files of this folder and those below it, by name: Lambda's on-failure destination is a

@@ -62,13 +62,21 @@ pub(crate) fn print_dry(records: u64, rejected: u64, reasons: &Reasons) {
 #[derive(Debug, Default)]
 pub(crate) struct Reasons(BTreeMap<String, u64>);
 
+const OTHER: &str = "for other reasons";
+
 impl Reasons {
     const NAMED: usize = 50;
 
     pub(crate) fn add(&mut self, reason: String) {
-        let known = self.0.len() < Self::NAMED || self.0.contains_key(&reason);
-        let reason = if known { reason } else { "for other reasons".to_owned() };
-        *self.0.entry(reason).or_default() += 1;
+        self.merge(Self(BTreeMap::from([(reason, 1)])));
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (reason, count) in other.0 {
+            let known = self.0.len() < Self::NAMED || self.0.contains_key(&reason);
+            let reason = if known { reason } else { OTHER.to_owned() };
+            *self.0.entry(reason).or_default() += count;
+        }
     }
 
     fn print(&self) {
