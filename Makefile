@@ -6,7 +6,7 @@ SERVICES := scripts/with-services
 BINARIES := target/debug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop deploy-local test lint fmt fixtures day backfill lambda clean
+.PHONY: help demo demo-stop deploy-local test bench lint fmt fixtures day backfill lambda clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ deploy-local: ## Deploy infra/ on a stand-in of AWS with the real projector, and
 test: ## Run all tests against real services
 	$(CARGO) build --workspace --all-targets
 	$(SERVICES) --with-dynamodb --with-sam scripts/run-tests
+
+bench: ## Measure against what nothing could beat, and write docs/bench (by hand; a release build first)
+	$(CARGO) build --release -p tests --bin bench
+	$(SERVICES) target/release/bench
 
 lint: ## Formatting, clippy, documentation links, unused dependencies, templates
 	$(CARGO) fmt --all -- --check

@@ -109,8 +109,12 @@ pub async fn read(database: &Database, session_id: &str) -> Result<Measurement, 
     row.ok_or_else(|| Error::RowVanished(session_id.to_owned()))
 }
 
-/// One array a column, in the order of the statement's parameters.
-fn upsert_arguments(
+/// One array a column, in the order of the statement's parameters. Public for the benchmark, whose
+/// ceiling sends the same arrays.
+///
+/// # Errors
+/// Where a value cannot be sent.
+pub fn upsert_arguments(
     sessions: &[SessionChanges<'_>],
     everything: Option<bool>,
 ) -> Result<PgArguments, BoxDynError> {

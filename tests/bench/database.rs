@@ -1,0 +1,191 @@
+//! The database stage: a folded batch → committed rows known, against the same rows without any guard.
+//!
+//! The ceiling is one `INSERT ... SELECT unnest(...) ON CONFLICT DO UPDATE SET column = excluded.column` of the same
+//! arrays into a table of the same shape, over a warm connection with the statement prepared. It has no versions to
+//! compare and no answer to give.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use projector::change::{self, Decoded, Tables};
+use projector::fold::{self, Arrival, SessionChanges};
+use projector::measurement::{COLUMNS, Kind, Part};
+use projector::read_model;
+use sqlx::{AssertSqlSafe, PgConnection};
+use support::records::{LABEL, Record, scan, session};
+use support::services::Stores;
+
+/// Sessions a batch, each with all three parts: 30,000 records.
+pub(crate) const BATCH: usize = 10_000;
+/// What the table holds before: the updates hit rows at random places.
+pub(crate) const LOADED: usize = 100_000;
+
+/// What a batch does to the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Every row is new.
+    Fresh,
+    /// Every row is there.
+    Updating,
+    /// Half and half.
+    Mixed,
+    /// Every change is there already.
+    Replay,
+}
+
+impl Shape {
+    pub(crate) const ALL: [Self; 4] = [Self::Fresh, Self::Updating, Self::Mixed, Self::Replay];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Updating => "updating",
+            Self::Mixed => "mixed",
+            Self::Replay => "replay",
+        }
+    }
+}
+
+/// One shape's rounds.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    pub(crate) shape: Shape,
+    /// Rows a second, guarded, a round each.
+    pub(crate) guarded: Vec<f64>,
+    /// The same rows without any guard.
+    pub(crate) ceiling: Vec<f64>,
+    /// Bytes of WAL that the guarded batch wrote, a round each.
+    pub(crate) wal_bytes: Vec<i64>,
+}
+
+/// The sessions of a batch, with versions of this round.
+fn records(sessions: impl Iterator<Item = usize>, round: usize) -> Vec<Record> {
+    let mut records = Vec::with_capacity(3 * BATCH);
+    for index in sessions {
+        // As random as the ids of a real service, and the same in every run.
+        let id = format!("m-{:016x}", (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let version = 1_000_000 * (round as u128 + 1) + index as u128;
+        let length = format!("{}.{}", 220 + (index + round) % 80, index % 10);
+        records.push(session(&id, &format!("user-{}", index % 5_000)).place(LABEL, version));
+        records.push(scan(&id, "left", &length).place(LABEL, version));
+        records.push(scan(&id, "right", &length).place(LABEL, version));
+    }
+    records
+}
+
+fn decoded(records: &[Record]) -> anyhow::Result<Vec<Arrival>> {
+    let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
+    let arrival = |(position, record): (usize, &Record)| match change::decode(
+        record.json.as_bytes(),
+        &tables,
+    )? {
+        Decoded::Change(change) => Ok(Arrival { position, change }),
+        Decoded::Malformed(reason) => anyhow::bail!("{reason}"),
+    };
+    records.iter().enumerate().map(arrival).collect()
+}
+
+/// The upsert without any guard.
+fn unguarded() -> String {
+    let mut given = vec!["unnest($1::text[])".to_owned()];
+    let mut targets = vec!["session_id".to_owned()];
+    for column in COLUMNS.iter() {
+        let number = given.len() + 1;
+        given.push(match column.kind {
+            Kind::Text => format!("unnest(${number}::text[])"),
+            Kind::Millimetres => format!("unnest(${number}::text[])::numeric"),
+            Kind::Attributes => format!("unnest(${number}::text[])::json"),
+            Kind::Timestamp => format!("unnest(${number}::timestamptz[])"),
+            Kind::Bytes => format!("unnest(${number}::bytea[])"),
+        });
+        targets.push(column.name.clone());
+    }
+    for (suffix, of) in [("version", "text[]"), ("changed_at", "timestamptz[]")] {
+        for part in Part::ALL {
+            given.push(format!("unnest(${}::{of})", given.len() + 1));
+            targets.push(format!("{}_{suffix}", part.name()));
+        }
+    }
+    let sets: Vec<String> =
+        targets[1..].iter().map(|name| format!("{name} = excluded.{name}")).collect();
+    format!(
+        "INSERT INTO measurements ({}) SELECT {} ON CONFLICT (session_id) DO UPDATE SET {}",
+        targets.join(", "),
+        given.join(", "),
+        sets.join(", ")
+    )
+}
+
+async fn run_unguarded(
+    connection: &mut PgConnection,
+    sql: &str,
+    sessions: &[SessionChanges<'_>],
+) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    let arguments =
+        read_model::upsert_arguments(sessions, None).map_err(|error| anyhow::anyhow!(error))?;
+    let done = sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    ensure!(done.rows_affected() == sessions.len() as u64, "{done:?}");
+    Ok(sessions.len() as f64 / seconds)
+}
+
+async fn wal_position(connection: &mut PgConnection) -> anyhow::Result<i64> {
+    let position = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint";
+    Ok(sqlx::query_scalar(position).fetch_one(connection).await?)
+}
+
+/// Measures all shapes.
+pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Vec<Measured>> {
+    let (guarded, bare) = (Stores::fresh().await, Stores::fresh().await);
+    let projector = guarded.projector_without_archive(&guarded.database_url, 1);
+    let mut connection = bare.connect().await;
+    let mut observer = guarded.connect().await;
+    let sql = unguarded();
+    for first in (0..LOADED).step_by(BATCH) {
+        let arrivals = decoded(&records(first..first + BATCH, 0))?;
+        let sessions = fold::fold(&arrivals);
+        read_model::upsert(&projector.database, &sessions, false).await?;
+        run_unguarded(&mut connection, &sql, &sessions).await?;
+    }
+    let mut next_new = LOADED;
+    let mut measured = Vec::new();
+    for shape in Shape::ALL {
+        let mut of_shape =
+            Measured { shape, guarded: Vec::new(), ceiling: Vec::new(), wal_bytes: Vec::new() };
+        for round in 0..=rounds {
+            let version = 1 + measured.len() * (rounds + 1) + round;
+            let old = (0..LOADED).skip(round % (LOADED / BATCH)).step_by(LOADED / BATCH);
+            let records = match shape {
+                Shape::Fresh => records(next_new..next_new + BATCH, version),
+                Shape::Updating => records(old, version),
+                Shape::Mixed => {
+                    let new = next_new..next_new + BATCH / 2;
+                    records(old.take(BATCH / 2).chain(new), version)
+                }
+                // As they were loaded.
+                Shape::Replay => records(old, 0),
+            };
+            next_new += BATCH;
+            let arrivals = decoded(&records)?;
+            let sessions = fold::fold(&arrivals);
+            ensure!(sessions.len() == BATCH);
+            let before = wal_position(&mut observer).await?;
+            let start = Instant::now();
+            let upserted = read_model::upsert(&projector.database, &sessions, false).await?;
+            let rate = BATCH as f64 / start.elapsed().as_secs_f64();
+            ensure!(upserted.len() == BATCH);
+            let wal_bytes = wal_position(&mut observer).await? - before;
+            let ceiling = run_unguarded(&mut connection, &sql, &sessions)
+                .await
+                .with_context(|| format!("the ceiling of {}", shape.name()))?;
+            if round > 0 {
+                of_shape.guarded.push(rate);
+                of_shape.ceiling.push(ceiling);
+                of_shape.wal_bytes.push(wal_bytes);
+            }
+        }
+        measured.push(of_shape);
+    }
+    Ok(measured)
+}
