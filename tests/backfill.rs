@@ -2,27 +2,18 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use support::emulator::{binary, event};
 use support::gates::{Fault, S3Gate};
 use support::generate::{self, SMALL};
+use support::mapping;
 use support::oracle;
 use support::records::{LABEL, Record, session};
-use support::runs::{assert_code, counted, text};
+use support::runs::{assert_code, backfill, counted, text};
 use support::services::{Stores, parsed, service};
-
-fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
-    Command::new(binary("backfill"))
-        .args(arguments)
-        .env("DATABASE_URL", &stores.database_url)
-        .env("ARCHIVE_BUCKET", &stores.bucket)
-        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-        .output()
-        .expect("backfill runs")
-}
 
 fn fixture(name: &str) -> String {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
@@ -78,29 +69,6 @@ async fn the_small_fixture_from_files_comes_to_the_rows_and_a_replay_changes_not
     assert!(stores.objects().await == objects);
 }
 
-/// What Lambda writes about a batch that it gave up on, with the event where the destination is on S3.
-fn failed_batch(event: Option<&str>) -> serde_json::Value {
-    let mut record = serde_json::json!({
-        "requestContext": { "requestId": "1b2c", "condition": "RetryAttemptsExhausted", "approximateInvokeCount": 101 },
-        "responseContext": { "statusCode": 200, "executedVersion": "$LATEST", "functionError": "Unhandled" },
-        "version": "1.0",
-        "timestamp": "2026-11-22T08:10:00.000Z",
-        "DDBStreamBatchInfo": {
-            "shardId": "shardId-1",
-            "startSequenceNumber": "13",
-            "endSequenceNumber": "14",
-            "approximateArrivalOfFirstRecord": "2026-11-22T08:00:00Z",
-            "approximateArrivalOfLastRecord": "2026-11-22T08:00:00Z",
-            "batchSize": 2,
-            "streamArn": support::records::arn("sessions", LABEL),
-        },
-    });
-    if let Some(event) = event {
-        record["payload"] = event.into();
-    }
-    record
-}
-
 #[tokio::test]
 async fn every_form_of_file_is_read() {
     let stores = Stores::fresh().await;
@@ -116,7 +84,7 @@ async fn every_form_of_file_is_read() {
     };
     let pretty: serde_json::Value =
         serde_json::from_str(&event(json[2..4].iter().copied())).expect("JSON");
-    let gave_up = failed_batch(Some(&event(json[12..14].iter().copied())));
+    let gave_up = mapping::failure(100, &records[12..]);
     let files: [(&str, Vec<u8>); 9] = [
         ("event.json", event(json[..2].iter().copied()).into_bytes()),
         ("pretty.json", serde_json::to_string_pretty(&pretty).expect("JSON").into_bytes()),
@@ -149,11 +117,17 @@ async fn every_form_of_file_is_read() {
     assert_eq!(stores.rows().await, oracle::rows(&records));
 
     // A queue or a topic gets no records: they must not vanish without a word.
-    std::fs::write(path("from-a-queue.json"), failed_batch(None).to_string()).expect("a file");
+    let mut without_records = gave_up;
+    without_records.as_object_mut().expect("an object").remove("payload");
+    std::fs::write(path("from-a-queue.json"), without_records.to_string()).expect("a file");
     let output = backfill(&stores, &["file", &path("from-a-queue.json")]);
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
-    assert!(message.contains("without its records") && message.contains("shardId-1"), "{message}");
+    assert!(
+        message.contains("without its records")
+            && message.contains("shardId-00000001795305600000-1b2c3d4e"),
+        "{message}"
+    );
     assert!(message.contains("`backfill stream` reads them again"), "{message}");
     std::fs::write(path("notes.txt"), "not a stream\nat all\n").expect("a file");
     let output = backfill(&stores, &["file", &path("notes.txt")]);

@@ -2,20 +2,19 @@
 //! destination: whatever fails, nothing is lost and nothing is acknowledged early.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::AssertSqlSafe;
-use support::emulator::{Lambda, binary};
+use support::emulator::Lambda;
 use support::gates::{Fault, S3Gate, TcpGate};
 use support::generate::{self, Day};
 use support::mapping::Mapping;
 use support::oracle;
 use support::records::{Record, Table};
-use support::runs::{assert_code, assert_equal, counted, text};
+use support::runs::{assert_code, assert_equal, backfill, counted, text};
 use support::services::{Stores, s3, service};
 
 fn mapping(destination: &str) -> Mapping {
@@ -114,18 +113,7 @@ async fn replay_destination(stores: &Stores, destination: &str) -> Output {
             s3.get_object().bucket(destination).key(key).send().await.expect("an object").body;
         std::fs::write(path, body.collect().await.expect("a body").to_vec()).expect("a file");
     }
-    backfill_file(stores, folder.path())
-}
-
-fn backfill_file(stores: &Stores, path: &Path) -> Output {
-    Command::new(binary("backfill"))
-        .arg("file")
-        .arg(path)
-        .env("DATABASE_URL", &stores.database_url)
-        .env("ARCHIVE_BUCKET", &stores.bucket)
-        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-        .output()
-        .expect("backfill runs")
+    backfill(stores, &["file", folder.path().to_str().expect("a path")])
 }
 
 #[tokio::test]

@@ -534,8 +534,8 @@ fn the_tables_can_be_imported() {
 
 #[test]
 fn the_archive_keeps_expires_and_replicates() {
-    let template = template("archive");
-    let bucket = &template["Resources"]["Bucket"]["Properties"];
+    let archive = template("archive");
+    let bucket = &archive["Resources"]["Bucket"]["Properties"];
     assert_eq!(bucket["VersioningConfiguration"]["Status"], "Enabled");
     let rules = bucket["LifecycleConfiguration"]["Rules"].as_array().expect("rules");
     // The tag that projector/src/archive.rs puts on the object of a removed session.
@@ -545,7 +545,7 @@ fn the_archive_keeps_expires_and_replicates() {
     assert_eq!(tagged[0]["Status"], "Enabled");
     assert_eq!(tagged[0]["ExpirationInDays"], json!({ "Ref": "DeletedDays" }));
     // Until then a tombstone stops an older write, which a stream can deliver for a day.
-    assert!(template["Parameters"]["DeletedDays"]["MinValue"].as_i64() >= Some(2));
+    assert!(archive["Parameters"]["DeletedDays"]["MinValue"].as_i64() >= Some(2));
     // Nothing else expires what is current.
     assert!(
         rules
@@ -555,13 +555,9 @@ fn the_archive_keeps_expires_and_replicates() {
     let rule = &bucket["ReplicationConfiguration"]["Fn::If"][1]["Rules"][0];
     assert_eq!(rule["DeleteMarkerReplication"]["Status"], "Enabled");
     assert_eq!(rule["Destination"]["Metrics"]["Status"], "Enabled");
-    assert_eq!(template["Parameters"]["ReplicateTo"]["Default"], "");
+    assert_eq!(archive["Parameters"]["ReplicateTo"]["Default"], "");
     // While a replication writes a bucket no projector does: nothing is written unless it is said.
-    assert_eq!(default("projector", "ArchiveBucket"), "");
-}
-
-fn default(name: &str, parameter: &str) -> Json {
-    template(name)["Parameters"][parameter]["Default"].clone()
+    assert_eq!(template("projector")["Parameters"]["ArchiveBucket"]["Default"], "");
 }
 
 /// Whether the whole text matches, as `CloudFormation` takes an `AllowedPattern`.

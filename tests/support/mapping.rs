@@ -141,13 +141,14 @@ impl Mapping {
     }
 }
 
-/// Writes what Lambda writes about a batch that it gave up on to a destination on S3.
+/// What Lambda writes about a batch that it gave up on to a destination on S3: the whole event, too.
 ///
 /// # Panics
-/// Where S3 refuses.
-pub async fn write_failure(destination: &str, maximum_retry_attempts: u32, batch: &[Record]) {
+/// Where the batch is empty.
+#[must_use]
+pub fn failure(maximum_retry_attempts: u32, batch: &[Record]) -> Json {
     let (first, last) = (&batch[0], &batch[batch.len() - 1]);
-    let record = json!({
+    json!({
         "requestContext": {
             "requestId": format!("{:016x}", fastrand::u64(..)),
             "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:projector",
@@ -167,7 +168,15 @@ pub async fn write_failure(destination: &str, maximum_retry_attempts: u32, batch
             "streamArn": arn(first.table.name(), &first.label),
         },
         "payload": event(batch.iter().map(|record| record.json.as_str())),
-    });
+    })
+}
+
+/// Writes it there.
+///
+/// # Panics
+/// Where S3 refuses.
+pub async fn write_failure(destination: &str, maximum_retry_attempts: u32, batch: &[Record]) {
+    let record = failure(maximum_retry_attempts, batch);
     let key = format!(
         "aws/lambda/5b5e9a3c-mapping/shardId-00000001795305600000-1b2c3d4e/2026/11/22/2026-11-22T09.00.00-{:016x}",
         fastrand::u64(..)

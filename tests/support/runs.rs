@@ -13,6 +13,21 @@ use crate::records::Record;
 use crate::services::{Stores, parsed, service};
 use crate::stream_server::StreamServer;
 
+/// Runs `backfill` with these arguments, on these stores, to its end.
+///
+/// # Panics
+/// Where it cannot be run.
+#[must_use]
+pub fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
+    std::process::Command::new(binary("backfill"))
+        .args(arguments)
+        .env("DATABASE_URL", &stores.database_url)
+        .env("ARCHIVE_BUCKET", &stores.bucket)
+        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
+        .output()
+        .expect("backfill runs")
+}
+
 /// A command of `backfill` whose streams are this server's.
 #[must_use]
 pub fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
