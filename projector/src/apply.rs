@@ -4,6 +4,7 @@
 //! model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
 //! is named in [`Applied::failed`] and may not be acknowledged.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -20,6 +21,10 @@ use crate::rejected::{self, Rejection};
 
 /// A batch of fewer sessions is one statement; of more, one a connection, each its own commit.
 const SPLIT_SESSIONS: usize = 500;
+
+/// With an archive a statement takes no more sessions than this, so that objects go out while the
+/// next ones are in the database; and no statement is sent while more of them wait for their objects.
+const OVERLAP_SESSIONS: usize = 1_000;
 
 /// After so many failures without a success between them the remaining objects of a batch are not
 /// tried: they come again.
@@ -111,7 +116,7 @@ pub struct Durations {
     pub decode: Duration,
     /// The upserts, summed over the connections.
     pub database: Duration,
-    /// The objects, from the first comparison to the last answer, summed over the chunks.
+    /// The objects, from the first comparison to the last answer. The database works meanwhile.
     pub archive: Duration,
 }
 
@@ -139,9 +144,9 @@ pub struct Applied {
     pub durations: Durations,
 }
 
-/// What became of some sessions of a batch.
+/// What became of the sessions of a batch.
 #[derive(Default)]
-struct Outcome {
+struct Stored {
     counts: Counts,
     failed: Vec<usize>,
     rejections: Vec<Rejection>,
@@ -164,19 +169,11 @@ impl Projector {
         let sessions = fold::fold(&arrivals);
         batch.durations.decode = start.elapsed();
 
-        let mut outcomes = FuturesUnordered::new();
-        let chunk = sessions.len().div_ceil(self.database.connections()).max(SPLIT_SESSIONS);
-        let mut sessions = sessions.into_iter();
-        while sessions.len() > 0 {
-            outcomes.push(self.apply_sessions(sessions.by_ref().take(chunk).collect()));
-        }
-        while let Some(outcome) = outcomes.next().await {
-            let outcome = outcome?;
-            batch.counts += outcome.counts;
-            batch.failed.extend(outcome.failed);
-            batch.rejections.extend(outcome.rejections);
-            batch.durations += outcome.durations;
-        }
+        let stored = self.store(sessions).await?;
+        batch.counts += stored.counts;
+        batch.failed = stored.failed;
+        batch.rejections.extend(stored.rejections);
+        batch.durations += stored.durations;
 
         match rejected::set_aside(&self.database, records, &batch.rejections).await {
             Ok(()) => batch.counts.rejected = batch.rejections.len() as u64,
@@ -215,85 +212,122 @@ impl Projector {
         Ok(arrivals)
     }
 
-    /// Both stores for some sessions: the rows, narrowed down where PostgreSQL refuses, then the
-    /// objects.
-    async fn apply_sessions(&self, sessions: Vec<SessionChanges<'_>>) -> Result<Outcome, Error> {
-        let mut outcome = Outcome::default();
-        let mut stored = Vec::with_capacity(sessions.len());
-        let mut pending = vec![sessions];
-        while let Some(sessions) = pending.pop() {
-            let start = Instant::now();
-            let upserted =
-                read_model::upsert(&self.database, &sessions, self.archive.is_some()).await;
-            outcome.durations.database += start.elapsed();
-            match upserted {
-                Ok(upserted) => stored.extend(sessions.into_iter().zip(upserted)),
-                Err(error) if error.consequence() == Consequence::Reject => {
-                    match narrow(sessions) {
-                        Narrowed::Parts(first, rest) => pending.extend([rest, first]),
-                        Narrowed::One(position) => {
-                            outcome
-                                .rejections
-                                .push(Rejection { position, reason: refusal(&error) });
+    /// Both stores. As many chunks are in the database at once as there are connections; as one comes
+    /// back, the objects of ALL its sessions are brought up, written or not (a crash between commit and
+    /// PUT is repaired by the redelivery), while the next is in the database.
+    async fn store(&self, sessions: Vec<SessionChanges<'_>>) -> Result<Stored, Error> {
+        let mut stored = Stored::default();
+        let mut chunks = self.chunks(sessions);
+        let mut upserts = FuturesUnordered::new();
+        let mut waiting = VecDeque::new();
+        let mut objects = FuturesUnordered::new();
+        let mut first_object: Option<Instant> = None;
+        let mut failures_in_a_row = 0;
+        loop {
+            while upserts.len() < self.database.connections()
+                && waiting.len() <= OVERLAP_SESSIONS
+                && let Some(chunk) = chunks.pop_front()
+            {
+                upserts.push(self.upsert(chunk));
+            }
+            while let Some(archive) = &self.archive
+                && objects.len() < archive.concurrency()
+                && let Some((session, upserted)) = waiting.pop_front()
+            {
+                first_object.get_or_insert_with(Instant::now);
+                objects.push(self.bring_up(archive, session, upserted));
+            }
+            tokio::select! {
+                Some((chunk, duration, upserted)) = upserts.next() => {
+                    stored.durations.database += duration;
+                    match upserted {
+                        Ok(upserted) => {
+                            let of_chunk = chunk.into_iter().zip(upserted);
+                            for (session, upserted) in of_chunk {
+                                count(&session, &upserted, &mut stored.counts);
+                                if failures_in_a_row >= GIVE_UP_AFTER {
+                                    stored.failed.extend(positions(&session));
+                                } else if self.archive.is_some() {
+                                    waiting.push_back((session, upserted));
+                                }
+                            }
+                        }
+                        Err(error) if error.consequence() == Consequence::Reject => {
+                            match narrow(chunk) {
+                                Narrowed::Parts(first, rest) => {
+                                    chunks.push_front(rest);
+                                    chunks.push_front(first);
+                                }
+                                Narrowed::One(position) => {
+                                    let reason = refusal(&error);
+                                    stored.rejections.push(Rejection { position, reason });
+                                }
+                            }
+                        }
+                        Err(error) => {
+                            note(error)?;
+                            // Those behind it would wait as long for the same.
+                            let behind = chunks.drain(..).flatten();
+                            for session in chunk.into_iter().chain(behind) {
+                                stored.failed.extend(positions(&session));
+                            }
                         }
                     }
                 }
-                Err(error) => {
-                    note(error)?;
-                    outcome.failed.extend(sessions.iter().flat_map(positions));
-                }
-            }
-        }
-        self.archive_sessions(stored, &mut outcome).await?;
-        Ok(outcome)
-    }
-
-    /// Counts what the rows took, and brings EVERY session's object up, written or not: a crash
-    /// between commit and PUT is repaired by the redelivery.
-    async fn archive_sessions(
-        &self,
-        stored: Vec<(SessionChanges<'_>, Upserted)>,
-        outcome: &mut Outcome,
-    ) -> Result<(), Error> {
-        for (session, upserted) in &stored {
-            count(session, upserted, &mut outcome.counts);
-        }
-        let Some(archive) = &self.archive else { return Ok(()) };
-        let start = Instant::now();
-        let mut pending = stored.into_iter();
-        let mut under_way = FuturesUnordered::new();
-        let mut failures_in_a_row = 0;
-        loop {
-            while under_way.len() < archive.concurrency()
-                && let Some((session, upserted)) = pending.next()
-            {
-                under_way.push(self.bring_up(archive, session, upserted));
-            }
-            let Some((session, archived)) = under_way.next().await else { break };
-            failures_in_a_row += 1;
-            match archived {
-                Ok(archived) => {
-                    failures_in_a_row = 0;
+                Some((session, archived)) = objects.next() => {
+                    failures_in_a_row += 1;
                     match archived {
-                        Archived::Written => outcome.counts.objects_written += 1,
-                        Archived::Current => outcome.counts.objects_current += 1,
+                        Ok(Archived::Written) => {
+                            failures_in_a_row = 0;
+                            stored.counts.objects_written += 1;
+                        }
+                        Ok(Archived::Current) => {
+                            failures_in_a_row = 0;
+                            stored.counts.objects_current += 1;
+                        }
+                        Err(error) => {
+                            note(error)?;
+                            stored.failed.extend(positions(&session));
+                        }
+                    }
+                    if failures_in_a_row == GIVE_UP_AFTER {
+                        // S3 is away: what was not tried yet would fail one by one, for longer than a
+                        // Lambda has. What is under way is brought to its end.
+                        let behind = chunks.drain(..).flatten();
+                        let untried = waiting.drain(..).map(|(session, _)| session);
+                        for session in untried.chain(behind) {
+                            stored.failed.extend(positions(&session));
+                        }
                     }
                 }
-                Err(error) => {
-                    note(error)?;
-                    outcome.failed.extend(positions(&session));
-                }
-            }
-            if failures_in_a_row == GIVE_UP_AFTER {
-                // S3 is away: what was not tried yet would fail one by one, for longer than a Lambda
-                // has. What is under way is brought to its end.
-                for (session, _) in pending.by_ref() {
-                    outcome.failed.extend(positions(&session));
-                }
+                else => break,
             }
         }
-        outcome.durations.archive += start.elapsed();
-        Ok(())
+        stored.durations.archive = first_object.map(|start| start.elapsed()).unwrap_or_default();
+        Ok(stored)
+    }
+
+    /// The statements that a batch becomes.
+    fn chunks<'a>(&self, sessions: Vec<SessionChanges<'a>>) -> VecDeque<Vec<SessionChanges<'a>>> {
+        let mut size = sessions.len().div_ceil(self.database.connections()).max(SPLIT_SESSIONS);
+        if self.archive.is_some() {
+            size = size.min(OVERLAP_SESSIONS);
+        }
+        let mut sessions = sessions.into_iter();
+        let mut chunks = VecDeque::new();
+        while sessions.len() > 0 {
+            chunks.push_back(sessions.by_ref().take(size).collect());
+        }
+        chunks
+    }
+
+    async fn upsert<'a>(
+        &self,
+        sessions: Vec<SessionChanges<'a>>,
+    ) -> (Vec<SessionChanges<'a>>, Duration, Result<Vec<Upserted>, Error>) {
+        let start = Instant::now();
+        let upserted = read_model::upsert(&self.database, &sessions, self.archive.is_some()).await;
+        (sessions, start.elapsed(), upserted)
     }
 
     async fn bring_up<'a>(
@@ -352,7 +386,7 @@ fn refusal(error: &Error) -> String {
     }
 }
 
-/// Says of each record of a session what it came to. The versions held are those the statement saw;
+/// Says of each record of a session what it came to. The versions held are those that were asked for;
 /// under a race of two invocations a record can count as applied in both.
 fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
     let held: &Versions = &upserted.held;

@@ -113,8 +113,8 @@ impl Archive {
                 }
                 (row, None)
             }
-            // What the statement saw is at least the patch; whoever has written the row since
-            // answers for that.
+            // What the row held is at least the patch; whoever has written the row since answers for
+            // that.
             Standing::Held => (None, Some(upserted.held)),
             // The row has to be read: the versions held are older than the patch, and whoever
             // overtook us may never come to its PUT (a statement of an invocation that was killed

@@ -21,7 +21,7 @@ const WHOLE_ROWS: usize = 8;
 /// What the upsert made of one session of the batch.
 #[derive(Debug)]
 pub struct Upserted {
-    /// The versions that the statement found in the row; all `None` where there was no row.
+    /// The versions that the row held before; all `None` where there was no row.
     pub held: Versions,
     /// What came of the patch.
     pub standing: Standing,
@@ -40,12 +40,17 @@ pub enum Standing {
     },
     /// Nothing in the patch was newer than what the row held.
     Held,
-    /// The patch was newer than the row when the statement began, and not when it had the row's
-    /// lock: another writer committed between. What the row holds now is not known here.
+    /// The patch was newer than the row when its versions were asked for, and not when the statement
+    /// had the row's lock: another writer committed between. What the row holds now is not known here.
     Overtaken,
 }
 
-/// Writes what is newer than the rows, in one statement and one transaction.
+/// Writes what is newer than the rows: asks for the versions that they hold, and sends what is newer
+/// in one statement and one transaction.
+///
+/// What is not newer ends with the question: a replay sends no values, locks no row and writes no WAL.
+/// That is safe because versions only grow, and because the guard is checked again under the row's
+/// lock.
 ///
 /// `sessions` are sorted by `session_id`, without repetition, as [`crate::fold::fold`] gives them.
 /// The answer has one entry a session, in the same order.
@@ -58,31 +63,76 @@ pub async fn upsert(
     sessions: &[SessionChanges<'_>],
     returning_rows: bool,
 ) -> Result<Vec<Upserted>, Error> {
-    let sql = if returning_rows { &statement::UPSERT_RETURNING_ROWS } else { &statement::UPSERT };
-    let everything = returning_rows.then_some(sessions.len() <= WHOLE_ROWS);
-    let rows = database.fetch(sql.as_str(), || upsert_arguments(sessions, everything)).await?;
-    let mut held = HashMap::with_capacity(sessions.len());
-    let mut written = HashMap::new();
+    let held = versions(database, sessions).await?;
+    let pairs = sessions.iter().zip(&held);
+    let newer: Vec<&SessionChanges<'_>> = pairs
+        .filter_map(|(session, held)| newer(&session.patch, held).then_some(session))
+        .collect();
+    let mut written = write(database, &newer, returning_rows).await?;
+    let mut newer = newer.into_iter().peekable();
+    let upserted = |(session, held): (&SessionChanges<'_>, Versions)| {
+        let sent = newer.next_if(|newer| newer.session_id == session.session_id).is_some();
+        let standing = match written.remove(session.session_id) {
+            Some(standing) => standing,
+            None if sent => Standing::Overtaken,
+            None => Standing::Held,
+        };
+        Upserted { held, standing }
+    };
+    Ok(sessions.iter().zip(held).map(upserted).collect())
+}
+
+/// What the row of each session holds.
+async fn versions(
+    database: &Database,
+    sessions: &[SessionChanges<'_>],
+) -> Result<Vec<Versions>, Error> {
+    let keys: Vec<&str> = sessions.iter().map(|session| session.session_id).collect();
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(keys.as_slice())?;
+        Ok(arguments)
+    };
+    let rows = database.fetch(statement::VERSIONS, arguments).await?;
+    let mut held = vec![Versions::default(); sessions.len()];
     for row in &rows {
-        let session_id: &str = row.try_get(0).map_err(Error::Database)?;
-        match row.try_get(1).map_err(Error::Database)? {
-            None => {
-                held.insert(session_id.to_owned(), versions(row)?);
-            }
-            Some(inserted) => {
-                let row = if returning_rows { measurement(row)?.map(Box::new) } else { None };
-                written.insert(session_id.to_owned(), Standing::Written { inserted, row });
+        // All are NULL where there is none of the rows.
+        let found = row.try_get::<Option<Vec<String>>, _>(0).map_err(Error::Database)?;
+        let found = found.unwrap_or_default();
+        let places: Vec<_> =
+            found.iter().map(|session_id| keys.binary_search(&session_id.as_str())).collect();
+        for part in Part::ALL {
+            let of_part: Option<Vec<Option<String>>> =
+                row.try_get(1 + part as usize).map_err(Error::Database)?;
+            for (place, version) in places.iter().zip(of_part.unwrap_or_default()) {
+                if let Ok(place) = place {
+                    held[*place][part as usize] = version;
+                }
             }
         }
     }
-    let upserted = |session: &SessionChanges<'_>| {
-        let held = held.remove(session.session_id).unwrap_or_default();
-        let standing = written.remove(session.session_id).unwrap_or_else(|| {
-            if newer(&session.patch, &held) { Standing::Overtaken } else { Standing::Held }
-        });
-        Upserted { held, standing }
+    Ok(held)
+}
+
+/// Sends the sessions, and gives those whose rows were written.
+async fn write(
+    database: &Database,
+    sessions: &[&SessionChanges<'_>],
+    returning_rows: bool,
+) -> Result<HashMap<String, Standing>, Error> {
+    if sessions.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let sql = if returning_rows { &statement::UPSERT_RETURNING_ROWS } else { &statement::UPSERT };
+    let everything = returning_rows.then_some(sessions.len() <= WHOLE_ROWS);
+    let rows = database.fetch(sql.as_str(), || upsert_arguments(sessions, everything)).await?;
+    let written = |row: &PgRow| {
+        let inserted = row.try_get(1).map_err(Error::Database)?;
+        let measurement = if returning_rows { measurement(row)?.map(Box::new) } else { None };
+        let session_id = row.try_get(0).map_err(Error::Database)?;
+        Ok((session_id, Standing::Written { inserted, row: measurement }))
     };
-    Ok(sessions.iter().map(upserted).collect())
+    rows.iter().map(written).collect()
 }
 
 /// Whether some part of the patch is newer than the versions held.
@@ -115,7 +165,7 @@ pub async fn read(database: &Database, session_id: &str) -> Result<Measurement, 
 /// # Errors
 /// Where a value cannot be sent.
 pub fn upsert_arguments(
-    sessions: &[SessionChanges<'_>],
+    sessions: &[&SessionChanges<'_>],
     everything: Option<bool>,
 ) -> Result<PgArguments, BoxDynError> {
     let mut arguments = PgArguments::default();
@@ -157,16 +207,16 @@ pub fn upsert_arguments(
         }
     }
     for part in Part::ALL {
-        let version = |session: &SessionChanges<'_>| {
-            session.patch[part as usize].map(|change| change.version.as_str().to_owned())
-        };
-        arguments.add(sessions.iter().map(version).collect::<Vec<_>>())?;
+        let versions = sessions
+            .iter()
+            .map(|session| session.patch[part as usize].map(|change| change.version.as_str()));
+        arguments.add(versions.collect::<Vec<_>>())?;
     }
     for part in Part::ALL {
-        let changed_at = |session: &SessionChanges<'_>| {
-            session.patch[part as usize].and_then(|change| change.changed_at)
-        };
-        arguments.add(sessions.iter().map(changed_at).collect::<Vec<_>>())?;
+        let times = sessions
+            .iter()
+            .map(|session| session.patch[part as usize].and_then(|change| change.changed_at));
+        arguments.add(times.collect::<Vec<_>>())?;
     }
     if let Some(everything) = everything {
         arguments.add(everything)?;
@@ -176,11 +226,6 @@ pub fn upsert_arguments(
 
 fn cell<'a>(patch: &Patch<'a>, part: Part, position: usize) -> Option<&'a Value> {
     patch[part as usize]?.document.as_ref()?.get(position)?.as_ref()
-}
-
-fn versions(row: &PgRow) -> Result<Versions, Error> {
-    let version = |part: Part| row.try_get(2 + part as usize).map_err(Error::Database);
-    Ok([version(Part::Session)?, version(Part::Left)?, version(Part::Right)?])
 }
 
 /// Decodes what `row_columns` of the statement selects; `None` where the row is not whole.
