@@ -14,7 +14,7 @@ use projector::config::ConfigError;
 use projector::database::Database;
 use projector::error::{self, Consequence, Error};
 use projector::measurement::Versions;
-use projector::read_model::{Standing, Upserted};
+use projector::read_model::Upserted;
 
 use crate::Outcome;
 use crate::cli::{ObjectsArguments, Settings};
@@ -170,7 +170,7 @@ async fn bring_up(
         let mut answers = stream::iter(sessions)
             .map(|(session_id, held)| async {
                 // As if a batch had found the row as it is.
-                let upserted = Upserted { held: held.clone(), standing: Standing::Held };
+                let upserted = Upserted::Held(held.clone());
                 let archived = archive.bring_up(database, &session_id, upserted).await;
                 ((session_id, held), archived)
             })

@@ -5,6 +5,7 @@
 //! is named in [`Applied::failed`] and may not be acknowledged.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -15,8 +16,8 @@ use crate::change::{self, Decoded, Tables};
 use crate::database::Database;
 use crate::error::{self, Consequence, Error};
 use crate::fold::{self, Arrival, SessionChanges};
-use crate::measurement::{Part, Versions};
-use crate::read_model::{self, Standing, Upserted};
+use crate::measurement::Part;
+use crate::read_model::{self, Upserted};
 use crate::rejected::{self, Rejection};
 
 /// A batch of fewer sessions is one statement; of more, one a connection, each its own commit.
@@ -50,6 +51,9 @@ pub struct Projector {
     pub database: Database,
     /// S3, where objects are wanted.
     pub archive: Option<Archive>,
+    /// Whether most sessions of the last statement were held already: a replay, and the next one is
+    /// likely to be held too. It decides what is asked first, never what is written.
+    pub mostly_held: AtomicBool,
 }
 
 /// How many records of a batch went which way, and how many objects.
@@ -57,11 +61,11 @@ pub struct Projector {
 pub struct Counts {
     /// Records delivered.
     pub records: u64,
-    /// Changes that the row took.
+    /// The newest changes, a part, of the sessions whose rows were written.
     pub applied: u64,
-    /// Changes that the row, or another record of the batch, held already.
+    /// Changes that a row not written, or another record of the batch, held already.
     pub duplicate: u64,
-    /// Changes older than what the row held before the batch.
+    /// Changes older than what a row not written held.
     pub stale: u64,
     /// Changes overtaken by a newer one of the same part within the batch.
     pub superseded: u64,
@@ -145,12 +149,16 @@ pub struct Applied {
 }
 
 /// What became of the sessions of a batch.
-#[derive(Default)]
-struct Stored {
-    counts: Counts,
-    failed: Vec<usize>,
-    rejections: Vec<Rejection>,
-    durations: Durations,
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// How many records went which way, without those that were set aside.
+    pub counts: Counts,
+    /// The records that are not in both stores, by their index in the batch.
+    pub failed: Vec<usize>,
+    /// What PostgreSQL refuses, and is yet to be set aside.
+    pub rejections: Vec<Rejection>,
+    /// Where the time went.
+    pub durations: Durations,
 }
 
 impl Projector {
@@ -215,7 +223,10 @@ impl Projector {
     /// Both stores. As many chunks are in the database at once as there are connections; as one comes
     /// back, the objects of ALL its sessions are brought up, written or not (a crash between commit and
     /// PUT is repaired by the redelivery), while the next is in the database.
-    async fn store(&self, sessions: Vec<SessionChanges<'_>>) -> Result<Stored, Error> {
+    ///
+    /// # Errors
+    /// As [`Projector::apply`].
+    pub async fn store(&self, sessions: Vec<SessionChanges<'_>>) -> Result<Stored, Error> {
         let mut stored = Stored::default();
         let mut chunks = self.chunks(sessions);
         let mut upserts = FuturesUnordered::new();
@@ -326,7 +337,15 @@ impl Projector {
         sessions: Vec<SessionChanges<'a>>,
     ) -> (Vec<SessionChanges<'a>>, Duration, Result<Vec<Upserted>, Error>) {
         let start = Instant::now();
-        let upserted = read_model::upsert(&self.database, &sessions, self.archive.is_some()).await;
+        let (returning_rows, ask_first) =
+            (self.archive.is_some(), self.mostly_held.load(Ordering::Relaxed));
+        let upserted =
+            read_model::upsert(&self.database, &sessions, returning_rows, ask_first).await;
+        if let Ok(upserted) = &upserted {
+            let held = |upserted: &&Upserted| matches!(upserted, Upserted::Held(_));
+            let mostly_held = upserted.iter().filter(held).count() > upserted.len() / 2;
+            self.mostly_held.store(mostly_held, Ordering::Relaxed);
+        }
         (sessions, start.elapsed(), upserted)
     }
 
@@ -386,28 +405,28 @@ fn refusal(error: &Error) -> String {
     }
 }
 
-/// Says of each record of a session what it came to. The versions held are those that were asked for;
-/// under a race of two invocations a record can count as applied in both.
+/// Says of each record of a session what it came to. Where the row was written, the newest change of
+/// each part counts as applied, also one that the row held already and that came along with a newer
+/// one of another part.
 fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
-    let held: &Versions = &upserted.held;
-    let written = matches!(upserted.standing, Standing::Written { .. });
-    counts.rows_written += u64::from(written);
+    counts.rows_written += u64::from(matches!(upserted, Upserted::Written { .. }));
     for part in Part::ALL {
-        let mut newest_seen = false;
+        let newest = session.patch[part as usize].map(|change| change.version.as_str());
+        let mut applied = false;
         let of_part = |arrival: &&&Arrival| arrival.change.part == part;
-        for arrival in session.arrivals.iter().rev().filter(of_part) {
-            let version = arrival.change.version.as_str();
-            let newest = session.patch[part as usize].map(|change| change.version.as_str());
-            match held[part as usize].as_deref() {
-                Some(held) if version == held => counts.duplicate += 1,
-                Some(held) if version < held => counts.stale += 1,
-                _ if newest != Some(version) => counts.superseded += 1,
-                _ if newest_seen => counts.duplicate += 1,
-                _ if !written => counts.stale += 1,
-                _ => {
-                    newest_seen = true;
+        for arrival in session.arrivals.iter().filter(of_part) {
+            let version = Some(arrival.change.version.as_str());
+            match upserted {
+                Upserted::Written { .. } if version != newest => counts.superseded += 1,
+                Upserted::Written { .. } if applied => counts.duplicate += 1,
+                Upserted::Written { .. } => {
+                    applied = true;
                     counts.applied += 1;
                 }
+                Upserted::Held(held) if version == held[part as usize].as_deref() => {
+                    counts.duplicate += 1;
+                }
+                Upserted::Held(_) => counts.stale += 1,
             }
         }
     }

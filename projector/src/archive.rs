@@ -18,7 +18,7 @@ use crate::database::Database;
 use crate::error::{self, Error};
 use crate::measurement::{Measurement, Versions};
 use crate::object::{self, FORMAT};
-use crate::read_model::{self, Standing, Upserted};
+use crate::read_model::{self, Upserted};
 
 /// How many objects are compared or written at once.
 const CONCURRENT_OBJECTS: usize = 32;
@@ -104,8 +104,8 @@ impl Archive {
     ) -> Result<Archived, Error> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let key = format!("{}{session_id}.json", self.config.prefix);
-        let (mut row, mut held) = match upserted.standing {
-            Standing::Written { inserted, row } => {
+        let (mut row, mut held) = match upserted {
+            Upserted::Written { inserted, row } => {
                 if let (true, Some(row)) = (inserted, &row)
                     && let Put::Done = self.put(&key, row, &Expect::Nothing).await?
                 {
@@ -113,13 +113,8 @@ impl Archive {
                 }
                 (row, None)
             }
-            // What the row held is at least the patch; whoever has written the row since answers for
-            // that.
-            Standing::Held => (None, Some(upserted.held)),
-            // The row has to be read: the versions held are older than the patch, and whoever
-            // overtook us may never come to its PUT (a statement of an invocation that was killed
-            // goes on in the server).
-            Standing::Overtaken => (None, None),
+            // These are at least the patch; whoever has written the row since answers for that.
+            Upserted::Held(versions) => (None, Some(versions)),
         };
         for tries in 1..=TRIES {
             let seen = self.head(&key).await?;

@@ -1,6 +1,7 @@
 //! Configuration by environment variables, for the Lambda and, as flags of the same names, for
 //! `backfill`. What is missing or wrong is one line that names the variable.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use aws_config::timeout::TimeoutConfig;
@@ -93,6 +94,7 @@ impl Config {
             ttl_removals: self.ttl_removals,
             archive: self.archive.zip(aws.as_ref()).map(|(config, aws)| Archive::new(config, aws)),
             database: Database::new(self.database, aws),
+            mostly_held: AtomicBool::default(),
         })
     }
 }

@@ -116,6 +116,21 @@ fn persistent(options: &PgConnectOptions) -> bool {
     !(host.contains(".proxy-") && host.contains(".rds.amazonaws.com"))
 }
 
+/// A statement that is kept prepared is planned once a connection, and by the index: a plan made while
+/// the table was small would read the whole of it for each session long after it has grown
+/// (PostgreSQL documentation, "PREPARE", Notes). Behind RDS Proxy, where `SET` would pin the session,
+/// nothing is kept, and each plan is made for the table as it is.
+const ONE_PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
+
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Error> {
+    let connecting = timeout(Duration::from_secs(CONNECT_TIMEOUT_S), options.connect());
+    let connection = connecting.await.map_err(|_| Error::DatabaseTimeout {
+        doing: "accept a connection",
+        seconds: CONNECT_TIMEOUT_S,
+    })?;
+    connection.map_err(Error::Database)
+}
+
 impl Database {
     /// Connects to nothing yet. `aws` is needed where the login asks an AWS service.
     #[must_use]
@@ -134,18 +149,18 @@ impl Database {
     /// # Errors
     /// [`Error::Credentials`], [`Error::Database`] or [`Error::DatabaseTimeout`].
     pub async fn connect(&self) -> Result<PgConnection, Error> {
-        Ok(self.open().await?.connection)
+        connect(&self.options().await?).await
     }
 
     async fn open(&self) -> Result<Warm, Error> {
         let options = self.options().await?;
-        let connecting = timeout(Duration::from_secs(CONNECT_TIMEOUT_S), options.connect());
-        let connection = connecting.await.map_err(|_| Error::DatabaseTimeout {
-            doing: "accept a connection",
-            seconds: CONNECT_TIMEOUT_S,
-        })?;
-        let connection = connection.map_err(Error::Database)?;
-        Ok(Warm { connection, since: Instant::now(), persistent: persistent(&options) })
+        let mut connection = connect(&options).await?;
+        let persistent = persistent(&options);
+        if persistent {
+            let set = sqlx::raw_sql(ONE_PLAN).execute(&mut connection).await;
+            set.map_err(Error::Database)?;
+        }
+        Ok(Warm { connection, since: Instant::now(), persistent })
     }
 
     /// Runs one statement that may be repeated without harm, and gives its rows.

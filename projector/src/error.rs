@@ -49,6 +49,11 @@ pub enum Error {
         "the row of session {0:?} has vanished from measurements: nothing may delete rows, the versions in them are the guard"
     )]
     RowVanished(String),
+    /// A change that is newer than its row was sent, and the row is as it was.
+    #[error(
+        "the row of session {0:?} stays older than the change that was sent for it: a trigger or a rule on measurements keeps it from being written"
+    )]
+    RowNotWritten(String),
     /// S3 refused or could not be reached.
     #[error("cannot {operation} s3://{bucket}/{key}: {remedy}")]
     Archive {
@@ -97,6 +102,7 @@ impl Error {
             Self::Credentials { .. }
             | Self::DatabaseTimeout { .. }
             | Self::RowVanished(_)
+            | Self::RowNotWritten(_)
             | Self::Archive { .. }
             | Self::Contended { .. } => Consequence::Retry,
         }

@@ -2,8 +2,6 @@
 
 mod statement;
 
-use std::collections::HashMap;
-
 use sqlx::Arguments as _;
 use sqlx::Row as _;
 use sqlx::error::BoxDynError;
@@ -20,119 +18,135 @@ const WHOLE_ROWS: usize = 8;
 
 /// What the upsert made of one session of the batch.
 #[derive(Debug)]
-pub struct Upserted {
-    /// The versions that the row held before; all `None` where there was no row.
-    pub held: Versions,
-    /// What came of the patch.
-    pub standing: Standing,
-}
-
-/// What came of one patch.
-#[derive(Debug)]
-pub enum Standing {
+pub enum Upserted {
     /// The row was written.
     Written {
-        /// Whether the row is new.
+        /// Whether the row is known to be new; not where rows were not asked for.
         inserted: bool,
         /// The row as it is now; `None` where it is too large to be returned along with others, or
         /// where rows were not asked for. Boxed: most sessions of a replay have none.
         row: Option<Box<Measurement>>,
     },
-    /// Nothing in the patch was newer than what the row held.
-    Held,
-    /// The patch was newer than the row when its versions were asked for, and not when the statement
-    /// had the row's lock: another writer committed between. What the row holds now is not known here.
-    Overtaken,
+    /// Nothing was newer than what the row holds: these versions, each at least the patch's.
+    Held(Versions),
 }
 
-/// Writes what is newer than the rows: asks for the versions that they hold, and sends what is newer
-/// in one statement and one transaction.
+/// Writes what is newer than the rows, in one statement and one transaction.
 ///
-/// What is not newer ends with the question: a replay sends no values, locks no row and writes no WAL.
-/// That is safe because versions only grow, and because the guard is checked again under the row's
-/// lock.
+/// With `ask_first` the versions that the rows hold are asked for before, and only the sessions with
+/// something newer are sent: what is right where most are expected to be held, as in a replay, for it
+/// sends no values. Without, they are asked for afterwards, for the sessions that were not written.
 ///
 /// `sessions` are sorted by `session_id`, without repetition, as [`crate::fold::fold`] gives them.
 /// The answer has one entry a session, in the same order.
 ///
 /// # Errors
-/// [`Error::Database`] or [`Error::DatabaseTimeout`]. Where the server was lost in mid-statement it
-/// may have committed all the same; the redelivery finds out.
+/// [`Error::Database`], [`Error::DatabaseTimeout`] or [`Error::RowNotWritten`]. Where the server was
+/// lost in mid-statement it may have committed all the same; the redelivery finds out.
 pub async fn upsert(
     database: &Database,
     sessions: &[SessionChanges<'_>],
     returning_rows: bool,
+    ask_first: bool,
 ) -> Result<Vec<Upserted>, Error> {
-    let held = versions(database, sessions).await?;
-    let pairs = sessions.iter().zip(&held);
-    let newer: Vec<&SessionChanges<'_>> = pairs
-        .filter_map(|(session, held)| newer(&session.patch, held).then_some(session))
-        .collect();
-    let mut written = write(database, &newer, returning_rows).await?;
-    let mut newer = newer.into_iter().peekable();
-    let upserted = |(session, held): (&SessionChanges<'_>, Versions)| {
-        let sent = newer.next_if(|newer| newer.session_id == session.session_id).is_some();
-        let standing = match written.remove(session.session_id) {
-            Some(standing) => standing,
-            None if sent => Standing::Overtaken,
-            None => Standing::Held,
-        };
-        Upserted { held, standing }
+    let mut upserted: Vec<Option<Upserted>> = sessions.iter().map(|_| None).collect();
+    if ask_first {
+        ask(database, sessions, &mut upserted).await?;
+    }
+    write(database, sessions, returning_rows, &mut upserted).await?;
+    // Asked for after the statement: whoever kept it from writing a row has committed by now.
+    ask(database, sessions, &mut upserted).await?;
+    let not_written = |(session, upserted): (&SessionChanges<'_>, Option<Upserted>)| {
+        upserted.ok_or_else(|| Error::RowNotWritten(session.session_id.to_owned()))
     };
-    Ok(sessions.iter().zip(held).map(upserted).collect())
+    sessions.iter().zip(upserted).map(not_written).collect()
 }
 
-/// What the row of each session holds.
-async fn versions(
+/// Of the sessions that are open yet, answers those whose rows hold all of them.
+async fn ask(
     database: &Database,
     sessions: &[SessionChanges<'_>],
-) -> Result<Vec<Versions>, Error> {
-    let keys: Vec<&str> = sessions.iter().map(|session| session.session_id).collect();
+    upserted: &mut [Option<Upserted>],
+) -> Result<(), Error> {
+    let open = sessions.iter().zip(&*upserted).filter(|(_, upserted)| upserted.is_none());
+    let keys: Vec<&str> = open.map(|(session, _)| session.session_id).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
     let arguments = || {
         let mut arguments = PgArguments::default();
         arguments.add(keys.as_slice())?;
         Ok(arguments)
     };
     let rows = database.fetch(statement::VERSIONS, arguments).await?;
-    let mut held = vec![Versions::default(); sessions.len()];
     for row in &rows {
-        // All are NULL where there is none of the rows.
-        let found = row.try_get::<Option<Vec<String>>, _>(0).map_err(Error::Database)?;
-        let found = found.unwrap_or_default();
-        let places: Vec<_> =
-            found.iter().map(|session_id| keys.binary_search(&session_id.as_str())).collect();
-        for part in Part::ALL {
-            let of_part: Option<Vec<Option<String>>> =
-                row.try_get(1 + part as usize).map_err(Error::Database)?;
-            for (place, version) in places.iter().zip(of_part.unwrap_or_default()) {
-                if let Ok(place) = place {
-                    held[*place][part as usize] = version;
+        let (keys, versions) = versions(row).map_err(Error::Database)?;
+        let [mut of_session, mut of_left, mut of_right] = versions.map(Vec::into_iter);
+        for session_id in keys {
+            let mut held = || Some([of_session.next()?, of_left.next()?, of_right.next()?]);
+            let (Some(place), Some(held)) = (place_of(sessions, &session_id), held()) else {
+                continue;
+            };
+            if !newer(&sessions[place].patch, &held) {
+                upserted[place] = Some(Upserted::Held(held));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The keys found, and the versions of each part in their order.
+type FoundVersions = (Vec<String>, PerPart<Vec<Option<String>>>);
+
+/// Decodes the arrays of the versions; they are NULL where there is none of the rows.
+fn versions(row: &PgRow) -> Result<FoundVersions, sqlx::Error> {
+    let keys: Option<Vec<String>> = row.try_get(0)?;
+    let of_part = |part: Part| {
+        row.try_get::<Option<Vec<Option<String>>>, _>(1 + part as usize)
+            .map(Option::unwrap_or_default)
+    };
+    let versions = [of_part(Part::Session)?, of_part(Part::Left)?, of_part(Part::Right)?];
+    Ok((keys.unwrap_or_default(), versions))
+}
+
+fn place_of(sessions: &[SessionChanges<'_>], session_id: &str) -> Option<usize> {
+    sessions.binary_search_by(|session| session.session_id.cmp(session_id)).ok()
+}
+
+/// Sends the sessions that are open yet, and answers those whose rows were written.
+async fn write(
+    database: &Database,
+    sessions: &[SessionChanges<'_>],
+    returning_rows: bool,
+    upserted: &mut [Option<Upserted>],
+) -> Result<(), Error> {
+    let open = sessions.iter().zip(&*upserted).filter(|(_, upserted)| upserted.is_none());
+    let open: Vec<&SessionChanges<'_>> = open.map(|(session, _)| session).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let everything = returning_rows.then_some(open.len() <= WHOLE_ROWS);
+    let sql = if returning_rows { &statement::UPSERT_RETURNING_ROWS } else { &statement::UPSERT };
+    let rows = database.fetch(sql.as_str(), || upsert_arguments(&open, everything)).await?;
+    for row in &rows {
+        if returning_rows {
+            let session_id = row.try_get(0).map_err(Error::Database)?;
+            let inserted = row.try_get(1).map_err(Error::Database)?;
+            let row = measurement(row)?.map(Box::new);
+            if let Some(place) = place_of(sessions, session_id) {
+                upserted[place] = Some(Upserted::Written { inserted, row });
+            }
+        } else {
+            // NULL where there is none.
+            let keys: Option<Vec<String>> = row.try_get(0).map_err(Error::Database)?;
+            for session_id in keys.unwrap_or_default() {
+                if let Some(place) = place_of(sessions, &session_id) {
+                    upserted[place] = Some(Upserted::Written { inserted: false, row: None });
                 }
             }
         }
     }
-    Ok(held)
-}
-
-/// Sends the sessions, and gives those whose rows were written.
-async fn write(
-    database: &Database,
-    sessions: &[&SessionChanges<'_>],
-    returning_rows: bool,
-) -> Result<HashMap<String, Standing>, Error> {
-    if sessions.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let sql = if returning_rows { &statement::UPSERT_RETURNING_ROWS } else { &statement::UPSERT };
-    let everything = returning_rows.then_some(sessions.len() <= WHOLE_ROWS);
-    let rows = database.fetch(sql.as_str(), || upsert_arguments(sessions, everything)).await?;
-    let written = |row: &PgRow| {
-        let inserted = row.try_get(1).map_err(Error::Database)?;
-        let measurement = if returning_rows { measurement(row)?.map(Box::new) } else { None };
-        let session_id = row.try_get(0).map_err(Error::Database)?;
-        Ok((session_id, Standing::Written { inserted, row: measurement }))
-    };
-    rows.iter().map(written).collect()
+    Ok(())
 }
 
 /// Whether some part of the patch is newer than the versions held.
@@ -264,11 +278,10 @@ fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
         index += 1;
         changed_at[part as usize] = row.try_get(index)?;
     }
-    let version = |part: Part| row.try_get(2 + part as usize);
     Ok(Some(Measurement {
         session_id: row.try_get(0)?,
         documents,
-        versions: [version(Part::Session)?, version(Part::Left)?, version(Part::Right)?],
+        versions: [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?],
         changed_at,
     }))
 }

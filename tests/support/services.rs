@@ -1,6 +1,7 @@
 //! The services of `scripts/with-services`, and a fresh database and bucket for each test.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use aws_config::{BehaviorVersion, SdkConfig};
 use projector::apply::{Applied, Projector, TtlRemovals};
@@ -182,6 +183,7 @@ impl Stores {
             ttl_removals: TtlRemovals::Apply,
             database: Database::new(config, None),
             archive: None,
+            mostly_held: AtomicBool::default(),
         }
     }
 

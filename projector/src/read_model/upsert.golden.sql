@@ -1,3 +1,4 @@
+WITH written AS (
 INSERT INTO measurements AS m (
     session_id,
     user_id,
@@ -32,37 +33,74 @@ INSERT INTO measurements AS m (
     right_changed_at
 )
 SELECT
-    unnest($1::text[]),
-    unnest($2::text[]),
-    unnest($3::text[]),
-    unnest($4::text[]),
-    unnest($5::text[]),
-    unnest($6::timestamptz[]),
-    unnest($7::text[])::json,
-    unnest($8::timestamptz[]),
-    unnest($9::text[])::numeric,
-    unnest($10::text[])::numeric,
-    unnest($11::text[])::numeric,
-    unnest($12::text[])::numeric,
-    unnest($13::text[])::numeric,
-    unnest($14::text[])::numeric,
-    unnest($15::bytea[]),
-    unnest($16::text[])::json,
-    unnest($17::timestamptz[]),
-    unnest($18::text[])::numeric,
-    unnest($19::text[])::numeric,
-    unnest($20::text[])::numeric,
-    unnest($21::text[])::numeric,
-    unnest($22::text[])::numeric,
-    unnest($23::text[])::numeric,
-    unnest($24::bytea[]),
-    unnest($25::text[])::json,
-    unnest($26::text[]),
-    unnest($27::text[]),
-    unnest($28::text[]),
-    unnest($29::timestamptz[]),
-    unnest($30::timestamptz[]),
-    unnest($31::timestamptz[])
+    session_id,
+    user_id,
+    device_model,
+    os_version,
+    app_version,
+    started_at,
+    session_attributes::json,
+    left_scanned_at,
+    left_foot_length_mm::numeric,
+    left_foot_breadth_mm::numeric,
+    left_ball_girth_mm::numeric,
+    left_heel_breadth_mm::numeric,
+    left_instep_height_mm::numeric,
+    left_arch_length_mm::numeric,
+    left_mesh,
+    left_attributes::json,
+    right_scanned_at,
+    right_foot_length_mm::numeric,
+    right_foot_breadth_mm::numeric,
+    right_ball_girth_mm::numeric,
+    right_heel_breadth_mm::numeric,
+    right_instep_height_mm::numeric,
+    right_arch_length_mm::numeric,
+    right_mesh,
+    right_attributes::json,
+    session_version,
+    left_version,
+    right_version,
+    session_changed_at,
+    left_changed_at,
+    right_changed_at
+FROM (SELECT
+    unnest($1::text[]) COLLATE "C" AS session_id,
+    unnest($2::text[]) AS user_id,
+    unnest($3::text[]) AS device_model,
+    unnest($4::text[]) AS os_version,
+    unnest($5::text[]) AS app_version,
+    unnest($6::timestamptz[]) AS started_at,
+    unnest($7::text[]) AS session_attributes,
+    unnest($8::timestamptz[]) AS left_scanned_at,
+    unnest($9::text[]) AS left_foot_length_mm,
+    unnest($10::text[]) AS left_foot_breadth_mm,
+    unnest($11::text[]) AS left_ball_girth_mm,
+    unnest($12::text[]) AS left_heel_breadth_mm,
+    unnest($13::text[]) AS left_instep_height_mm,
+    unnest($14::text[]) AS left_arch_length_mm,
+    unnest($15::bytea[]) AS left_mesh,
+    unnest($16::text[]) AS left_attributes,
+    unnest($17::timestamptz[]) AS right_scanned_at,
+    unnest($18::text[]) AS right_foot_length_mm,
+    unnest($19::text[]) AS right_foot_breadth_mm,
+    unnest($20::text[]) AS right_ball_girth_mm,
+    unnest($21::text[]) AS right_heel_breadth_mm,
+    unnest($22::text[]) AS right_instep_height_mm,
+    unnest($23::text[]) AS right_arch_length_mm,
+    unnest($24::bytea[]) AS right_mesh,
+    unnest($25::text[]) AS right_attributes,
+    unnest($26::text[]) COLLATE "C" AS session_version,
+    unnest($27::text[]) COLLATE "C" AS left_version,
+    unnest($28::text[]) COLLATE "C" AS right_version,
+    unnest($29::timestamptz[]) AS session_changed_at,
+    unnest($30::timestamptz[]) AS left_changed_at,
+    unnest($31::timestamptz[]) AS right_changed_at
+) given
+WHERE coalesce((
+    SELECT (given.session_version > coalesce(held.session_version, '') OR given.left_version > coalesce(held.left_version, '') OR given.right_version > coalesce(held.right_version, '')) IS TRUE
+    FROM measurements held WHERE held.session_id = given.session_id
+), true)
 ON CONFLICT (session_id) DO UPDATE SET
     user_id = CASE WHEN excluded.session_version > coalesce(m.session_version, '') THEN excluded.user_id ELSE m.user_id END,
     device_model = CASE WHEN excluded.session_version > coalesce(m.session_version, '') THEN excluded.device_model ELSE m.device_model END,
@@ -94,7 +132,7 @@ ON CONFLICT (session_id) DO UPDATE SET
     session_changed_at = CASE WHEN excluded.session_version > coalesce(m.session_version, '') THEN excluded.session_changed_at ELSE m.session_changed_at END,
     left_changed_at = CASE WHEN excluded.left_version > coalesce(m.left_version, '') THEN excluded.left_changed_at ELSE m.left_changed_at END,
     right_changed_at = CASE WHEN excluded.right_version > coalesce(m.right_version, '') THEN excluded.right_changed_at ELSE m.right_changed_at END
-WHERE excluded.session_version > coalesce(m.session_version, '')
-    OR excluded.left_version > coalesce(m.left_version, '')
-    OR excluded.right_version > coalesce(m.right_version, '')
-RETURNING m.session_id, (m.xmax = 0) AS inserted
+WHERE excluded.session_version > coalesce(m.session_version, '') OR excluded.left_version > coalesce(m.left_version, '') OR excluded.right_version > coalesce(m.right_version, '')
+RETURNING m.session_id
+)
+SELECT array_agg(session_id) FROM written
