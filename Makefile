@@ -26,9 +26,9 @@ test: ## Run all tests against real services
 	$(CARGO) build --workspace --all-targets
 	$(SERVICES) --with-dynamodb --with-sam scripts/run-tests
 
-bench: ## Measure against what nothing could beat, and write docs/bench (by hand; a release build first)
-	$(CARGO) build --release -p tests --bin bench
-	$(SERVICES) target/release/bench
+bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: under five minutes; PART=database: one part
+	$(CARGO) build --release -p projector -p backfill -p tests --bin projector --bin backfill --bin bench
+	$(SERVICES) --with-peers target/release/bench $(if $(QUICK),--quick) $(PART)
 
 lint: ## Formatting, clippy, documentation links, unused dependencies, templates
 	$(CARGO) fmt --all -- --check

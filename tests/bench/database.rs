@@ -4,6 +4,8 @@
 //! arrays into a table of the same shape, over a warm connection with the statement prepared. It has no versions to
 //! compare and no answer to give.
 
+use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -15,14 +17,18 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use support::records::{LABEL, Record, scan, session};
 use support::services::Stores;
 
+use crate::measure::{median, quantile, ratios};
+use crate::plot::Plot;
+use crate::report::{Aim, Section};
+
 /// Sessions a batch, each with all three parts: 30,000 records.
-pub(crate) const BATCH: usize = 10_000;
+const BATCH: usize = 10_000;
 /// What the table holds before: the updates hit rows at random places.
-pub(crate) const LOADED: usize = 100_000;
+const LOADED: usize = 100_000;
 
 /// What a batch does to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
+enum Shape {
     /// Every row is new.
     Fresh,
     /// Every row is there.
@@ -34,9 +40,9 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
-    pub(crate) const ALL: [Self; 4] = [Self::Fresh, Self::Updating, Self::Mixed, Self::Replay];
+    const ALL: [Self; 4] = [Self::Fresh, Self::Updating, Self::Mixed, Self::Replay];
 
-    pub(crate) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Fresh => "fresh",
             Self::Updating => "updating",
@@ -46,16 +52,15 @@ impl Shape {
     }
 }
 
-/// One shape's rounds.
-#[derive(Debug)]
-pub(crate) struct Measured {
-    pub(crate) shape: Shape,
-    /// Rows a second, guarded, a round each.
-    pub(crate) guarded: Vec<f64>,
-    /// The same rows without any guard.
-    pub(crate) ceiling: Vec<f64>,
-    /// Bytes of WAL that the guarded batch wrote, a round each.
-    pub(crate) wal_bytes: Vec<i64>,
+/// One shape's rounds, in rows a second.
+#[derive(Debug, Default)]
+struct Rounds {
+    guarded: Vec<f64>,
+    /// The same over two connections.
+    guarded_by_two: Vec<f64>,
+    ceiling: Vec<f64>,
+    /// Bytes of WAL that the guarded batch wrote.
+    wal_bytes: Vec<f64>,
 }
 
 /// The sessions of a batch, with versions of this round.
@@ -136,57 +141,126 @@ async fn wal_position(connection: &mut PgConnection) -> anyhow::Result<i64> {
     Ok(sqlx::query_scalar(position).fetch_one(connection).await?)
 }
 
-/// Measures all shapes.
-pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Vec<Measured>> {
-    let (guarded, bare) = (Stores::fresh().await, Stores::fresh().await);
-    let projector = guarded.projector_without_archive(&guarded.database_url, 1);
+/// One guarded batch: rows a second.
+async fn run_guarded(
+    projector: &projector::apply::Projector,
+    sessions: &[SessionChanges<'_>],
+) -> anyhow::Result<f64> {
+    let sessions = sessions.to_vec();
+    let start = Instant::now();
+    let stored = projector.store(sessions).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    ensure!(stored.failed.is_empty() && stored.rejections.is_empty());
+    Ok(BATCH as f64 / seconds)
+}
+
+async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
+    let (guarded, by_two, bare) =
+        (Stores::fresh().await, Stores::fresh().await, Stores::fresh().await);
+    let one = guarded.projector_without_archive(&guarded.database_url, 1);
+    let two = by_two.projector_without_archive(&by_two.database_url, 2);
     let mut connection = bare.connect().await;
     let mut observer = guarded.connect().await;
     let sql = unguarded();
     for first in (0..LOADED).step_by(BATCH) {
         let arrivals = decoded(&records(first..first + BATCH, 0))?;
         let sessions = fold::fold(&arrivals);
-        read_model::upsert(&projector.database, &sessions, false).await?;
+        run_guarded(&one, &sessions).await?;
+        run_guarded(&two, &sessions).await?;
         run_unguarded(&mut connection, &sql, &sessions).await?;
     }
     let mut next_new = LOADED;
-    let mut measured = Vec::new();
-    for shape in Shape::ALL {
-        let mut of_shape =
-            Measured { shape, guarded: Vec::new(), ceiling: Vec::new(), wal_bytes: Vec::new() };
-        for round in 0..=rounds {
-            let version = 1 + measured.len() * (rounds + 1) + round;
-            let old = (0..LOADED).skip(round % (LOADED / BATCH)).step_by(LOADED / BATCH);
-            let records = match shape {
-                Shape::Fresh => records(next_new..next_new + BATCH, version),
-                Shape::Updating => records(old, version),
-                Shape::Mixed => {
-                    let new = next_new..next_new + BATCH / 2;
-                    records(old.take(BATCH / 2).chain(new), version)
-                }
-                // As they were loaded.
-                Shape::Replay => records(old, 0),
-            };
-            next_new += BATCH;
-            let arrivals = decoded(&records)?;
-            let sessions = fold::fold(&arrivals);
-            ensure!(sessions.len() == BATCH);
-            let before = wal_position(&mut observer).await?;
-            let start = Instant::now();
-            let upserted = read_model::upsert(&projector.database, &sessions, false).await?;
-            let rate = BATCH as f64 / start.elapsed().as_secs_f64();
-            ensure!(upserted.len() == BATCH);
-            let wal_bytes = wal_position(&mut observer).await? - before;
-            let ceiling = run_unguarded(&mut connection, &sql, &sessions)
-                .await
-                .with_context(|| format!("the ceiling of {}", shape.name()))?;
-            if round > 0 {
-                of_shape.guarded.push(rate);
-                of_shape.ceiling.push(ceiling);
-                of_shape.wal_bytes.push(wal_bytes);
+    let mut measured = Rounds::default();
+    for round in 0..=rounds {
+        let version = 1 + round;
+        let old = (0..LOADED).skip(round % (LOADED / BATCH)).step_by(LOADED / BATCH);
+        let records = match shape {
+            Shape::Fresh => records(next_new..next_new + BATCH, version),
+            Shape::Updating => records(old, version),
+            Shape::Mixed => {
+                let new = next_new..next_new + BATCH / 2;
+                records(old.take(BATCH / 2).chain(new), version)
             }
+            // As they were loaded.
+            Shape::Replay => records(old, 0),
+        };
+        next_new += BATCH;
+        let arrivals = decoded(&records)?;
+        let sessions = fold::fold(&arrivals);
+        ensure!(sessions.len() == BATCH);
+        let before = wal_position(&mut observer).await?;
+        let rate = run_guarded(&one, &sessions).await?;
+        let wal_bytes = wal_position(&mut observer).await? - before;
+        let ceiling = run_unguarded(&mut connection, &sql, &sessions)
+            .await
+            .with_context(|| format!("the ceiling of {}", shape.name()))?;
+        let rate_of_two = run_guarded(&two, &sessions).await?;
+        // The first one plans its statements.
+        if round > 0 {
+            measured.guarded.push(rate);
+            measured.guarded_by_two.push(rate_of_two);
+            measured.ceiling.push(ceiling);
+            measured.wal_bytes.push(wal_bytes as f64);
         }
-        measured.push(of_shape);
     }
     Ok(measured)
+}
+
+/// Measures all shapes, each on tables of its own.
+///
+/// # Errors
+/// Where a service refuses, or the results cannot be written.
+pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+    let rounds = if quick { 9 } else { 25 };
+    let mut table = String::from(
+        "| batch | guarded, rows/s | ceiling, rows/s | ratio | middle half | over two connections | WAL, bytes a row |\n|---|---|---|---|---|---|---|\n",
+    );
+    let (mut aims, mut series) = (Vec::new(), Vec::new());
+    for shape in Shape::ALL {
+        let of_shape = rounds_of(shape, rounds).await?;
+        let (one, two) = (
+            ratios(&of_shape.guarded, &of_shape.ceiling),
+            ratios(&of_shape.guarded_by_two, &of_shape.ceiling),
+        );
+        let middle = |share| quantile(one.iter().copied(), share);
+        let wal_bytes = median(of_shape.wal_bytes.iter().copied());
+        writeln!(
+            table,
+            "| {} | {:.0} | {:.0} | **{:.2}** | {:.2} to {:.2} | {:.2} | {:.1} |",
+            shape.name(),
+            median(of_shape.guarded.iter().copied()),
+            median(of_shape.ceiling.iter().copied()),
+            middle(0.5),
+            middle(0.25),
+            middle(0.75),
+            median(two.iter().copied()),
+            wal_bytes / BATCH as f64,
+        )?;
+        let aim = if shape == Shape::Replay { 2.5 } else { 0.75 };
+        let what = format!("database, {} batch: rows/s by those of the ceiling", shape.name());
+        aims.push(Aim::at_least(what, aim, middle(0.5)));
+        if shape == Shape::Replay {
+            aims.push(Aim::at_most("database, replay: WAL written", 0.0, wal_bytes, "bytes"));
+        }
+        series.push((shape.name().to_owned(), one.iter().map(|ratio| (0.0, *ratio)).collect()));
+    }
+    Plot {
+        title: "Guarded upsert, by the ceiling (dashed)",
+        x: "batch of 10,000 sessions",
+        y: "ratio",
+        series,
+    }
+    .ratios(&out.join("database.svg"))?;
+    let text = format!(
+        "A folded batch of {BATCH} sessions, each with its three parts, → committed rows known, over one warm connection, \
+into a table of {LOADED} rows; {rounds} rounds. The ceiling is the same arrays by the same kind of statement without any \
+guard and without an answer (`tests/bench/database.rs`).\n\n{table}\n![ratios](database.svg)\n"
+    );
+    Ok(Section {
+        order: 1,
+        title: "The database stage".to_owned(),
+        text,
+        aims,
+        figures: Vec::new(),
+    })
 }

@@ -1,29 +1,94 @@
 //! `make bench`: how fast the projector is, as ratios within one run: the machine is shared, and so is its noise.
 //!
-//! So far: the database stage. Each part compares with what nothing could beat on the same servers (the ceiling), in turns, round by round; the
-//! figure is the median of the rounds' ratios. Results go to `docs/bench/`.
+//! Each part compares with what nothing could beat on the same servers (the ceiling), or with what a user would write
+//! instead, in turns, round by round; the figure is the median of the rounds' ratios. Results go to `docs/bench/`,
+//! those of parts that were not run stay.
 
+mod archive;
+mod backfill;
+mod cold_start;
+mod cost;
 mod database;
+mod function;
+mod growth;
+mod measure;
+mod peers;
+mod plot;
 mod report;
+mod servers;
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-/// Measures, and writes a table and a plot.
+use crate::report::Report;
+
+/// Measures, and writes tables and plots.
 #[derive(Debug, Parser)]
 struct Arguments {
+    /// What to measure; without any, all.
+    parts: Vec<Part>,
+    /// Fewer rounds, smaller tables: all parts in under five minutes.
+    #[arg(long)]
+    quick: bool,
     /// Where the results go.
     #[arg(long, value_name = "FOLDER", default_value = "docs/bench")]
     out: PathBuf,
-    /// Rounds of each measurement, after one that does not count.
-    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..=1000))]
-    rounds: u32,
+    /// Serves an S3 that is held in memory until standard input ends: for the parts above.
+    #[arg(long, hide = true)]
+    serve_s3: bool,
+}
+
+/// What can be measured, in the order of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The upsert, against one without any guard.
+    Database,
+    /// The whole function through the Runtime API, against a bare COPY and its own round trips.
+    Function,
+    /// The objects, against a bare client.
+    Archive,
+    /// Against handlers as a user would write them.
+    Peers,
+    /// Start, size, memory.
+    ColdStart,
+    /// While the table grows.
+    Growth,
+    /// A day from files into both stores.
+    Backfill,
+    /// Dollars per million measurements, from what was measured.
+    Cost,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let database = database::measure(arguments.rounds as usize).await?;
-    report::write(&arguments.out, &database)
+    if arguments.serve_s3 {
+        return support::memory_s3::serve_until_stdin_ends().await;
+    }
+    let mut parts = arguments.parts;
+    if parts.is_empty() {
+        parts = Part::value_variants().to_vec();
+    }
+    let (quick, out) = (arguments.quick, arguments.out.as_path());
+    let mut report = Report::open(out)?;
+    for part in parts {
+        eprintln!("measuring: {part:?} ...");
+        let section = match part {
+            Part::Database => database::measure(quick, out).await?,
+            Part::Function => function::measure(quick, out).await?,
+            Part::Archive => archive::measure(quick, out).await?,
+            Part::Peers => peers::measure(quick, out).await?,
+            Part::ColdStart => cold_start::measure(quick).await?,
+            Part::Growth => growth::measure(quick, out).await?,
+            Part::Backfill => backfill::measure(quick).await?,
+            Part::Cost => cost::reckon(&report)?,
+        };
+        println!("{}", section.text);
+        for aim in &section.aims {
+            println!("{}: {} (aim: {})", aim.what, aim.reached, aim.aim);
+        }
+        report.put(section)?;
+    }
+    Ok(())
 }

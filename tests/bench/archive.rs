@@ -1,0 +1,145 @@
+//! The archive stage: objects of new rows, against the same bodies by a bare client of the same SDK.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use futures_util::{StreamExt as _, stream};
+use projector::measurement::{Document, Kind, Measurement, Part, Value};
+use projector::object;
+use projector::read_model::Upserted;
+use support::records::LABEL;
+use support::services::{Stores, s3, service};
+
+use crate::measure::{median, quantile, ratios};
+use crate::plot::Plot;
+use crate::report::{Aim, Section};
+use crate::servers::MemoryS3;
+
+/// A row with all that the columns can hold; meshes of so many bytes, where it is not 0.
+fn row(session_id: String, mesh_bytes: usize) -> anyhow::Result<Measurement> {
+    let at = time::OffsetDateTime::from_unix_timestamp(1_795_334_400)?;
+    let value = |kind: Kind| match kind {
+        Kind::Text => Some(Value::Text("iPhone16,2".to_owned())),
+        Kind::Timestamp => Some(Value::Timestamp(at)),
+        Kind::Millimetres => Some(Value::Text("245.3".to_owned())),
+        Kind::Bytes => (mesh_bytes > 0).then(|| Value::Bytes(vec![7; mesh_bytes])),
+        Kind::Attributes => None,
+    };
+    let document = |part: Part| -> Option<Document> {
+        Some(part.fields().iter().map(|field| value(field.kind)).collect())
+    };
+    Ok(Measurement {
+        session_id,
+        documents: Part::ALL.map(document),
+        versions: [1, 2, 3].map(|number| Some(format!("{LABEL}/{number:040}"))),
+        changed_at: [Some(at); 3],
+    })
+}
+
+/// Measures small objects and ones with two meshes.
+///
+/// # Errors
+/// Where S3 refuses, or the results cannot be written.
+pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+    let memory = MemoryS3::start().await?;
+    let stores = Stores::fresh().await;
+    let stand_in = service("AWS_ENDPOINT_URL");
+    let rounds = if quick { 5 } else { 15 };
+    let mut table = String::from(
+        "| server | object | ours, PUTs/s | bare client, PUTs/s | ratio | middle half |\n|---|---|---|---|---|---|\n",
+    );
+    let (mut aims, mut series) = (Vec::new(), Vec::new());
+    let cases = [
+        ("in memory", &memory.url, 0, 2_000),
+        ("in memory", &memory.url, 400_000, 60),
+        ("the tests' stand-in", &stand_in, 0, 200),
+    ];
+    for (server, url, mesh_bytes, objects) in cases {
+        let projector = if *url == memory.url {
+            memory.projector(&stores).await
+        } else {
+            stores.projector().await
+        };
+        let archive = projector.archive.as_ref().context("an archive")?;
+        let client = s3(url).await;
+        let bucket = if *url == memory.url { "bench" } else { &stores.bucket };
+        let (mut ours, mut bare) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        for round in 0..=rounds {
+            let rows: Vec<Measurement> = (0..objects)
+                .map(|index| row(format!("m-{round}-{mesh_bytes}-{index}"), mesh_bytes))
+                .collect::<Result<_, _>>()?;
+            let mut requests = Vec::with_capacity(objects);
+            for row in &rows {
+                let body = object::body(row)?;
+                bytes = body.len();
+                requests.push(
+                    client
+                        .put_object()
+                        .bucket(bucket)
+                        .key(format!("bare/{}.json", row.session_id))
+                        .content_type("application/json")
+                        .set_metadata(Some(object::metadata(row)?))
+                        .if_none_match("*")
+                        .body(body.into()),
+                );
+            }
+            let start = Instant::now();
+            let mut putting = stream::iter(requests)
+                .map(aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder::send)
+                .buffer_unordered(archive.concurrency());
+            while let Some(put) = putting.next().await {
+                put.context("a bare PUT")?;
+            }
+            let bare_seconds = start.elapsed().as_secs_f64();
+            let start = Instant::now();
+            let mut putting = stream::iter(rows)
+                .map(|row| {
+                    let session_id = row.session_id.clone();
+                    let upserted = Upserted::Written { inserted: true, row: Some(Box::new(row)) };
+                    let database = &projector.database;
+                    async move { archive.bring_up(database, &session_id, upserted).await }
+                })
+                .buffer_unordered(archive.concurrency());
+            while let Some(archived) = putting.next().await {
+                archived?;
+            }
+            if round > 0 {
+                ours.push(objects as f64 / start.elapsed().as_secs_f64());
+                bare.push(objects as f64 / bare_seconds);
+            }
+        }
+        let ratios = ratios(&ours, &bare);
+        let middle = |share| quantile(ratios.iter().copied(), share);
+        writeln!(
+            table,
+            "| {server} | {bytes} bytes | {:.0} | {:.0} | **{:.2}** | {:.2} to {:.2} |",
+            median(ours),
+            median(bare),
+            middle(0.5),
+            middle(0.25),
+            middle(0.75)
+        )?;
+        let what =
+            format!("archive, {bytes} bytes an object, S3 {server}: PUTs/s by a bare client's");
+        aims.push(Aim::at_least(what, 0.9, middle(0.5)));
+        series.push((
+            format!("{server}, {bytes} B"),
+            ratios.iter().map(|ratio| (0.0, *ratio)).collect(),
+        ));
+    }
+    Plot {
+        title: "PUTs a second, by a bare client's (dashed)",
+        x: "server and object",
+        y: "ratio",
+        series,
+    }
+    .ratios(&out.join("archive.svg"))?;
+    let text = format!(
+        "Objects of new rows, 32 at once, {rounds} rounds: the body made of the row, its metadata, a PUT with \
+`If-None-Match: *`; against a bare client of the same SDK that has the same bodies ready.\n\n{table}\n![ratios](archive.svg)\n"
+    );
+    Ok(Section { order: 3, title: "The archive stage".to_owned(), text, aims, figures: Vec::new() })
+}

@@ -1,0 +1,237 @@
+//! Against handlers as a user would write them (`tests/peers/`): what is wrong at the end, then speed and memory, on
+//! the same events, the same servers, the same Runtime API.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use fastrand::Rng;
+use serde_json::Value as Json;
+use support::emulator::event;
+use support::generate::{self, Day};
+use support::oracle::{self, Rows};
+use support::records::Record;
+use support::runtime_api::Function;
+use support::services::{Stores, service};
+use tokio::process::Command;
+
+use crate::measure::{self, median, ratios, status_mb};
+use crate::plot::Plot;
+use crate::report::{Aim, Section};
+use crate::servers::{self, MemoryS3};
+
+/// A handler, and how it is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handler {
+    Projector,
+    RecordByRecord,
+    BatchedPython,
+    BatchedNode,
+}
+
+impl Handler {
+    const ALL: [Self; 4] =
+        [Self::Projector, Self::RecordByRecord, Self::BatchedPython, Self::BatchedNode];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Projector => "projector",
+            Self::RecordByRecord => "record_by_record.py",
+            Self::BatchedPython => "batched.py",
+            Self::BatchedNode => "batched.cjs",
+        }
+    }
+
+    fn command(self) -> anyhow::Result<Command> {
+        let mut command = match self {
+            Self::Projector => return servers::projector(),
+            Self::RecordByRecord | Self::BatchedPython => Command::new(service("PEERS_PYTHON")),
+            Self::BatchedNode => Command::new("node"),
+        };
+        command.arg(measure::peers().join(self.name()));
+        Ok(command)
+    }
+}
+
+/// What arrives in the test of correctness.
+#[derive(Clone, Copy, Debug)]
+enum History {
+    InOrder,
+    /// The first quarter comes once more at the end: late duplicates, or a replay that stopped midway.
+    Replayed,
+    /// The batches come in any order: lanes at once, retries, an on-failure destination that is applied later.
+    Shuffled,
+}
+
+impl History {
+    const ALL: [Self; 3] = [Self::InOrder, Self::Replayed, Self::Shuffled];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::InOrder => "in order",
+            Self::Replayed => "first quarter replayed",
+            Self::Shuffled => "batches shuffled",
+        }
+    }
+
+    fn of(self, records: &[Record], batch: usize) -> Vec<&[Record]> {
+        let mut batches: Vec<&[Record]> = records.chunks(batch).collect();
+        match self {
+            Self::InOrder => {}
+            Self::Replayed => batches.extend_from_within(..batches.len() / 4),
+            Self::Shuffled => Rng::with_seed(5).shuffle(&mut batches),
+        }
+        batches
+    }
+}
+
+/// Delivers the batches, and gives the milliseconds that the function took for them.
+async fn deliver(function: &mut Function, batches: &[&[Record]]) -> anyhow::Result<f64> {
+    let mut milliseconds = 0.0;
+    for batch in batches {
+        let event = event(batch.iter().map(|record| record.json.as_str()));
+        let answered = function.invoke(event.into()).await?;
+        let answer: Json = serde_json::from_slice(&answered.answer)?;
+        ensure!(answer["batchItemFailures"].as_array().is_some_and(Vec::is_empty), "{answer}");
+        milliseconds += answered.duration.as_secs_f64() * 1e3;
+    }
+    Ok(milliseconds)
+}
+
+/// The rows whose values are wrong; the peers keep no versions.
+fn wrong(rows: &Rows, expected: &Rows) -> usize {
+    let values = |row: Option<&Json>| {
+        let row = row.and_then(Json::as_object)?;
+        let of_values = |name: &str| !name.ends_with("_version") && !name.ends_with("_changed_at");
+        Some(
+            row.iter()
+                .filter(|(name, _)| of_values(name))
+                .map(|(_, value)| value.clone())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let sessions: BTreeSet<&String> = rows.keys().chain(expected.keys()).collect();
+    sessions
+        .into_iter()
+        .filter(|session| values(rows.get(*session)) != values(expected.get(*session)))
+        .count()
+}
+
+/// Speeds in records/s, a round each, and the most memory that was resident, in MB.
+#[derive(Debug, Default)]
+struct Speeds {
+    rates: Vec<f64>,
+    memory_mb: f64,
+}
+
+/// Measures all handlers.
+///
+/// # Errors
+/// Where one does not start or fails, or the results cannot be written.
+pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+    let sessions = if quick { 300 } else { 1_000 };
+    let (of_sessions, scans) =
+        generate::day(Day { seed: 3, sessions, malformed: false, mesh_bytes: 0 });
+    let records = [of_sessions, scans].concat();
+    let expected = oracle::rows(&records);
+
+    let mut correctness = String::from(
+        "| handler | in order | first quarter replayed | batches shuffled |\n|---|---|---|---|\n",
+    );
+    for handler in Handler::ALL {
+        write!(correctness, "| {} |", handler.name())?;
+        for history in History::ALL {
+            let stores = Stores::fresh().await;
+            let mut function = servers::function(handler.command()?, &stores, None).await?;
+            deliver(&mut function, &history.of(&records, 100))
+                .await
+                .with_context(|| format!("{}, {}", handler.name(), history.name()))?;
+            function.stop().await?;
+            let wrong = wrong(&stores.rows().await, &expected);
+            ensure!(
+                handler != Handler::Projector || wrong == 0,
+                "the projector has {wrong} rows wrong"
+            );
+            write!(correctness, " {wrong} |")?;
+        }
+        writeln!(correctness)?;
+    }
+
+    let rounds = if quick { 1 } else { 3 };
+    let mut table = String::from(
+        "| handler | archive | records a batch | records/s | projector by it | memory, MB |\n|---|---|---|---|---|---|\n",
+    );
+    let (mut aims, mut series) = (Vec::new(), Vec::new());
+    for with_archive in [true, false] {
+        for batch in [100_usize, 1_000] {
+            let mut speeds: Vec<Speeds> = Handler::ALL.iter().map(|_| Speeds::default()).collect();
+            for _ in 0..rounds {
+                for (handler, speeds) in Handler::ALL.into_iter().zip(&mut speeds) {
+                    let stores = Stores::fresh().await;
+                    // A bucket of a day that is new to everyone: the ids are the same in each round.
+                    let fresh = MemoryS3::start().await?;
+                    let mut function = servers::function(
+                        handler.command()?,
+                        &stores,
+                        with_archive.then_some(&fresh),
+                    )
+                    .await?;
+                    let milliseconds =
+                        deliver(&mut function, &History::InOrder.of(&records, batch)).await?;
+                    let pid = function.pid().context("the function has ended")?;
+                    speeds.memory_mb = speeds.memory_mb.max(status_mb(pid, "VmHWM")?);
+                    speeds.rates.push(records.len() as f64 * 1e3 / milliseconds);
+                    function.stop().await?;
+                }
+            }
+            let ours = &speeds[0];
+            for (handler, theirs) in Handler::ALL.into_iter().zip(&speeds) {
+                let times = median(ratios(&ours.rates, &theirs.rates));
+                let archive = if with_archive { "on" } else { "off" };
+                writeln!(
+                    table,
+                    "| {} | {archive} | {batch} | {:.0} | {times:.1} | {:.0} |",
+                    handler.name(),
+                    median(theirs.rates.iter().copied()),
+                    theirs.memory_mb
+                )?;
+                let label = format!("archive {archive}, batches of {batch}");
+                let aim = match handler {
+                    Handler::Projector => continue,
+                    Handler::RecordByRecord => 20.0,
+                    Handler::BatchedPython | Handler::BatchedNode => 4.0,
+                };
+                let what = format!("projector by {}, {label}", handler.name());
+                aims.push(Aim::at_least(what, aim, times));
+                if batch == 1_000 && with_archive {
+                    let what = format!("memory: projector by {}", handler.name());
+                    aims.push(Aim::at_most(what, 0.25, ours.memory_mb / theirs.memory_mb, ""));
+                }
+            }
+            for (place, (handler, theirs)) in Handler::ALL.into_iter().zip(&speeds).enumerate() {
+                if with_archive {
+                    if series.len() <= place {
+                        series.push((handler.name().to_owned(), Vec::new()));
+                    }
+                    series[place].1.push((batch as f64, median(theirs.rates.iter().copied())));
+                }
+            }
+        }
+    }
+    Plot { title: "Rows and objects, in order", x: "records a batch", y: "records/s", series }
+        .lines(&out.join("peers.svg"))?;
+    let text = format!(
+        "A day of {sessions} sessions, {} records, as its streams carry it, in batches of 100 for the first table. Rows that are wrong \
+at the end:\n\n{correctness}\nTheirs are in `tests/peers/`, with what else they do not defend against. Speed where nothing \
+goes wrong, objects to an S3 in memory, {rounds} round(s) in turns:\n\n{table}\n![records/s](peers.svg)\n",
+        records.len()
+    );
+    Ok(Section {
+        order: 4,
+        title: "Against what a user would write".to_owned(),
+        text,
+        aims,
+        figures: Vec::new(),
+    })
+}

@@ -1,0 +1,83 @@
+//! What the parts measure against: an S3 in memory, in a process of its own, and the function under the Runtime API.
+
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use projector::apply::Projector;
+use projector::archive::{Archive, ArchiveConfig};
+use support::runtime_api::Function;
+use support::services::{Stores, aws};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::measure;
+
+/// An S3 in memory; it ends with this value.
+#[derive(Debug)]
+pub(crate) struct MemoryS3 {
+    process: Child,
+    pub(crate) url: String,
+}
+
+impl MemoryS3 {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .arg("--serve-s3")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start the S3 in memory")?;
+        let stdout = process.stdout.take().context("no standard output")?;
+        let line = BufReader::new(stdout).lines().next_line().await?;
+        Ok(Self { process, url: line.context("the S3 in memory has not started")? })
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id().unwrap_or_default()
+    }
+
+    /// A projector of these stores whose objects go here.
+    pub(crate) async fn projector(&self, stores: &Stores) -> Projector {
+        let config =
+            ArchiveConfig { bucket: "bench".to_owned(), prefix: "measurements/".to_owned() };
+        Projector {
+            archive: Some(Archive::new(config, &aws(&self.url).await)),
+            ..stores.projector_without_archive(&stores.database_url, 1)
+        }
+    }
+}
+
+/// A program as a Lambda function on these stores; with an S3, its objects go there.
+///
+/// # Errors
+/// Where it does not start.
+pub(crate) async fn function(
+    mut command: Command,
+    stores: &Stores,
+    s3: Option<&MemoryS3>,
+) -> anyhow::Result<Function> {
+    command.env("DATABASE_URL", &stores.database_url).env("RUST_LOG", "error");
+    match s3 {
+        Some(s3) => {
+            command.env("AWS_ENDPOINT_URL", &s3.url).env("ARCHIVE_BUCKET", "bench");
+        }
+        None => {
+            command.env_remove("ARCHIVE_BUCKET");
+        }
+    }
+    Function::start(command).await
+}
+
+/// The projector's binary.
+///
+/// # Errors
+/// Where it is not built.
+pub(crate) fn projector() -> anyhow::Result<Command> {
+    Ok(Command::new(measure::binary("projector")?))
+}

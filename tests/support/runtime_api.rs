@@ -1,0 +1,190 @@
+//! Lambda's Runtime API for one process at a time: hands it events, takes its answers, and says how long each took.
+//!
+//! AWS's emulator logs and copies too much for a measurement (it answers a one-record event in some milliseconds).
+//! Source: AWS Lambda Developer Guide, "Using the Lambda runtime API for custom runtimes".
+
+use std::convert::Infallible;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+/// No invocation of a measurement takes longer.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A running function.
+#[derive(Debug)]
+pub struct Function {
+    process: Child,
+    events: mpsc::Sender<Bytes>,
+    happenings: mpsc::Receiver<Happening>,
+    started: Instant,
+    first_poll: Option<Duration>,
+}
+
+/// What an invocation came to.
+#[derive(Debug)]
+pub struct Answered {
+    /// From handing out the event to the answer's last byte.
+    pub duration: Duration,
+    /// The answer.
+    pub answer: Bytes,
+}
+
+/// What the process does.
+#[derive(Debug)]
+enum Happening {
+    Polled(Instant),
+    HandedOut(Instant),
+    Answered { at: Instant, answer: Bytes, error: bool },
+}
+
+struct Api {
+    events: Mutex<mpsc::Receiver<Bytes>>,
+    happenings: mpsc::Sender<Happening>,
+}
+
+impl Function {
+    /// Starts a program as a Lambda function, with these variables beside those of this process.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub async fn start(mut command: Command) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let (events, receiver) = mpsc::channel(1);
+        let (sender, happenings) = mpsc::channel(16);
+        let api = Arc::new(Api { events: Mutex::new(receiver), happenings: sender });
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // An answer of two packets would wait for the acknowledgement of the first.
+                let _ = stream.set_nodelay(true);
+                let api = Arc::clone(&api);
+                let service = service_fn(move |request| serve(Arc::clone(&api), request));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        command
+            .env("AWS_LAMBDA_RUNTIME_API", address)
+            .env("AWS_LAMBDA_FUNCTION_NAME", "bench")
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
+            .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        let started = Instant::now();
+        let process = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Self { process, events, happenings, started, first_poll: None })
+    }
+
+    /// From the start of the process to its first request for an event.
+    ///
+    /// # Errors
+    /// Where it ended before.
+    pub async fn first_poll(&mut self) -> anyhow::Result<Duration> {
+        if let Some(first_poll) = self.first_poll {
+            return Ok(first_poll);
+        }
+        loop {
+            if let Happening::Polled(at) = self.next().await? {
+                let first_poll = at - self.started;
+                self.first_poll = Some(first_poll);
+                return Ok(first_poll);
+            }
+        }
+    }
+
+    /// Hands it an event, and waits for the answer.
+    ///
+    /// # Errors
+    /// Where it ended, or answered with an error.
+    pub async fn invoke(&mut self, event: Bytes) -> anyhow::Result<Answered> {
+        self.first_poll().await?;
+        self.events.send(event).await.context("the Runtime API has ended")?;
+        let mut handed_out = Instant::now();
+        loop {
+            match self.next().await? {
+                Happening::Polled(_) => {}
+                Happening::HandedOut(at) => handed_out = at,
+                Happening::Answered { at, answer, error } => {
+                    anyhow::ensure!(!error, "the function failed: {answer:?}");
+                    return Ok(Answered { duration: at - handed_out, answer });
+                }
+            }
+        }
+    }
+
+    async fn next(&mut self) -> anyhow::Result<Happening> {
+        tokio::select! {
+            status = self.process.wait() => anyhow::bail!("the function ended: {}", status?),
+            happening = timeout(PATIENCE, self.happenings.recv()) => {
+                happening.context("the function does not answer")?.context("the Runtime API has ended")
+            }
+        }
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    /// Since its process was started.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// Where it cannot be ended.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.process.kill().await.context("cannot end the function")
+    }
+}
+
+async fn serve(
+    api: Arc<Api>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let path = request.uri().path().to_owned();
+    if path.ends_with("/invocation/next") {
+        let _ = api.happenings.send(Happening::Polled(Instant::now())).await;
+        // One process polls; where another one did, it would wait here.
+        let event = api.events.lock().await.recv().await;
+        let _ = api.happenings.send(Happening::HandedOut(Instant::now())).await;
+        let response = Response::builder()
+            .header("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd")
+            .header("Lambda-Runtime-Deadline-Ms", "4102444800000")
+            .header(
+                "Lambda-Runtime-Invoked-Function-Arn",
+                "arn:aws:lambda:eu-central-1:123456789012:function:bench",
+            )
+            .header("Content-Type", "application/json")
+            .body(Full::new(event.unwrap_or_default()));
+        return Ok(response.unwrap_or_default());
+    }
+    let error = path.ends_with("/error");
+    let answer = request.into_body().collect().await.map(|body| body.to_bytes());
+    let at = Instant::now();
+    let answer = answer.unwrap_or_default();
+    let _ = api.happenings.send(Happening::Answered { at, answer, error }).await;
+    let mut accepted = Response::new(Full::default());
+    *accepted.status_mut() = StatusCode::ACCEPTED;
+    Ok(accepted)
+}
