@@ -56,7 +56,8 @@ pub fn at_least(a: &Versions, b: &Versions) -> bool {
 /// Where the row holds what we never write there: a time outside the years 0 to 9999, or no JSON in
 /// a `json` column.
 pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
-    let mut body = Body { bytes: b"{".to_vec() };
+    let mut body = Body { bytes: Vec::with_capacity(body_bytes(row)) };
+    body.bytes.push(b'{');
     body.member("session_id", &row.session_id)?;
     if row.removed() {
         body.member("deleted", &true)?;
@@ -66,7 +67,7 @@ pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
             let document = row.documents[column.part as usize].as_ref();
             match document.and_then(|document| document[column.position].as_ref()) {
                 None => body.member(&column.name, &())?,
-                Some(Value::Bytes(bytes)) => body.member(&column.name, &BASE64.encode(bytes))?,
+                Some(Value::Bytes(bytes)) => body.binary_member(&column.name, bytes)?,
                 Some(Value::Timestamp(time)) => body.member(&column.name, &rfc3339(*time)?)?,
                 Some(Value::Text(text)) if column.kind == Kind::Text => {
                     body.member(&column.name, text)?;
@@ -98,13 +99,41 @@ impl Body {
         name: &str,
         value: &T,
     ) -> Result<(), serde_json::Error> {
+        self.name(name)?;
+        serde_json::to_writer(&mut self.bytes, value)
+    }
+
+    /// In base64, which holds no character that JSON escapes: a mesh is written once, and not looked
+    /// through again.
+    fn binary_member(&mut self, name: &str, value: &[u8]) -> Result<(), serde_json::Error> {
+        self.name(name)?;
+        self.bytes.push(b'"');
+        base64_simd::STANDARD.encode_append(value, &mut self.bytes);
+        self.bytes.push(b'"');
+        Ok(())
+    }
+
+    fn name(&mut self, name: &str) -> Result<(), serde_json::Error> {
         if self.bytes.len() > 1 {
             self.bytes.push(b',');
         }
         serde_json::to_writer(&mut self.bytes, name)?;
         self.bytes.push(b':');
-        serde_json::to_writer(&mut self.bytes, value)
+        Ok(())
     }
+}
+
+/// At least as many bytes as the body will have, and not many more: one that grew under a mesh would be
+/// copied each time.
+#[must_use]
+pub fn body_bytes(row: &Measurement) -> usize {
+    let bytes_of = |value: &Value| match value {
+        Value::Text(text) => text.len() + 8,
+        Value::Bytes(bytes) => bytes.len().div_ceil(3) * 4,
+        Value::Timestamp(_) => 32,
+    };
+    let values = row.documents.iter().flatten().flatten().flatten();
+    values.map(bytes_of).sum::<usize>() + 2048
 }
 
 struct NamedVersions<'a>(&'a Versions);
