@@ -85,6 +85,29 @@ async fn a_connection_that_died_while_idle_is_replaced_without_a_failure() {
 }
 
 /// "Only from that record on is redelivered."
+/// Somebody's trigger can swallow a write without an error. The row stays as it was, and the record comes again until
+/// the trigger is gone; its neighbours are done.
+#[tokio::test]
+async fn a_change_that_does_not_get_into_its_row_is_not_acknowledged() {
+    let stores = Stores::fresh().await;
+    let projector = stores.projector().await;
+    let mut connection = stores.connect().await;
+    let swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER swallow BEFORE INSERT ON measurements FOR EACH ROW
+        WHEN (new.session_id = 's1') EXECUTE FUNCTION swallow();";
+    sqlx::raw_sql(swallow).execute(&mut connection).await.expect("a trigger");
+    let records = records(3);
+    let response = handle(&projector, &records).await;
+    assert_eq!(reported(&response), ["999999999999999999999"]);
+    assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (2, 2));
+    sqlx::raw_sql("DROP TRIGGER swallow ON measurements")
+        .execute(&mut connection)
+        .await
+        .expect("dropped");
+    assert_eq!(reported(&handle(&projector, &records).await), [""; 0]);
+    assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (3, 3));
+}
+
 #[tokio::test]
 async fn one_object_that_s3_refuses_is_reported_and_all_others_are_written() {
     let stores = Stores::fresh().await;

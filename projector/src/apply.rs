@@ -255,6 +255,11 @@ impl Projector {
                         Ok(upserted) => {
                             let of_chunk = chunk.into_iter().zip(upserted);
                             for (session, upserted) in of_chunk {
+                                let Some(upserted) = upserted else {
+                                    note(Error::RowNotWritten(session.session_id.to_owned()))?;
+                                    stored.failed.extend(positions(&session));
+                                    continue;
+                                };
                                 count(&session, &upserted, &mut stored.counts);
                                 if failures_in_a_row >= GIVE_UP_AFTER {
                                     stored.failed.extend(positions(&session));
@@ -335,14 +340,14 @@ impl Projector {
     async fn upsert<'a>(
         &self,
         sessions: Vec<SessionChanges<'a>>,
-    ) -> (Vec<SessionChanges<'a>>, Duration, Result<Vec<Upserted>, Error>) {
+    ) -> (Vec<SessionChanges<'a>>, Duration, Result<Vec<Option<Upserted>>, Error>) {
         let start = Instant::now();
         let (returning_rows, ask_first) =
             (self.archive.is_some(), self.mostly_held.load(Ordering::Relaxed));
         let upserted =
             read_model::upsert(&self.database, &sessions, returning_rows, ask_first).await;
         if let Ok(upserted) = &upserted {
-            let held = |upserted: &&Upserted| matches!(upserted, Upserted::Held(_));
+            let held = |upserted: &&Option<Upserted>| matches!(upserted, Some(Upserted::Held(_)));
             let mostly_held = upserted.iter().filter(held).count() > upserted.len() / 2;
             self.mostly_held.store(mostly_held, Ordering::Relaxed);
         }

@@ -38,17 +38,18 @@ pub enum Upserted {
 /// sends no values. Without, they are asked for afterwards, for the sessions that were not written.
 ///
 /// `sessions` are sorted by `session_id`, without repetition, as [`crate::fold::fold`] gives them.
-/// The answer has one entry a session, in the same order.
+/// The answer has one entry a session, in the same order; `None` where the row stays older than the
+/// patch, because something in the database keeps it from being written: a trigger, a rule.
 ///
 /// # Errors
-/// [`Error::Database`], [`Error::DatabaseTimeout`] or [`Error::RowNotWritten`]. Where the server was
-/// lost in mid-statement it may have committed all the same; the redelivery finds out.
+/// [`Error::Database`] or [`Error::DatabaseTimeout`]. Where the server was lost in mid-statement it
+/// may have committed all the same; the redelivery finds out.
 pub async fn upsert(
     database: &Database,
     sessions: &[SessionChanges<'_>],
     returning_rows: bool,
     ask_first: bool,
-) -> Result<Vec<Upserted>, Error> {
+) -> Result<Vec<Option<Upserted>>, Error> {
     let mut upserted: Vec<Option<Upserted>> = sessions.iter().map(|_| None).collect();
     if ask_first {
         ask(database, sessions, &mut upserted).await?;
@@ -56,10 +57,7 @@ pub async fn upsert(
     write(database, sessions, returning_rows, &mut upserted).await?;
     // Asked for after the statement: whoever kept it from writing a row has committed by now.
     ask(database, sessions, &mut upserted).await?;
-    let not_written = |(session, upserted): (&SessionChanges<'_>, Option<Upserted>)| {
-        upserted.ok_or_else(|| Error::RowNotWritten(session.session_id.to_owned()))
-    };
-    sessions.iter().zip(upserted).map(not_written).collect()
+    Ok(upserted)
 }
 
 /// Of the sessions that are open yet, answers those whose rows hold all of them.

@@ -10,7 +10,7 @@ use support::records::Record;
 use support::services::Stores;
 use tokio::process::Command;
 
-use crate::measure::{binary, cpu_ms, cpu_ms_of_family, status_mb};
+use crate::measure::{binary, cpu_s, cpu_s_of_family, status_mb};
 use crate::report::Section;
 use crate::servers::MemoryS3;
 
@@ -51,20 +51,20 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
             if with_archive {
                 command.env("ARCHIVE_BUCKET", "bench");
             }
-            let s3_before = cpu_ms(s3.pid())?;
+            let s3_before = cpu_s(s3.pid())?;
             let start = Instant::now();
             let mut process = command.spawn()?;
             let pid = process.id().context("backfill has ended at once")?;
             // Its connections' processes end with it, so they are looked at all the time.
-            let database_before = cpu_ms_of_family(postmaster);
+            let database_before = cpu_s_of_family(postmaster);
             let (mut cpu, mut database, mut memory) = (0.0, 0.0_f64, 0.0);
             let status = loop {
                 if let Some(status) = process.try_wait()? {
                     break status;
                 }
-                cpu = cpu_ms(pid).unwrap_or(cpu);
+                cpu = cpu_s(pid).unwrap_or(cpu);
                 memory = status_mb(pid, "VmHWM").unwrap_or(memory);
-                database = database.max(cpu_ms_of_family(postmaster) - database_before);
+                database = database.max(cpu_s_of_family(postmaster) - database_before);
                 tokio::time::sleep(Duration::from_millis(20)).await;
             };
             let seconds = start.elapsed().as_secs_f64();
@@ -74,9 +74,9 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
                 table,
                 "| {run}, {archive} | {:.0} | {seconds:.1} | {:.1} s | {:.1} s | {:.1} s | {memory:.0} MB |",
                 records as f64 / seconds,
-                cpu / 1e3,
-                database / 1e3,
-                (cpu_ms(s3.pid())? - s3_before) / 1e3,
+                cpu,
+                database,
+                cpu_s(s3.pid())? - s3_before,
             )?;
         }
     }

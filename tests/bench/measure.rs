@@ -27,8 +27,7 @@ pub(crate) fn ratios(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a / b).collect()
 }
 
-/// Milliseconds of processor time that a process has used, by nanosecond counters; threads that have ended are
-/// not in it.
+/// Milliseconds of processor time that a process's living threads have used, to the microsecond.
 ///
 /// # Errors
 /// Where there is no such process.
@@ -38,14 +37,28 @@ pub(crate) fn cpu_ms(pid: u32) -> anyhow::Result<f64> {
     for task in std::fs::read_dir(&tasks).with_context(|| tasks.clone())? {
         // A thread can end meanwhile.
         let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        nanoseconds += text.split_whitespace().next().unwrap_or_default().parse::<f64>()?;
+        let of_thread = text.split_whitespace().next().unwrap_or_default();
+        nanoseconds += of_thread.parse::<f64>().unwrap_or_default();
     }
     Ok(nanoseconds / 1e6)
 }
 
+/// Seconds of processor time that a process has used, its threads that have ended too, by ticks of 10 ms.
+///
+/// # Errors
+/// Where there is no such process.
+pub(crate) fn cpu_s(pid: u32) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    // Behind the program's name, which can hold anything: utime and stime (proc(5)).
+    let behind = text.rsplit(')').next().unwrap_or_default();
+    let ticks = behind.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
+}
+
 /// The same of a process and all below it that live.
-pub(crate) fn cpu_ms_of_family(pid: u32) -> f64 {
-    family(pid).into_iter().filter_map(|pid| cpu_ms(pid).ok()).sum()
+pub(crate) fn cpu_s_of_family(pid: u32) -> f64 {
+    family(pid).into_iter().filter_map(|pid| cpu_s(pid).ok()).sum()
 }
 
 /// A process and all below it.
