@@ -8,7 +8,7 @@ use serde::Deserialize;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
-use crate::attribute::{self, Attribute, AttributeError, Item};
+use crate::attribute::{self, Attribute, AttributeError, Item, Text};
 use crate::measurement::{Document, Field, Kind, Part, Value};
 use crate::version::{Version, VersionError};
 
@@ -139,12 +139,14 @@ pub enum Decoded {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct StreamRecord {
-    event_name: Option<String>,
-    #[serde(rename = "eventSourceARN")]
-    event_source_arn: Option<String>,
+struct StreamRecord<'a> {
+    #[serde(borrow)]
+    event_name: Option<Text<'a>>,
+    #[serde(borrow, rename = "eventSourceARN")]
+    event_source_arn: Option<Text<'a>>,
     user_identity: Option<UserIdentity>,
-    dynamodb: Option<StreamImages>,
+    #[serde(borrow)]
+    dynamodb: Option<StreamImages<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -157,12 +159,16 @@ struct UserIdentity {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct StreamImages {
+struct StreamImages<'a> {
     approximate_creation_date_time: Option<serde_json::Number>,
-    keys: Option<Item>,
-    new_image: Option<Item>,
-    sequence_number: Option<String>,
-    stream_view_type: Option<String>,
+    #[serde(borrow)]
+    keys: Option<Item<'a>>,
+    #[serde(borrow)]
+    new_image: Option<Item<'a>>,
+    #[serde(borrow)]
+    sequence_number: Option<Text<'a>>,
+    #[serde(borrow)]
+    stream_view_type: Option<Text<'a>>,
 }
 
 /// The table and the label that a stream's ARN names:
@@ -204,7 +210,13 @@ fn arn_of(record: &[u8]) -> Option<String> {
 /// # Errors
 /// [`Misconfigured`] where the record shows that the wrong stream is read.
 pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> {
-    let record: StreamRecord = match serde_json::from_slice(record) {
+    // Whether it is text is seen faster at once than string by string. What is none may be a record
+    // all the same: nobody looks into the members that are not read.
+    let parsed = match std::str::from_utf8(record) {
+        Ok(text) => serde_json::from_str(text),
+        Err(_) => serde_json::from_slice(record),
+    };
+    let record: StreamRecord<'_> = match parsed {
         Ok(record) => record,
         Err(error) => {
             // Set aside only what is ours: a foreign stream's records may well have another form.
@@ -232,7 +244,7 @@ pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> 
     })
 }
 
-fn change(record: &StreamRecord, label: &str, of_sessions: bool) -> Result<Change, Malformed> {
+fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<Change, Malformed> {
     let images = record.dynamodb.as_ref().ok_or(Malformed::MissingMember("dynamodb"))?;
     let sequence_number = images
         .sequence_number
@@ -274,11 +286,11 @@ fn key_names(part: Part) -> &'static [&'static str] {
     }
 }
 
-fn session_id(keys: &Item) -> Result<&str, Malformed> {
+fn session_id<'a>(keys: &'a Item<'_>) -> Result<&'a str, Malformed> {
     let Some(Attribute::S(session_id)) = keys.get("session_id") else {
         return Err(Malformed::SessionId);
     };
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let first_allowed = session_id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     if first_allowed && session_id.len() <= 128 && session_id.bytes().all(allowed) {
         Ok(session_id)
@@ -287,10 +299,10 @@ fn session_id(keys: &Item) -> Result<&str, Malformed> {
     }
 }
 
-fn side(keys: &Item) -> Result<Part, Malformed> {
+fn side(keys: &Item<'_>) -> Result<Part, Malformed> {
     match keys.get("side") {
-        Some(Attribute::S(side)) if side == "left" => Ok(Part::Left),
-        Some(Attribute::S(side)) if side == "right" => Ok(Part::Right),
+        Some(Attribute::S(side)) if &**side == "left" => Ok(Part::Left),
+        Some(Attribute::S(side)) if &**side == "right" => Ok(Part::Right),
         _ => Err(Malformed::Side),
     }
 }
@@ -309,11 +321,16 @@ fn creation_time(seconds: &serde_json::Number) -> Result<OffsetDateTime, Malform
         .ok_or(Malformed::CreationTime)
 }
 
-fn document(part: Part, image: &Item) -> Result<Document, Malformed> {
-    part.fields().iter().map(|field| value(part, field, image)).collect()
+fn document(part: Part, image: &Item<'_>) -> Result<Document, Malformed> {
+    // Collecting into a `Result` would not know the length, and grow.
+    let mut document = Document::with_capacity(part.fields().len());
+    for field in part.fields() {
+        document.push(value(part, field, image)?);
+    }
+    Ok(document)
 }
 
-fn value(part: Part, field: &Field, image: &Item) -> Result<Option<Value>, Malformed> {
+fn value(part: Part, field: &Field, image: &Item<'_>) -> Result<Option<Value>, Malformed> {
     let name = field.name;
     if field.kind == Kind::Attributes {
         return unnamed(part, image);
@@ -331,16 +348,17 @@ fn value(part: Part, field: &Field, image: &Item) -> Result<Option<Value>, Malfo
         (Kind::Text, Attribute::S(text)) if text.contains('\0') => {
             return Err(Malformed::Nul(name));
         }
-        (Kind::Text, Attribute::S(text)) => Value::Text(text.clone()),
+        (Kind::Text, Attribute::S(text)) => Value::Text(text.to_string()),
         (Kind::Timestamp, Attribute::S(text)) => {
             Value::Timestamp(utc_microseconds(text).ok_or(Malformed::Time(name))?)
         }
         (Kind::Millimetres, Attribute::N(text)) => {
-            let number = attribute::number(text).map_err(invalid)?;
-            if number <= 0 || number >= 1000 {
+            let plain = attribute::plain_number(text).map_err(invalid)?;
+            let whole_digits = plain.bytes().take_while(u8::is_ascii_digit).count();
+            if plain == "0" || plain.starts_with('-') || whole_digits > 3 {
                 return Err(Malformed::OutOfRange(name));
             }
-            Value::Text(number.to_plain_string())
+            Value::Text(plain.into_owned())
         }
         (Kind::Bytes, Attribute::B(text)) => {
             Value::Bytes(attribute::binary(text).map_err(invalid)?)
@@ -354,7 +372,7 @@ fn value(part: Part, field: &Field, image: &Item) -> Result<Option<Value>, Malfo
 }
 
 /// Everything that the model does not name, so that nothing is dropped because it is new.
-fn unnamed(part: Part, image: &Item) -> Result<Option<Value>, Malformed> {
+fn unnamed(part: Part, image: &Item<'_>) -> Result<Option<Value>, Malformed> {
     let named = |name: &str| {
         key_names(part).contains(&name)
             || part
@@ -368,8 +386,8 @@ fn unnamed(part: Part, image: &Item) -> Result<Option<Value>, Malformed> {
     }
     let json = unnamed
         .map(|(name, value)| match value.to_json() {
-            Ok(json) => Ok((name.clone(), json)),
-            Err(source) => Err(Malformed::Attribute { name: name.clone(), source }),
+            Ok(json) => Ok((name.to_owned(), json)),
+            Err(source) => Err(Malformed::Attribute { name: name.to_owned(), source }),
         })
         .collect::<Result<serde_json::Map<_, _>, _>>()?;
     Ok(Some(Value::Text(serde_json::Value::Object(json).to_string())))
@@ -381,4 +399,66 @@ fn utc_microseconds(text: &str) -> Option<OffsetDateTime> {
     let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
     let time = time.replace_nanosecond(time.nanosecond() / 1_000 * 1_000).ok()?;
     (0..=9999).contains(&time.year()).then_some(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use bigdecimal::BigDecimal;
+    use proptest::prelude::*;
+
+    use super::{Decoded, Malformed, Tables, decode, value};
+    use crate::attribute::Item;
+    use crate::measurement::{Part, Value};
+
+    proptest! {
+        /// The range is read off the plain form: it must be the one that arithmetic finds.
+        #[test]
+        fn a_length_is_taken_where_it_is_between_0_and_1000(
+            text in "[+-]?0{0,2}(0|1|9|99|999|1000|[0-9]{0,5})(\\.(0{0,3}|9{0,30}|[0-9]{1,3}))?([eE][+-]?[0-9])?"
+        ) {
+            let image = format!(r#"{{"foot_length_mm":{{"N":"{text}"}}}}"#);
+            let image: Item = serde_json::from_str(&image).expect("an item");
+            let fields = Part::Left.fields();
+            let length = fields.iter().find(|field| field.name == "foot_length_mm");
+            let value = value(Part::Left, length.expect("a field"), &image);
+            match text.parse::<BigDecimal>() {
+                Err(_) => {
+                    let refused = matches!(value, Err(Malformed::Attribute { .. }));
+                    prop_assert!(refused);
+                }
+                Ok(length) if length <= 0 || length >= 1000 => {
+                    prop_assert!(matches!(value, Err(Malformed::OutOfRange("foot_length_mm"))));
+                }
+                Ok(length) => {
+                    let plain = Value::Text(length.normalized().to_plain_string());
+                    prop_assert_eq!(value.expect("a length"), Some(plain));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_matter_only_where_they_are_read() {
+        let record = |id: &[u8], user: &[u8]| {
+            let arn =
+                "arn:aws:dynamodb:eu-central-1:1:table/sessions/stream/2026-11-22T00:00:00.000";
+            [
+                br#"{"eventID":""#.as_slice(),
+                id,
+                br#"","eventName":"INSERT","eventSourceARN":""#,
+                arn.as_bytes(),
+                br#"","dynamodb":{"SequenceNumber":"1","Keys":{"session_id":{"S":"s1"}},
+                "NewImage":{"session_id":{"S":"s1"},"started_at":{"S":"2026-11-22T08:00:00Z"},"user_id":{"S":""#,
+                user,
+                br#""}}}}"#,
+            ]
+            .concat()
+        };
+        let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
+        let decode = |record: &[u8]| decode(record, &tables).expect("one of our streams");
+        assert!(matches!(decode(&record(b"1", b"u")), Decoded::Change(_)));
+        assert!(matches!(decode(&record(b"\xff", b"u")), Decoded::Change(_)));
+        let malformed = decode(&record(b"1", b"\xff"));
+        assert!(matches!(malformed, Decoded::Malformed(Malformed::NotARecord(_))));
+    }
 }

@@ -10,6 +10,9 @@ use std::fmt;
 /// `StreamRecord.SequenceNumber`: 21 to 40). 40 digits do not fit `u128`.
 pub const SEQUENCE_DIGITS: usize = 40;
 
+const ZEROS: &str = "0000000000000000000000000000000000000000";
+const _: () = assert!(ZEROS.len() == SEQUENCE_DIGITS);
+
 /// The longest stream label we take; real ones are 23 bytes (`2026-11-22T00:00:00.000`).
 const LABEL_BYTES: usize = 64;
 
@@ -34,7 +37,8 @@ impl Version {
     /// # Errors
     /// [`VersionError`] where one of the two is not what a stream gives out.
     pub fn new(stream_label: &str, sequence_number: &str) -> Result<Self, VersionError> {
-        let label_bytes = |byte: u8| byte.is_ascii_alphanumeric() || b".:+-".contains(&byte);
+        let label_bytes =
+            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b':' | b'+' | b'-');
         if stream_label.is_empty()
             || stream_label.len() > LABEL_BYTES
             || !stream_label.bytes().all(label_bytes)
@@ -47,7 +51,7 @@ impl Version {
         {
             return Err(VersionError::SequenceNumber);
         }
-        Ok(Self(format!("{stream_label}/{sequence_number:0>SEQUENCE_DIGITS$}")))
+        Ok(Self([stream_label, "/", &ZEROS[sequence_number.len()..], sequence_number].concat()))
     }
 
     /// The text that the row, the JSON and the metadata hold.
