@@ -260,7 +260,7 @@ fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<C
             let image =
                 images.new_image.as_ref().ok_or(Malformed::MissingMember("dynamodb.NewImage"))?;
             for name in key_names(part) {
-                if image.get(*name) != keys.get(*name) {
+                if image.get(name) != keys.get(name) {
                     return Err(Malformed::ForeignImage(name));
                 }
             }

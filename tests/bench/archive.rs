@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
+use projector::apply::Projector;
 use projector::measurement::{Document, Kind, Measurement, Part, Value};
 use projector::object;
 use projector::read_model::Upserted;
@@ -38,35 +39,26 @@ fn row(session_id: String, mesh_bytes: usize) -> anyhow::Result<Measurement> {
     })
 }
 
-/// Measures small objects and ones with two meshes.
-///
-/// # Errors
-/// Where S3 refuses, or the results cannot be written.
-pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
-    let memory = MemoryS3::start().await?;
-    let stores = Stores::fresh().await;
-    let stand_in = service("AWS_ENDPOINT_URL");
-    let rounds = if quick { 5 } else { 15 };
-    let mut table = String::from(
-        "| server | object | ours, PUTs/s | bare client, PUTs/s | ratio | middle half |\n|---|---|---|---|---|---|\n",
-    );
-    let (mut aims, mut series) = (Vec::new(), Vec::new());
-    let cases = [
-        ("in memory", &memory.url, 0, 2_000),
-        ("in memory", &memory.url, 400_000, 60),
-        ("the tests' stand-in", &stand_in, 0, 200),
-    ];
-    for (server, url, mesh_bytes, objects) in cases {
-        let projector = if *url == memory.url {
-            memory.projector(&stores).await
-        } else {
-            stores.projector().await
-        };
+/// PUTs a second, a round each.
+#[derive(Debug, Default)]
+struct Rates {
+    ours: Vec<f64>,
+    bare: Vec<f64>,
+    /// The size of an object.
+    bytes: usize,
+}
+
+impl Rates {
+    async fn measure(
+        projector: &Projector,
+        client: &aws_sdk_s3::Client,
+        bucket: &str,
+        objects: usize,
+        mesh_bytes: usize,
+        rounds: usize,
+    ) -> anyhow::Result<Self> {
         let archive = projector.archive.as_ref().context("an archive")?;
-        let client = s3(url).await;
-        let bucket = if *url == memory.url { "bench" } else { &stores.bucket };
-        let (mut ours, mut bare) = (Vec::new(), Vec::new());
-        let mut bytes = 0;
+        let mut rates = Self::default();
         for round in 0..=rounds {
             let rows: Vec<Measurement> = (0..objects)
                 .map(|index| row(format!("m-{round}-{mesh_bytes}-{index}"), mesh_bytes))
@@ -74,7 +66,7 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
             let mut requests = Vec::with_capacity(objects);
             for row in &rows {
                 let body = object::body(row)?;
-                bytes = body.len();
+                rates.bytes = body.len();
                 requests.push(
                     client
                         .put_object()
@@ -107,17 +99,49 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
                 archived?;
             }
             if round > 0 {
-                ours.push(objects as f64 / start.elapsed().as_secs_f64());
-                bare.push(objects as f64 / bare_seconds);
+                rates.ours.push(objects as f64 / start.elapsed().as_secs_f64());
+                rates.bare.push(objects as f64 / bare_seconds);
             }
         }
-        let ratios = ratios(&ours, &bare);
+        Ok(rates)
+    }
+}
+
+/// Measures small objects and ones with two meshes.
+///
+/// # Errors
+/// Where S3 refuses, or the results cannot be written.
+pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+    let memory = MemoryS3::start().await?;
+    let stores = Stores::fresh().await;
+    let stand_in = service("AWS_ENDPOINT_URL");
+    let rounds = if quick { 5 } else { 15 };
+    let mut table = String::from(
+        "| server | object | ours, PUTs/s | bare client, PUTs/s | ratio | middle half |\n|---|---|---|---|---|---|\n",
+    );
+    let (mut aims, mut series) = (Vec::new(), Vec::new());
+    let cases = [
+        ("in memory", &memory.url, 0, 2_000),
+        ("in memory", &memory.url, 400_000, 60),
+        ("the tests' stand-in", &stand_in, 0, 200),
+    ];
+    for (server, url, mesh_bytes, objects) in cases {
+        let projector = if *url == memory.url {
+            memory.projector(&stores).await
+        } else {
+            stores.projector().await
+        };
+        let client = s3(url).await;
+        let bucket = if *url == memory.url { "bench" } else { &stores.bucket };
+        let rates =
+            Rates::measure(&projector, &client, bucket, objects, mesh_bytes, rounds).await?;
+        let (ratios, bytes) = (ratios(&rates.ours, &rates.bare), rates.bytes);
         let middle = |share| quantile(ratios.iter().copied(), share);
         writeln!(
             table,
             "| {server} | {bytes} bytes | {:.0} | {:.0} | **{:.2}** | {:.2} to {:.2} |",
-            median(ours),
-            median(bare),
+            median(rates.ours),
+            median(rates.bare),
             middle(0.5),
             middle(0.25),
             middle(0.75)

@@ -115,9 +115,9 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
                 let before = pages_read(&mut connection).await?;
                 let start = Instant::now();
                 let count = sessions.len() as f64;
-                let stored = projector.store(sessions).await?;
+                let done = projector.store(sessions).await?;
                 let seconds = start.elapsed().as_secs_f64();
-                ensure!(stored.failed.is_empty());
+                ensure!(done.failed.is_empty());
                 if round > 0 {
                     rates.push(count / seconds);
                     reads.push((pages_read(&mut connection).await? - before) as f64 / count);
@@ -161,7 +161,7 @@ indexes. Partitions would cut the depth of the index and not the number of pages
     })
 }
 
-/// Pages of the table and its indexes that were not in shared_buffers, so far.
+/// Pages of the table and its indexes that were not in `shared_buffers`, so far.
 async fn pages_read(connection: &mut PgConnection) -> anyhow::Result<i64> {
     // What the other connection counted comes to the view when it is idle, a second late at most.
     tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;

@@ -86,7 +86,7 @@ async fn main() -> anyhow::Result<()> {
         };
         println!("{}", section.text);
         for aim in &section.aims {
-            println!("{}: {} (aim: {})", aim.what, aim.reached, aim.aim);
+            println!("{}: {} (aim: {})", aim.what, aim.reached, aim.wanted);
         }
         report.put(section)?;
     }

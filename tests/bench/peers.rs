@@ -126,6 +126,33 @@ fn wrong(rows: &Rows, expected: &Rows) -> usize {
         .count()
 }
 
+/// The rows that are wrong at the end of each history, as a table.
+async fn correctness(records: &[Record]) -> anyhow::Result<String> {
+    let expected = oracle::rows(records);
+    let mut table = String::from(
+        "| handler | in order | first quarter replayed | batches shuffled |\n|---|---|---|---|\n",
+    );
+    for handler in Handler::ALL {
+        write!(table, "| {} |", handler.name())?;
+        for history in History::ALL {
+            let stores = Stores::fresh().await;
+            let mut function = servers::function(handler.command()?, &stores, None).await?;
+            deliver(&mut function, &history.of(records, 100))
+                .await
+                .with_context(|| format!("{}, {}", handler.name(), history.name()))?;
+            function.stop().await?;
+            let wrong = wrong(&stores.rows().await, &expected);
+            ensure!(
+                handler != Handler::Projector || wrong == 0,
+                "the projector has {wrong} rows wrong"
+            );
+            write!(table, " {wrong} |")?;
+        }
+        writeln!(table)?;
+    }
+    Ok(table)
+}
+
 /// Speeds in records/s, a round each, and the most memory that was resident, in MB.
 #[derive(Debug, Default)]
 struct Speeds {
@@ -142,30 +169,7 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
     let (of_sessions, scans) =
         generate::day(Day { seed: 3, sessions, malformed: false, mesh_bytes: 0 });
     let records = [of_sessions, scans].concat();
-    let expected = oracle::rows(&records);
-
-    let mut correctness = String::from(
-        "| handler | in order | first quarter replayed | batches shuffled |\n|---|---|---|---|\n",
-    );
-    for handler in Handler::ALL {
-        write!(correctness, "| {} |", handler.name())?;
-        for history in History::ALL {
-            let stores = Stores::fresh().await;
-            let mut function = servers::function(handler.command()?, &stores, None).await?;
-            deliver(&mut function, &history.of(&records, 100))
-                .await
-                .with_context(|| format!("{}, {}", handler.name(), history.name()))?;
-            function.stop().await?;
-            let wrong = wrong(&stores.rows().await, &expected);
-            ensure!(
-                handler != Handler::Projector || wrong == 0,
-                "the projector has {wrong} rows wrong"
-            );
-            write!(correctness, " {wrong} |")?;
-        }
-        writeln!(correctness)?;
-    }
-
+    let correctness = correctness(&records).await?;
     let rounds = if quick { 1 } else { 3 };
     let mut table = String::from(
         "| handler | archive | records a batch | records/s | projector by it | memory, MB |\n|---|---|---|---|---|---|\n",

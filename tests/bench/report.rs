@@ -26,21 +26,21 @@ pub(crate) struct Section {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Aim {
     pub(crate) what: String,
-    pub(crate) aim: String,
+    pub(crate) wanted: String,
     pub(crate) reached: String,
     pub(crate) met: bool,
 }
 
 impl Aim {
     pub(crate) fn at_least(what: impl Into<String>, aim: f64, reached: f64) -> Self {
-        let (aim_text, reached_text) = (format!("at least {aim}"), format!("{reached:.2}"));
-        Self { what: what.into(), aim: aim_text, reached: reached_text, met: reached >= aim }
+        let (wanted, reached_text) = (format!("at least {aim}"), format!("{reached:.2}"));
+        Self { what: what.into(), wanted, reached: reached_text, met: reached >= aim }
     }
 
     pub(crate) fn at_most(what: impl Into<String>, aim: f64, reached: f64, unit: &str) -> Self {
         Self {
             what: what.into(),
-            aim: format!("at most {aim} {unit}"),
+            wanted: format!("at most {aim} {unit}"),
             reached: format!("{reached:.2} {unit}"),
             met: reached <= aim,
         }
@@ -105,7 +105,7 @@ absolute figures differ by half from hour to hour.\n\n| what | aim | reached | |
         );
         for aim in self.sections.iter().flat_map(|section| &section.aims) {
             let met = if aim.met { "met" } else { "**not met**" };
-            writeln!(text, "| {} | {} | {} | {met} |", aim.what, aim.aim, aim.reached)?;
+            writeln!(text, "| {} | {} | {} | {met} |", aim.what, aim.wanted, aim.reached)?;
         }
         for section in &self.sections {
             write!(text, "\n## {}\n\n{}\n", section.title, section.text.trim_end())?;

@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
 /// No invocation of a measurement takes longer.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// A running function.
 #[derive(Debug)]
@@ -180,7 +180,7 @@ async fn serve(
         return Ok(response.unwrap_or_default());
     }
     let error = path.ends_with("/error");
-    let answer = request.into_body().collect().await.map(|body| body.to_bytes());
+    let answer = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
     let at = Instant::now();
     let answer = answer.unwrap_or_default();
     let _ = api.happenings.send(Happening::Answered { at, answer, error }).await;
