@@ -27,6 +27,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use projector::apply::Counts;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::{Cli, Command};
 use crate::position::Lost;
@@ -114,13 +117,14 @@ fn start_logs() -> anyhow::Result<()> {
     let filter = match std::env::var_os("RUST_LOG") {
         Some(_) => projector::telemetry::log_filter()?,
         // Where no region is found, the SDK warns of each place it looked at; our one line says enough.
-        None => tracing_subscriber::EnvFilter::new("warn,aws_config=error"),
+        None => Targets::new()
+            .with_default(tracing::Level::WARN)
+            .with_target("aws_config", tracing::Level::ERROR),
     };
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(|| LogWriter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .with_env_filter(filter)
-        .init();
+        .with_target(false);
+    tracing_subscriber::registry().with(lines).with(filter).init();
     Ok(())
 }

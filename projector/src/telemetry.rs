@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use time::OffsetDateTime;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::apply::{Applied, Counts, Durations};
 use crate::config::ConfigError;
@@ -14,15 +16,15 @@ use crate::config::ConfigError;
 /// The metrics' namespace in CloudWatch.
 pub const NAMESPACE: &str = "Projector";
 
-/// The log filter of `RUST_LOG`: `info` where it is not set.
+/// The log filter of `RUST_LOG`, levels by target: `info` where it is not set.
 ///
 /// # Errors
 /// [`ConfigError`] where it cannot be read.
-pub fn log_filter() -> Result<EnvFilter, ConfigError> {
+pub fn log_filter() -> Result<Targets, ConfigError> {
     let text = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
-    EnvFilter::try_new(text.as_deref().unwrap_or("info")).map_err(|error| ConfigError {
+    text.as_deref().unwrap_or("info").parse().map_err(|error| ConfigError {
         variable: "RUST_LOG",
-        problem: format!("cannot be read: {error}"),
+        problem: format!("cannot be read, expected a level or target=level,...: {error}"),
     })
 }
 
@@ -31,14 +33,13 @@ pub fn log_filter() -> Result<EnvFilter, ConfigError> {
 /// # Errors
 /// As [`log_filter`].
 pub fn start_json_logs() -> Result<(), ConfigError> {
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
         .with_current_span(false)
         .with_span_list(false)
-        .with_target(false)
-        .with_env_filter(log_filter()?)
-        .init();
+        .with_target(false);
+    tracing_subscriber::registry().with(lines).with(log_filter()?).init();
     Ok(())
 }
 
