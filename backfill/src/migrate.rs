@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Context as _, bail};
 use projector::database::Database;
 use sqlx::migrate::Migrator;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::Outcome;
 use crate::cli::{MigrateArguments, Settings};
@@ -92,7 +92,7 @@ async fn grant(connection: &mut PgConnection, grants: &[&str], role: &str) -> an
     // The name is PostgreSQL's own quoting of a role that exists.
     for grant in grants {
         let sql = format!("{grant} {quoted}");
-        sqlx::raw_sql(AssertSqlSafe(sql.clone()))
+        sqlx::raw_sql(&sql)
             .execute(&mut *connection)
             .await
             .with_context(|| format!("granting to {role:?}"))?;

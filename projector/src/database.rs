@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow, PgSslMode};
-use sqlx::{ConnectOptions, PgConnection};
+use sqlx::{ConnectOptions as _, Executor as _, PgConnection};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -157,8 +157,7 @@ impl Database {
         let mut connection = connect(&options).await?;
         let persistent = persistent(&options);
         if persistent {
-            let set = sqlx::raw_sql(ONE_PLAN).execute(&mut connection).await;
-            set.map_err(Error::Database)?;
+            connection.execute(ONE_PLAN).await.map_err(Error::Database)?;
         }
         Ok(Warm { connection, since: Instant::now(), persistent })
     }

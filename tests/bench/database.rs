@@ -13,7 +13,7 @@ use projector::change::{self, Decoded, Tables};
 use projector::fold::{self, Arrival, SessionChanges};
 use projector::measurement::{COLUMNS, Kind, Part};
 use projector::read_model;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 use support::records::{LABEL, Record, scan, session};
 use support::services::Stores;
 
@@ -59,7 +59,7 @@ struct Rounds {
     /// The same over two connections.
     guarded_by_two: Vec<f64>,
     ceiling: Vec<f64>,
-    /// Bytes of WAL that the guarded batch wrote.
+    /// Bytes of WAL that the guarded batch wrote, page images aside.
     wal_bytes: Vec<f64>,
 }
 
@@ -130,15 +130,31 @@ async fn run_unguarded(
     let sessions: Vec<&SessionChanges<'_>> = sessions.iter().collect();
     let arguments =
         read_model::upsert_arguments(&sessions, None).map_err(|error| anyhow::anyhow!(error))?;
-    let done = sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection).await?;
+    let done = sqlx::query_with(sql, arguments).execute(connection).await?;
     let seconds = start.elapsed().as_secs_f64();
     ensure!(done.rows_affected() == sessions.len() as u64, "{done:?}");
     Ok(sessions.len() as f64 / seconds)
 }
 
-async fn wal_position(connection: &mut PgConnection) -> anyhow::Result<i64> {
+/// Where the cluster's WAL ends.
+async fn wal_position(observer: &mut PgConnection) -> anyhow::Result<i64> {
     let position = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint";
-    Ok(sqlx::query_scalar(position).fetch_one(connection).await?)
+    Ok(sqlx::query_scalar(position).fetch_one(observer).await?)
+}
+
+/// Bytes of WAL about pages of the observer's database from `start` on, page images aside: those follow a
+/// checkpoint, or the first reader of a page, and not what a statement writes.
+async fn wal_bytes_since(start: i64, observer: &mut PgConnection) -> anyhow::Result<i64> {
+    // pg_walinspect reads only what is flushed.
+    let flush = "SELECT pg_logical_emit_message(false, 'bench', '', flush => true)";
+    sqlx::raw_sql(flush).execute(&mut *observer).await?;
+    let bytes = "SELECT coalesce(sum(bytes), 0)::bigint FROM (
+        SELECT max(record_length) - sum(block_fpi_length) AS bytes
+        FROM pg_get_wal_block_info('0/0'::pg_lsn + $1, pg_current_wal_flush_lsn(), show_data => false)
+        WHERE reldatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND resource_manager <> 'XLOG'
+        GROUP BY start_lsn)";
+    Ok(sqlx::query_scalar(bytes).bind(start).fetch_one(observer).await?)
 }
 
 /// One guarded batch: rows a second.
@@ -161,6 +177,7 @@ async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
     let two = by_two.projector_without_archive(&by_two.database_url, 2);
     let mut connection = bare.connect().await;
     let mut observer = guarded.connect().await;
+    sqlx::raw_sql("CREATE EXTENSION pg_walinspect").execute(&mut observer).await?;
     let sql = unguarded();
     for first in (0..LOADED).step_by(BATCH) {
         let arrivals = decoded(&records(first..first + BATCH, 0))?;
@@ -190,7 +207,7 @@ async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
         ensure!(sessions.len() == BATCH);
         let before = wal_position(&mut observer).await?;
         let rate = run_guarded(&one, &sessions).await?;
-        let wal_bytes = wal_position(&mut observer).await? - before;
+        let wal_bytes = wal_bytes_since(before, &mut observer).await?;
         let ceiling = run_unguarded(&mut connection, &sql, &sessions)
             .await
             .with_context(|| format!("the ceiling of {}", shape.name()))?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use projector::change::{self, Decoded};
 use projector::fold::{self, Arrival};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 use support::records::{LABEL, scan, session};
 use support::services::Stores;
 
@@ -56,7 +56,7 @@ async fn grow(connection: &mut PgConnection, keys: Keys, from: u64, to: u64) -> 
             LATERAL (SELECT timestamptz '2026-11-22T08:00Z' AS t, '{LABEL}/' || lpad('1', 40, '0') AS v) given",
         key = keys.sql()
     );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+    sqlx::raw_sql(&sql).execute(&mut *connection).await?;
     sqlx::raw_sql("ANALYZE measurements").execute(connection).await?;
     Ok(())
 }
@@ -68,7 +68,7 @@ async fn keys_of(
     numbers: &[i64],
 ) -> anyhow::Result<Vec<String>> {
     let sql = format!("SELECT {} FROM unnest($1::bigint[]) n", keys.sql());
-    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(numbers).fetch_all(connection).await?)
+    Ok(sqlx::query_scalar(&sql).bind(numbers).fetch_all(connection).await?)
 }
 
 /// Measures tables of each size.

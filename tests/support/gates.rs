@@ -12,9 +12,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 /// A TCP relay that can be shut: connections break, new ones are closed at once.
 #[derive(Debug)]
@@ -58,32 +62,47 @@ impl TcpGate {
     }
 }
 
-/// Puts TLS in front of a PostgreSQL that has none, and gives the address: the server half of
-/// `SSLRequest` (PostgreSQL documentation, "Message Flow", SSL Session Encryption).
+/// Puts TLS in front of a PostgreSQL that has none, with a certificate for `localhost`: the server half
+/// of `SSLRequest` (PostgreSQL documentation, "Message Flow", SSL Session Encryption). Gives the
+/// address, and the PEM of who vouches for the certificate.
 ///
 /// # Panics
 /// Where no port can be had.
-pub async fn tls_before_postgres(
-    config: tokio_rustls::rustls::ServerConfig,
-    upstream: String,
-) -> SocketAddr {
+pub async fn tls_before_postgres(upstream: String) -> (SocketAddr, String) {
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate().expect("a key");
+    let authority = params.self_signed(&authority_key).expect("a certificate").pem();
+    let issuer = Issuer::new(params, authority_key);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()])
+        .and_then(|params| params.signed_by(&key, &issuer))
+        .expect("a certificate");
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .expect("a configuration");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             let (acceptor, upstream) = (acceptor.clone(), upstream.clone());
             tokio::spawn(async move {
+                // As PostgreSQL itself does.
+                client.set_nodelay(true)?;
                 let mut request = [0; 8];
                 client.read_exact(&mut request).await?;
                 client.write_all(b"S").await?;
                 let mut client = acceptor.accept(client).await?;
                 let mut server = TcpStream::connect(upstream).await?;
+                server.set_nodelay(true)?;
                 tokio::io::copy_bidirectional(&mut client, &mut server).await
             });
         }
     });
-    address
+    (address, authority)
 }
 
 /// What the S3 gate does with a request.

@@ -9,7 +9,7 @@ use projector::archive::{Archive, ArchiveConfig};
 use projector::change::Tables;
 use projector::database::{self, Database, DatabaseConfig, Login};
 use serde_json::Value as Json;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::oracle::Rows;
 use crate::records::Record;
@@ -78,7 +78,7 @@ impl Stores {
         let admin_url = service("DATABASE_URL");
         let mut admin = PgConnection::connect(&admin_url).await.expect("PostgreSQL answers");
         let sql = format!("CREATE DATABASE {name:?}");
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a database");
+        sqlx::raw_sql(&sql).execute(&mut admin).await.expect("a database");
         s3(&service("AWS_ENDPOINT_URL"))
             .await
             .create_bucket()
@@ -111,7 +111,7 @@ impl Stores {
         for sql in
             [format!("DROP DATABASE {to:?}"), format!("CREATE DATABASE {to:?} TEMPLATE {from:?}")]
         {
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a copy");
+            sqlx::raw_sql(&sql).execute(&mut admin).await.expect("a copy");
         }
         restored
     }
@@ -146,11 +146,10 @@ impl Stores {
     /// # Panics
     /// Where PostgreSQL refuses.
     pub async fn ask(&self, sql: &str) -> String {
-        let text: Option<String> =
-            sqlx::query_scalar(AssertSqlSafe(format!("SELECT ({sql})::text")))
-                .fetch_one(&mut self.connect().await)
-                .await
-                .expect("an answer");
+        let text: Option<String> = sqlx::query_scalar(&format!("SELECT ({sql})::text"))
+            .fetch_one(&mut self.connect().await)
+            .await
+            .expect("an answer");
         text.unwrap_or_default()
     }
 
