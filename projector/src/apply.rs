@@ -17,7 +17,7 @@ use crate::database::Database;
 use crate::error::{self, Consequence, Error};
 use crate::fold::{self, Arrival, SessionChanges};
 use crate::measurement::Part;
-use crate::read_model::{self, Upserted};
+use crate::read_model::{self, Returned, Upserted};
 use crate::rejected::{self, Rejection};
 
 /// A batch of fewer sessions is one statement; of more, one a connection, each its own commit.
@@ -26,6 +26,10 @@ const SPLIT_SESSIONS: usize = 500;
 /// With an archive a statement takes no more sessions than this, so that objects go out while the
 /// next ones are in the database; and no statement is sent while more of them wait for their objects.
 const OVERLAP_SESSIONS: usize = 1_000;
+
+/// The rows of a batch of so many sessions are returned whole whatever their size; of a larger one, only
+/// the small ones, so that what waits for its object is bounded.
+const WHOLE_ROWS: usize = 8;
 
 /// After so many failures without a success between them the remaining objects of a batch are not
 /// tried: they come again.
@@ -228,18 +232,23 @@ impl Projector {
     /// As [`Projector::apply`].
     pub async fn store(&self, sessions: Vec<SessionChanges<'_>>) -> Result<Stored, Error> {
         let mut stored = Stored::default();
-        let mut chunks = self.chunks(sessions);
         let mut upserts = FuturesUnordered::new();
         let mut waiting = VecDeque::new();
         let mut objects = FuturesUnordered::new();
         let mut first_object: Option<Instant> = None;
         let mut failures_in_a_row = 0;
+        let returned = match &self.archive {
+            None => Returned::Nothing,
+            Some(_) if sessions.len() <= WHOLE_ROWS => Returned::Rows,
+            Some(_) => Returned::SmallRows,
+        };
+        let mut chunks = self.chunks(sessions);
         loop {
             while upserts.len() < self.database.connections()
                 && waiting.len() <= OVERLAP_SESSIONS
                 && let Some(chunk) = chunks.pop_front()
             {
-                upserts.push(self.upsert(chunk));
+                upserts.push(self.upsert(chunk, returned));
             }
             while let Some(archive) = &self.archive
                 && objects.len() < archive.concurrency()
@@ -253,11 +262,10 @@ impl Projector {
                     stored.durations.database += duration;
                     match upserted {
                         Ok(upserted) => {
-                            let of_chunk = chunk.into_iter().zip(upserted);
-                            for (session, upserted) in of_chunk {
+                            let mut not_written = Vec::new();
+                            for (session, upserted) in chunk.into_iter().zip(upserted) {
                                 let Some(upserted) = upserted else {
-                                    note(Error::RowNotWritten(session.session_id.to_owned()))?;
-                                    stored.failed.extend(positions(&session));
+                                    not_written.push(session);
                                     continue;
                                 };
                                 count(&session, &upserted, &mut stored.counts);
@@ -266,6 +274,11 @@ impl Projector {
                                 } else if self.archive.is_some() {
                                     waiting.push_back((session, upserted));
                                 }
+                            }
+                            if let [first, others @ ..] = not_written.as_slice() {
+                                let session_id = first.session_id.to_owned();
+                                note(Error::RowNotWritten { session_id, others: others.len() })?;
+                                stored.failed.extend(not_written.iter().flat_map(positions));
                             }
                         }
                         Err(error) if error.consequence() == Consequence::Reject => {
@@ -308,10 +321,8 @@ impl Projector {
                     }
                     if failures_in_a_row == GIVE_UP_AFTER {
                         // S3 is away: what was not tried yet would fail one by one, for longer than a
-                        // Lambda has. What is under way is brought to its end.
-                        let behind = chunks.drain(..).flatten();
-                        let untried = waiting.drain(..).map(|(session, _)| session);
-                        for session in untried.chain(behind) {
+                        // Lambda has. What is under way is brought to its end, and the rows go on.
+                        for (session, _) in waiting.drain(..) {
                             stored.failed.extend(positions(&session));
                         }
                     }
@@ -340,12 +351,11 @@ impl Projector {
     async fn upsert<'a>(
         &self,
         sessions: Vec<SessionChanges<'a>>,
+        returned: Returned,
     ) -> (Vec<SessionChanges<'a>>, Duration, Result<Vec<Option<Upserted>>, Error>) {
         let start = Instant::now();
-        let (returning_rows, ask_first) =
-            (self.archive.is_some(), self.mostly_held.load(Ordering::Relaxed));
-        let upserted =
-            read_model::upsert(&self.database, &sessions, returning_rows, ask_first).await;
+        let ask_first = self.mostly_held.load(Ordering::Relaxed);
+        let upserted = read_model::upsert(&self.database, &sessions, returned, ask_first).await;
         if let Ok(upserted) = &upserted {
             let held = |upserted: &&Option<Upserted>| matches!(upserted, Some(Upserted::Held(_)));
             let mostly_held = upserted.iter().filter(held).count() > upserted.len() / 2;
@@ -411,8 +421,8 @@ fn refusal(error: &Error) -> String {
 }
 
 /// Says of each record of a session what it came to. Where the row was written, the newest change of
-/// each part counts as applied, also one that the row held already and that came along with a newer
-/// one of another part.
+/// each part counts as applied, also one that the row held already, or held newer, and that came along
+/// with a newer one of another part.
 fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
     counts.rows_written += u64::from(matches!(upserted, Upserted::Written { .. }));
     for part in Part::ALL {

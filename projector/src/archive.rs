@@ -6,6 +6,7 @@
 //! a removed session's becomes a tombstone, because an older PUT still in flight would bring a
 //! deleted one back.
 
+use std::mem;
 use std::time::Duration;
 
 use aws_config::SdkConfig;
@@ -111,20 +112,22 @@ impl Archive {
     ) -> Result<Archived, Error> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let key = format!("{}{session_id}.json", self.config.prefix);
-        let (mut row, mut held) = match upserted {
+        let (mut row, mut held, mut new) = match upserted {
             Upserted::Written { inserted, row } => {
                 if let (true, Some(row)) = (inserted, &row)
                     && let Put::Done = self.put(&key, row, &Expect::Nothing).await?
                 {
                     return Ok(Archived::Written);
                 }
-                (row, None)
+                // Of a large row that is new: it has no object either, or the PUT says so.
+                let new = inserted && row.is_none();
+                (row, None, new)
             }
             // These are at least the patch; whoever has written the row since answers for that.
-            Upserted::Held(versions) => (None, Some(versions)),
+            Upserted::Held(versions) => (None, Some(versions), false),
         };
         for tries in 1..=TRIES {
-            let seen = self.head(&key).await?;
+            let seen = if mem::take(&mut new) { None } else { self.head(&key).await? };
             let current = |versions: &Versions| {
                 seen.as_ref().is_some_and(|seen| {
                     seen.format >= Some(FORMAT) && object::at_least(&seen.versions, versions)

@@ -122,9 +122,17 @@ fn persistent(options: &PgConnectOptions) -> bool {
 /// nothing is kept, and each plan is made for the table as it is.
 const ONE_PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
 
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Error> {
-    let connecting = timeout(Duration::from_secs(CONNECT_TIMEOUT_S), options.connect());
-    let connection = connecting.await.map_err(|_| Error::DatabaseTimeout {
+/// A connection, with `settings` made on it, within the time limit.
+async fn connect(options: &PgConnectOptions, settings: &str) -> Result<PgConnection, Error> {
+    let connecting = async {
+        let mut connection = options.connect().await?;
+        if !settings.is_empty() {
+            connection.execute(settings).await?;
+        }
+        Ok(connection)
+    };
+    let limit = Duration::from_secs(CONNECT_TIMEOUT_S);
+    let connection = timeout(limit, connecting).await.map_err(|_| Error::DatabaseTimeout {
         doing: "accept a connection",
         seconds: CONNECT_TIMEOUT_S,
     })?;
@@ -149,16 +157,13 @@ impl Database {
     /// # Errors
     /// [`Error::Credentials`], [`Error::Database`] or [`Error::DatabaseTimeout`].
     pub async fn connect(&self) -> Result<PgConnection, Error> {
-        connect(&self.options().await?).await
+        connect(&self.options().await?, "").await
     }
 
     async fn open(&self) -> Result<Warm, Error> {
         let options = self.options().await?;
-        let mut connection = connect(&options).await?;
         let persistent = persistent(&options);
-        if persistent {
-            connection.execute(ONE_PLAN).await.map_err(Error::Database)?;
-        }
+        let connection = connect(&options, if persistent { ONE_PLAN } else { "" }).await?;
         Ok(Warm { connection, since: Instant::now(), persistent })
     }
 

@@ -51,9 +51,15 @@ pub enum Error {
     RowVanished(String),
     /// A change that is newer than its row was sent, and the row is as it was.
     #[error(
-        "the row of session {0:?} stays older than the change that was sent for it: a trigger or a rule on measurements keeps it from being written"
+        "the row of session {session_id:?}{} stays older than the change that was sent for it: a trigger or a rule on measurements keeps it from being written",
+        and_others(*.others)
     )]
-    RowNotWritten(String),
+    RowNotWritten {
+        /// The first session of a statement that this befell.
+        session_id: String,
+        /// How many more it befell.
+        others: usize,
+    },
     /// S3 refused or could not be reached.
     #[error("cannot {operation} s3://{bucket}/{key}: {remedy}")]
     Archive {
@@ -102,7 +108,7 @@ impl Error {
             Self::Credentials { .. }
             | Self::DatabaseTimeout { .. }
             | Self::RowVanished(_)
-            | Self::RowNotWritten(_)
+            | Self::RowNotWritten { .. }
             | Self::Archive { .. }
             | Self::Contended { .. } => Consequence::Retry,
         }
@@ -110,6 +116,10 @@ impl Error {
 }
 
 /// The five characters of PostgreSQL's error code, where the server said one.
+fn and_others(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(", as those of {others} others,") }
+}
+
 fn sqlstate(error: &sqlx::Error) -> Option<String> {
     error
         .as_database_error()

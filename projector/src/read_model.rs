@@ -13,13 +13,21 @@ use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
 use crate::measurement::{COLUMNS, Document, Kind, Measurement, Part, PerPart, Value, Versions};
 
-/// Up to so many rows are returned whole whatever their size; of more, only the small ones.
-const WHOLE_ROWS: usize = 8;
+/// What comes back of the rows that were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returned {
+    /// No more than which they are.
+    Nothing,
+    /// The rows, of a large one only its versions.
+    SmallRows,
+    /// The rows, each whole.
+    Rows,
+}
 
 /// What the upsert made of one session of the batch.
 #[derive(Debug)]
 pub enum Upserted {
-    /// The row was written.
+    /// The row was written. Where rows come back it was seen to hold the patch.
     Written {
         /// Whether the row is known to be new; not where rows were not asked for.
         inserted: bool,
@@ -39,7 +47,8 @@ pub enum Upserted {
 ///
 /// `sessions` are sorted by `session_id`, without repetition, as [`crate::fold::fold`] gives them.
 /// The answer has one entry a session, in the same order; `None` where the row stays older than the
-/// patch, because something in the database keeps it from being written: a trigger, a rule.
+/// patch, because something in the database keeps it from being written: a trigger, a rule. (One that
+/// has the row written with other versions than were sent shows only where rows come back.)
 ///
 /// # Errors
 /// [`Error::Database`] or [`Error::DatabaseTimeout`]. Where the server was lost in mid-statement it
@@ -47,14 +56,14 @@ pub enum Upserted {
 pub async fn upsert(
     database: &Database,
     sessions: &[SessionChanges<'_>],
-    returning_rows: bool,
+    returned: Returned,
     ask_first: bool,
 ) -> Result<Vec<Option<Upserted>>, Error> {
     let mut upserted: Vec<Option<Upserted>> = sessions.iter().map(|_| None).collect();
     if ask_first {
         ask(database, sessions, &mut upserted).await?;
     }
-    write(database, sessions, returning_rows, &mut upserted).await?;
+    write(database, sessions, returned, &mut upserted).await?;
     // Asked for after the statement: whoever kept it from writing a row has committed by now.
     ask(database, sessions, &mut upserted).await?;
     Ok(upserted)
@@ -85,7 +94,7 @@ async fn ask(
             let (Some(place), Some(held)) = (place_of(sessions, &session_id), held()) else {
                 continue;
             };
-            if !newer(&sessions[place].patch, &held) {
+            if !newer(&sessions[place].patch, &held.each_ref().map(Option::as_deref)) {
                 upserted[place] = Some(Upserted::Held(held));
             }
         }
@@ -115,7 +124,7 @@ fn place_of(sessions: &[SessionChanges<'_>], session_id: &str) -> Option<usize> 
 async fn write(
     database: &Database,
     sessions: &[SessionChanges<'_>],
-    returning_rows: bool,
+    returned: Returned,
     upserted: &mut [Option<Upserted>],
 ) -> Result<(), Error> {
     let open = sessions.iter().zip(&*upserted).filter(|(_, upserted)| upserted.is_none());
@@ -123,18 +132,10 @@ async fn write(
     if open.is_empty() {
         return Ok(());
     }
-    let everything = returning_rows.then_some(open.len() <= WHOLE_ROWS);
-    let sql = if returning_rows { &statement::UPSERT_RETURNING_ROWS } else { &statement::UPSERT };
-    let rows = database.fetch(sql.as_str(), || upsert_arguments(&open, everything)).await?;
-    for row in &rows {
-        if returning_rows {
-            let session_id = row.try_get(0).map_err(Error::Database)?;
-            let inserted = row.try_get(1).map_err(Error::Database)?;
-            let row = measurement(row)?.map(Box::new);
-            if let Some(place) = place_of(sessions, session_id) {
-                upserted[place] = Some(Upserted::Written { inserted, row });
-            }
-        } else {
+    if returned == Returned::Nothing {
+        let sql = statement::UPSERT.as_str();
+        let rows = database.fetch(sql, || upsert_arguments(&open, None)).await?;
+        for row in &rows {
             // NULL where there is none.
             let keys: Option<Vec<String>> = row.try_get(0).map_err(Error::Database)?;
             for session_id in keys.unwrap_or_default() {
@@ -143,15 +144,31 @@ async fn write(
                 }
             }
         }
+        return Ok(());
+    }
+    let everything = Some(returned == Returned::Rows);
+    let sql = statement::UPSERT_RETURNING_ROWS.as_str();
+    let rows = database.fetch(sql, || upsert_arguments(&open, everything)).await?;
+    for row in &rows {
+        let session_id = row.try_get(0).map_err(Error::Database)?;
+        let inserted = row.try_get(1).map_err(Error::Database)?;
+        let versions = versions_of(row).map_err(Error::Database)?;
+        // A trigger can write something else than was sent.
+        if let Some(place) = place_of(sessions, session_id)
+            && !newer(&sessions[place].patch, &versions)
+        {
+            let row = measurement(row)?.map(Box::new);
+            upserted[place] = Some(Upserted::Written { inserted, row });
+        }
     }
     Ok(())
 }
 
 /// Whether some part of the patch is newer than the versions held.
-fn newer(patch: &Patch<'_>, held: &Versions) -> bool {
+fn newer(patch: &Patch<'_>, held: &PerPart<Option<&str>>) -> bool {
     Part::ALL.into_iter().any(|part| {
         let version = patch[part as usize].map(|change| change.version.as_str());
-        version > held[part as usize].as_deref()
+        version > held[part as usize]
     })
 }
 
@@ -279,7 +296,12 @@ fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
     Ok(Some(Measurement {
         session_id: row.try_get(0)?,
         documents,
-        versions: [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?],
+        versions: versions_of(row)?.map(|version| version.map(str::to_owned)),
         changed_at,
     }))
+}
+
+/// The versions of a row that `row_columns` of the statement selects, whole or not.
+fn versions_of(row: &PgRow) -> Result<PerPart<Option<&str>>, sqlx::Error> {
+    Ok([row.try_get(2)?, row.try_get(3)?, row.try_get(4)?])
 }

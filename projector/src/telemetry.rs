@@ -21,8 +21,14 @@ pub const NAMESPACE: &str = "Projector";
 /// # Errors
 /// [`ConfigError`] where it cannot be read.
 pub fn log_filter() -> Result<Targets, ConfigError> {
-    let text = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
-    text.as_deref().unwrap_or("info").parse().map_err(|error| ConfigError {
+    filter_of(&std::env::var("RUST_LOG").unwrap_or_default())
+}
+
+fn filter_of(text: &str) -> Result<Targets, ConfigError> {
+    // `Targets` reads " sqlx" as the name of a target, and nothing behind a comma as a level.
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let text = if parts.is_empty() { "info".to_owned() } else { parts.join(",") };
+    text.parse().map_err(|error| ConfigError {
         variable: "RUST_LOG",
         problem: format!("cannot be read, expected a level or target=level,...: {error}"),
     })
@@ -138,10 +144,20 @@ fn milliseconds(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::metrics;
+    use super::{filter_of, metrics};
     use crate::apply::{Applied, Counts};
     use std::time::Duration;
     use time::macros::datetime;
+
+    #[test]
+    fn a_filter_is_read_whatever_its_spaces_and_commas() {
+        let filter = |text: &str| filter_of(text).expect("a filter").to_string();
+        assert_eq!(filter(""), filter("info"));
+        assert_eq!(filter(" , "), filter("info"));
+        assert_eq!(filter("info ,"), filter("info"));
+        assert_eq!(filter("info, sqlx=warn"), filter("info,sqlx=warn"));
+        assert!(filter_of("projector=loud").is_err());
+    }
 
     #[test]
     fn every_metric_is_defined_and_has_a_value() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use futures_util::{StreamExt as _, stream};
 use projector::apply::Projector;
 use projector::measurement::{Document, Kind, Measurement, Part, Value};
@@ -78,29 +79,43 @@ impl Rates {
                         .body(body.into()),
                 );
             }
-            let start = Instant::now();
-            let mut putting = stream::iter(requests)
-                .map(aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder::send)
-                .buffer_unordered(archive.concurrency());
-            while let Some(put) = putting.next().await {
-                put.context("a bare PUT")?;
-            }
-            let bare_seconds = start.elapsed().as_secs_f64();
-            let start = Instant::now();
-            let mut putting = stream::iter(rows)
-                .map(|row| {
-                    let session_id = row.session_id.clone();
-                    let upserted = Upserted::Written { inserted: true, row: Some(Box::new(row)) };
-                    let database = &projector.database;
-                    async move { archive.bring_up(database, &session_id, upserted).await }
-                })
-                .buffer_unordered(archive.concurrency());
-            while let Some(archived) = putting.next().await {
-                archived?;
-            }
+            let bare = async {
+                let start = Instant::now();
+                let mut putting = stream::iter(requests)
+                    .map(PutObjectFluentBuilder::send)
+                    .buffer_unordered(archive.concurrency());
+                while let Some(put) = putting.next().await {
+                    put.context("a bare PUT")?;
+                }
+                anyhow::Ok(objects as f64 / start.elapsed().as_secs_f64())
+            };
+            let ours = async {
+                let start = Instant::now();
+                let mut putting = stream::iter(rows)
+                    .map(|row| {
+                        let session_id = row.session_id.clone();
+                        let row = Some(Box::new(row));
+                        let upserted = Upserted::Written { inserted: true, row };
+                        let database = &projector.database;
+                        async move { archive.bring_up(database, &session_id, upserted).await }
+                    })
+                    .buffer_unordered(archive.concurrency());
+                while let Some(archived) = putting.next().await {
+                    archived?;
+                }
+                anyhow::Ok(objects as f64 / start.elapsed().as_secs_f64())
+            };
+            // Who comes second finds the memory that the first gave back.
+            let (ours, bare) = if round % 2 == 0 {
+                let ours = ours.await?;
+                (ours, bare.await?)
+            } else {
+                let bare = bare.await?;
+                (ours.await?, bare)
+            };
             if round > 0 {
-                rates.ours.push(objects as f64 / start.elapsed().as_secs_f64());
-                rates.bare.push(objects as f64 / bare_seconds);
+                rates.ours.push(ours);
+                rates.bare.push(bare);
             }
         }
         Ok(rates)
@@ -163,7 +178,8 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
     .ratios(&out.join("archive.svg"))?;
     let text = format!(
         "Objects of new rows, 32 at once, {rounds} rounds: the body made of the row, its metadata, a PUT with \
-`If-None-Match: *`; against a bare client of the same SDK that has the same bodies ready.\n\n{table}\n![ratios](archive.svg)\n"
+`If-None-Match: *`; against a bare client of the same SDK that has the same bodies ready. Rows as large as these come from the upsert only in \
+batches of up to 8; in larger ones each is read from the database first, 8 at a time, which is not in the figure.\n\n{table}\n![ratios](archive.svg)\n"
     );
     Ok(Section { order: 3, title: "The archive stage".to_owned(), text, aims, figures: Vec::new() })
 }

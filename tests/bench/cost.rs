@@ -29,9 +29,12 @@ pub(crate) fn reckon(report: &Report) -> anyhow::Result<Section> {
         "| records a batch | parts | invocations | Lambda, GB-s | Lambda | S3 requests | together |\n|---|---|---|---|---|---|---|\n",
     );
     for size in SIZES {
-        let milliseconds = report
-            .figure(&format!("function_ms_{size}_on"))
-            .context("the function has not been measured: run `make bench PART=function` first")?;
+        let measured = |archive: &str| {
+            report
+                .figure(&format!("function_ms_{size}_{archive}"))
+                .context("the function has not been measured: run `make bench PART=function` first")
+        };
+        let (without_objects, with_objects) = (measured("off")?, measured("on")?);
         for (parts, sessions_of_batch, puts, heads) in [
             // All three in one batch: one object, new.
             ("together", (size as f64 / RECORDS).max(1.0), 1.0, 0.0),
@@ -45,6 +48,11 @@ pub(crate) fn reckon(report: &Report) -> anyhow::Result<Section> {
             let invocations = 1e6 * RECORDS / size as f64;
             let requests_in_turn =
                 (puts + heads) / puts * (sessions_of_batch / OBJECTS_AT_ONCE).ceil();
+            // What was measured is one PUT for each three records.
+            let requests = sessions_of_batch * (puts + heads) / puts;
+            let requests_measured = (size as f64 / RECORDS).max(1.0);
+            let milliseconds =
+                without_objects + (with_objects - without_objects) * requests / requests_measured;
             let seconds = milliseconds / 1e3 + S3_SECONDS * requests_in_turn;
             let gb_seconds = invocations * seconds * MEMORY_GB;
             let lambda = gb_seconds * GB_SECOND + invocations * INVOCATION;
@@ -58,7 +66,7 @@ pub(crate) fn reckon(report: &Report) -> anyhow::Result<Section> {
     }
     let text = format!(
         "A million measurements of three records each, in list prices of us-east-1; the database and storage are not in it.\n\n{table}\n\
-Lambda = invocations × (measured ms of the batch, archive on, + S3's own time) × {MEMORY_GB} GB × ${GB_SECOND:.10} + invocations × \
+Lambda = invocations × (measured ms of the batch, that of its objects as often as it has requests, + S3's own time) × {MEMORY_GB} GB × ${GB_SECOND:.10} + invocations × \
 $0.20 / 10^6. S3's own time, which this machine cannot measure, is taken as {S3_SECONDS} s a request, {OBJECTS_AT_ONCE} at once. \
 The measured ms are those of a whole core; at {MEMORY_GB} GB Lambda gives a seventh of one, so the part that is computed, most of a \
 batch of thousands and little of one of ten, takes up to seven times as long. Requests = 10^6 × (PUTs × $5 / 10^6 + HEADs × $0.40 / \

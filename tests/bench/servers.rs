@@ -62,7 +62,7 @@ pub(crate) async fn function(
     stores: &Stores,
     s3: Option<&MemoryS3>,
 ) -> anyhow::Result<Function> {
-    command.env("DATABASE_URL", &stores.database_url).env("RUST_LOG", "error");
+    command.env("DATABASE_URL", &stores.database_url).env_remove("RUST_LOG");
     match s3 {
         Some(s3) => {
             command.env("AWS_ENDPOINT_URL", &s3.url).env("ARCHIVE_BUCKET", "bench");
