@@ -43,16 +43,16 @@ pub(crate) fn cpu_ms(pid: u32) -> anyhow::Result<f64> {
     Ok(nanoseconds / 1e6)
 }
 
-/// Seconds of processor time that a process has used, its threads that have ended too, by ticks of 10 ms.
+/// Seconds of processor time that a process has used, and all below it that have ended, by ticks of 10 ms.
 ///
 /// # Errors
 /// Where there is no such process.
 pub(crate) fn cpu_s(pid: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    // Behind the program's name, which can hold anything: utime and stime (proc(5)).
+    // Behind the program's name, which can hold anything: utime, stime, cutime, cstime (proc(5)).
     let behind = text.rsplit(')').next().unwrap_or_default();
-    let ticks = behind.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    let ticks = behind.split_whitespace().skip(11).take(4).map(str::parse::<f64>);
     Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
 }
 
