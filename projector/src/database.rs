@@ -123,10 +123,13 @@ fn persistent(options: &PgConnectOptions) -> bool {
 const ONE_PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
 
 /// A connection, with `settings` made on it, within the time limit.
-async fn connect(options: &PgConnectOptions, settings: &str) -> Result<PgConnection, Error> {
+async fn connect(
+    options: &PgConnectOptions,
+    settings: Option<&str>,
+) -> Result<PgConnection, Error> {
     let connecting = async {
         let mut connection = options.connect().await?;
-        if !settings.is_empty() {
+        if let Some(settings) = settings {
             connection.execute(settings).await?;
         }
         Ok(connection)
@@ -157,13 +160,13 @@ impl Database {
     /// # Errors
     /// [`Error::Credentials`], [`Error::Database`] or [`Error::DatabaseTimeout`].
     pub async fn connect(&self) -> Result<PgConnection, Error> {
-        connect(&self.options().await?, "").await
+        connect(&self.options().await?, None).await
     }
 
     async fn open(&self) -> Result<Warm, Error> {
         let options = self.options().await?;
         let persistent = persistent(&options);
-        let connection = connect(&options, if persistent { ONE_PLAN } else { "" }).await?;
+        let connection = connect(&options, persistent.then_some(ONE_PLAN)).await?;
         Ok(Warm { connection, since: Instant::now(), persistent })
     }
 

@@ -115,11 +115,11 @@ impl Error {
     }
 }
 
-/// The five characters of PostgreSQL's error code, where the server said one.
 fn and_others(others: usize) -> String {
     if others == 0 { String::new() } else { format!(", as those of {others} others,") }
 }
 
+/// The five characters of PostgreSQL's error code, where the server said one.
 fn sqlstate(error: &sqlx::Error) -> Option<String> {
     error
         .as_database_error()

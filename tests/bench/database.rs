@@ -176,12 +176,13 @@ async fn run_guarded(
 async fn run_returning(
     projector: &projector::apply::Projector,
     sessions: &[SessionChanges<'_>],
-    held: bool,
+    ask_first: bool,
 ) -> anyhow::Result<f64> {
     let start = Instant::now();
     for sessions in sessions.chunks(1_000) {
         let upserted =
-            read_model::upsert(&projector.database, sessions, Returned::SmallRows, held).await?;
+            read_model::upsert(&projector.database, sessions, Returned::SmallRows, ask_first)
+                .await?;
         ensure!(upserted.iter().all(Option::is_some));
     }
     Ok(sessions.len() as f64 / start.elapsed().as_secs_f64())

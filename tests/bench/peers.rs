@@ -80,10 +80,11 @@ impl History {
     }
 
     fn of(self, delivered: &[Record], batch: usize) -> Vec<Vec<Record>> {
-        if let Self::Duplicates = self {
-            return delivered.chunks(batch).map(<[Record]>::to_vec).collect();
-        }
-        let mut batches: Vec<_> = once(delivered).chunks(batch).map(<[Record]>::to_vec).collect();
+        let records = match self {
+            Self::Duplicates => delivered.to_vec(),
+            Self::InOrder | Self::Redriven | Self::Shuffled => once(delivered),
+        };
+        let mut batches: Vec<_> = records.chunks(batch).map(<[Record]>::to_vec).collect();
         match self {
             Self::InOrder | Self::Duplicates => {}
             Self::Redriven => {
@@ -205,7 +206,7 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
     // Not counted: it connects, and compiles what is compiled as it runs.
     let (of_sessions, scans) =
         generate::day(Day { seed: 4, sessions: sessions / 4, malformed: false, mesh_bytes: 0 });
-    let before = once(&[of_sessions, scans].concat());
+    let before = [of_sessions, scans].concat();
     let rounds = if quick { 1 } else { 3 };
     let mut table = String::from(
         "| handler | archive | records a batch | records/s | projector by it | memory, MB |\n|---|---|---|---|---|---|\n",
