@@ -1,5 +1,6 @@
 //! The `backfill` binary, as an operator runs it.
 
+use projector::deadline::Deadline;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -197,7 +198,7 @@ async fn redrive_applies_what_can_be_applied_now_and_keeps_the_rest() {
     };
     run("ALTER TABLE measurements ADD CONSTRAINT too_strict CHECK (left_foot_length_mm < 250)")
         .await;
-    let applied = projector.apply(&json).await.expect("no fatal error");
+    let applied = projector.apply(&json, Deadline::NONE).await.expect("no fatal error");
     let bad = records.iter().filter(|record| record.malformed).count();
     let refused =
         stores.ask("SELECT count(*) FROM rejected_records WHERE reason LIKE '%too_strict%'").await;
@@ -254,7 +255,7 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
     sqlx::raw_sql(refused).execute(&mut stores.connect().await).await.expect("a trigger");
     let record = session("s1", "u").place(LABEL, 1);
     let projector = stores.projector().await;
-    projector.apply(&[record.json.as_bytes()]).await.expect("no fatal error");
+    projector.apply(&[record.json.as_bytes()], Deadline::NONE).await.expect("no fatal error");
     let drop = "DROP TRIGGER no ON measurements";
     sqlx::raw_sql(drop).execute(&mut stores.connect().await).await.expect("no trigger");
 

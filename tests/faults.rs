@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use projector::apply::{Applied, Projector};
+use projector::deadline::Deadline;
 use projector::handler::{self, BatchResponse, StreamEvent};
 use sqlx::{Connection as _, PgConnection};
 use support::emulator::event;
@@ -23,7 +24,7 @@ async fn handle(projector: &Projector, records: &[Record]) -> BatchResponse {
     let event: StreamEvent =
         serde_json::from_str(&event(records.iter().map(|record| record.json.as_str())))
             .expect("an event");
-    handler::handle(projector, event, "test").await.expect("an answer")
+    handler::handle(projector, event, "test", Deadline::NONE).await.expect("an answer")
 }
 
 async fn try_apply(
@@ -31,7 +32,7 @@ async fn try_apply(
     records: &[Record],
 ) -> Result<Applied, projector::error::Error> {
     let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
-    projector.apply(&json).await
+    projector.apply(&json, Deadline::NONE).await
 }
 
 fn reported(response: &BatchResponse) -> Vec<&str> {

@@ -2,6 +2,7 @@
 
 use projector::apply::{Projector, TtlRemovals};
 use projector::change::{self, Change, Decoded, Tables};
+use projector::deadline::Deadline;
 use projector::measurement::Measurement;
 use projector::object;
 use proptest::prelude::*;
@@ -138,7 +139,7 @@ async fn what_is_not_even_a_record_is_kept_and_the_rest_applies() {
     let mut batch = vec![good.json.as_bytes()];
     batch.extend(odd);
     for _ in 0..2 {
-        let applied = projector.apply(&batch).await.expect("no fatal error");
+        let applied = projector.apply(&batch, Deadline::NONE).await.expect("no fatal error");
         assert_eq!((applied.failed.len(), applied.counts.rejected), (0, 8));
     }
     assert_eq!((stores.rows().await.len(), stores.rejected().await), (1, 8));
@@ -369,7 +370,7 @@ fn every_mutated_record_is_accounted_for() {
     TestRunner::new(fuzz_cases(150))
         .run(&mutation(), |mutations| {
             let records = mutate(&samples, &mutations);
-            match runtime.block_on(projector.apply(&records)) {
+            match runtime.block_on(projector.apply(&records, Deadline::NONE)) {
                 Ok(applied) => {
                     let counts = applied.counts;
                     prop_assert_eq!(&applied.failed, &[0_usize; 0]);

@@ -224,10 +224,7 @@ async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> R
     let limit = Duration::from_secs(STATEMENT_TIMEOUT_S);
     timeout(limit, statement)
         .await
-        .map_err(|_| Error::DatabaseTimeout {
-            doing: "finish a statement",
-            seconds: STATEMENT_TIMEOUT_S,
-        })?
+        .map_err(|_| Error::StatementTimeout { seconds: STATEMENT_TIMEOUT_S })?
         .map_err(Error::Database)
 }
 

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use projector::apply::{Counts, Durations, Projector};
 use projector::change::{self, Decoded, Tables};
+use projector::deadline::Deadline;
+use projector::error::{self, Consequence, Error};
 use tokio::task::JoinHandle;
 
 use crate::progress::note;
@@ -14,10 +16,13 @@ use crate::summary::Reasons;
 
 /// A batch ends here too, however few its records are: it bounds the memory that meshes take.
 pub(crate) const BATCH_BYTES: usize = 32 << 20;
-/// How often a batch is delivered, or a checkpoint written, before the run is given up: with the pauses
-/// of [`pause_after`] some five minutes.
+/// How often a batch is delivered without any progress, or a checkpoint written, before the run is given
+/// up: with the pauses of [`pause_after`] some five minutes.
 pub(crate) const DELIVERIES: u32 = 14;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// So many sessions of a batch that PostgreSQL refuses, for one and the same reason, while it takes none,
+/// end the run: the table is at fault. Nobody halves our batches, so a few may well be at fault themselves.
+const ALL_REFUSED_AT_LEAST: usize = 20;
 
 /// The pause after so many failures in a row: it doubles from two seconds to [`MAX_PAUSE`].
 pub(crate) fn pause_after(failures: u32) -> Duration {
@@ -43,13 +48,24 @@ pub(crate) struct Delivered {
 }
 
 impl Delivery {
-    pub(crate) fn new(projector: Projector) -> Self {
+    pub(crate) fn new(mut projector: Projector) -> Self {
+        projector.all_refused_at_least = ALL_REFUSED_AT_LEAST;
+        Self::of(projector)
+    }
+
+    fn of(projector: Projector) -> Self {
         Self {
             projector: Arc::new(projector),
             counts: Counts::default(),
             reasons: Reasons::default(),
             durations: Durations::default(),
         }
+    }
+
+    /// For records that were rejected before: that all are refused again says nothing of the table.
+    pub(crate) fn of_rejected(mut projector: Projector) -> Self {
+        projector.all_refused_at_least = usize::MAX;
+        Self::of(projector)
     }
 
     pub(crate) fn projector(&self) -> &Projector {
@@ -83,9 +99,11 @@ impl Delivery {
 async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result<Delivered> {
     let mut delivered = Delivered::default();
     let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
-    for delivery in 1..=DELIVERIES {
+    let mut delivery = 0;
+    while delivery < DELIVERIES {
+        delivery += 1;
         let bytes: Vec<&[u8]> = records.iter().map(|(_, record)| record.as_slice()).collect();
-        let batch = Box::pin(projector.apply(&bytes)).await?;
+        let batch = Box::pin(projector.apply(&bytes, Deadline::NONE)).await?;
         // A record counts once it is through. (A change whose object failed was applied then; it
         // comes again as a duplicate.)
         let mut counts = batch.counts;
@@ -100,6 +118,10 @@ async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result
         if batch.failed.is_empty() {
             delivered.set_aside.sort_unstable();
             return Ok(delivered);
+        }
+        // Slow progress is progress: only deliveries in vain are counted.
+        if batch.failed.len() < records.len() {
+            delivery = 1;
         }
         let mut failed = batch.failed.into_iter().peekable();
         let mut position = 0;
@@ -120,9 +142,37 @@ async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result
         }
     }
     bail!(
-        "{} records could still not be stored after {DELIVERIES} deliveries: mend the cause and run the same command again, which is harmless",
+        "{} records could still not be stored after {DELIVERIES} deliveries: fix the cause and run the same command again, which is harmless",
         records.len()
     )
+}
+
+/// Waits out what passes: a failover, a restart, a slow moment.
+///
+/// # Errors
+/// What does not pass, or has not passed after some five minutes.
+pub(crate) async fn retry_transient<T>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, Error>,
+) -> anyhow::Result<T> {
+    let mut failures = 0;
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        failures += 1;
+        let passing = match error.consequence() {
+            Consequence::Retry | Consequence::Split | Consequence::Reconnect => true,
+            Consequence::Reject | Consequence::Fatal => false,
+        };
+        if !passing || failures == DELIVERIES {
+            return Err(error).with_context(|| format!("cannot {what}"));
+        }
+        let pause = pause_after(failures);
+        note(&format!("cannot {what} ({}); again in {} s", error::chain(&error), pause.as_secs()));
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Decodes a batch and counts; writes nothing.

@@ -87,7 +87,7 @@ pub(crate) fn failed_batch(text: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
 ///
 /// # Errors
 /// Where it is none.
-pub(crate) fn event(text: &[u8]) -> serde_json::Result<Vec<Vec<u8>>> {
+pub(crate) fn event(text: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
     let event: StreamEvent = serde_json::from_slice(text)?;
-    Ok(event.into_records().collect())
+    event.into_records().context("it has no Records")
 }

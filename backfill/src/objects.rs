@@ -8,28 +8,32 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, stream};
-use projector::apply::Counts;
-use projector::archive::{Archive, Archived};
+use projector::apply::{Counts, Pace, Reconciled, reconcile_row};
+use projector::archive::Archive;
 use projector::config::ConfigError;
 use projector::database::Database;
+use projector::deadline::Deadline;
 use projector::error::{self, Consequence, Error};
 use projector::measurement::Versions;
-use projector::read_model::Upserted;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{Arguments as _, Row as _};
 
 use crate::Outcome;
 use crate::cli::{ObjectsArguments, Settings};
-use crate::deliver::{DELIVERIES, pause_after};
-use crate::progress::{Progress, note};
+use crate::deliver::{DELIVERIES, pause_after, retry_transient};
+use crate::progress::Progress;
 use crate::summary::{say, span};
 
 /// So many sessions are compared between two reports.
-const PAGE: i64 = 1_000;
+const PAGE: usize = 1_000;
 /// How often an object is tried before it is left for the end, where others of its page pass.
 const TRIES: u32 = 3;
 /// So many sessions whose object could not be brought up are named.
 const NAMED: usize = 20;
 
 const COUNT: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
+const ESTIMATE: &str =
+    "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'measurements'::regclass";
 const NEXT: &str = "SELECT session_id, session_version, left_version, right_version
 FROM measurements WHERE session_id > $1 ORDER BY session_id LIMIT $2";
 
@@ -47,12 +51,14 @@ pub(crate) async fn run(
     })?;
     let start = Instant::now();
     let mut last = arguments.after.clone().unwrap_or_default();
-    let rows = patiently("count the rows", || count(&projector.database, &last)).await?;
+    let rows = retry_transient("count the rows", || count(&projector.database, &last)).await?;
     let mut progress = Progress::start(rows.unsigned_abs());
     let mut counts = Counts::default();
     let mut left = Vec::new();
+    let mut pace = Pace::new(PAGE);
     loop {
-        let page = compare_page(archive, &projector.database, &last, &mut counts, &mut left);
+        let page =
+            compare_page(archive, &projector.database, &last, &mut pace, &mut counts, &mut left);
         let page = page.await.with_context(|| {
             let after = if last.is_empty() { String::new() } else { format!(" --after '{last}'") };
             format!("stopped; `backfill objects{after}` goes on from here")
@@ -92,10 +98,11 @@ async fn compare_page(
     archive: &Archive,
     database: &Database,
     after: &str,
+    pace: &mut Pace,
     counts: &mut Counts,
     left: &mut Vec<Held>,
 ) -> anyhow::Result<Option<(String, u64)>> {
-    let page = patiently("read the rows", || next(database, after)).await?;
+    let page = retry_transient("read the rows", async || next(database, after, pace).await).await?;
     let Some((newest, _)) = page.last() else { return Ok(None) };
     let (newest, sessions) = (newest.clone(), page.len());
     let mut failed = bring_up(archive, database, page, counts).await?;
@@ -114,50 +121,48 @@ async fn compare_page(
     Ok(Some((newest, sessions as u64)))
 }
 
-/// Waits out what passes: a failover, a restart.
-async fn patiently<T, F: Future<Output = Result<T, Error>>>(
-    what: &str,
-    mut ask: impl FnMut() -> F,
-) -> anyhow::Result<T> {
-    let mut failures = 0;
+/// How many rows there are after this one: counted, or, where that takes too long, as PostgreSQL estimates
+/// the whole table. It is for the progress bar alone.
+async fn count(database: &Database, after: &str) -> Result<i64, Error> {
+    let key = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(after)?;
+        Ok(arguments)
+    };
+    let rows = match database.fetch(COUNT, key, Deadline::NONE).await {
+        Err(error) if error.too_much() => {
+            database.fetch(ESTIMATE, || Ok(PgArguments::default()), Deadline::NONE).await?
+        }
+        rows => rows?,
+    };
+    rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(Error::Database)
+}
+
+/// The rows after this one, fewer where the database is slow.
+async fn next(database: &Database, after: &str, pace: &mut Pace) -> Result<Vec<Held>, Error> {
     loop {
-        match ask().await {
-            Ok(answer) => return Ok(answer),
-            Err(error)
-                if error.consequence() == Consequence::Retry && failures + 1 < DELIVERIES =>
-            {
-                failures += 1;
-                let pause = pause_after(failures);
-                note(&format!(
-                    "cannot {what} ({}); again in {} s",
-                    error::chain(&error),
-                    pause.as_secs()
-                ));
-                tokio::time::sleep(pause).await;
+        let limit = pace.limit();
+        let arguments = || {
+            let mut arguments = PgArguments::default();
+            arguments.add(after)?;
+            arguments.add(i64::try_from(limit)?)?;
+            Ok(arguments)
+        };
+        let start = Instant::now();
+        match database.fetch(NEXT, arguments, Deadline::NONE).await {
+            Ok(rows) => {
+                pace.done(limit, start.elapsed());
+                return rows.iter().map(held).collect::<Result<_, _>>().map_err(Error::Database);
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot {what}")),
+            Err(error) if error.too_much() && limit > 1 => pace.too_much(limit, start.elapsed()),
+            Err(error) => return Err(error),
         }
     }
 }
 
-async fn count(database: &Database, after: &str) -> Result<i64, Error> {
-    let mut connection = database.connect().await?;
-    sqlx::query_scalar(COUNT).bind(after).fetch_one(&mut connection).await.map_err(Error::Database)
+fn held(row: &PgRow) -> Result<Held, sqlx::Error> {
+    Ok((row.try_get(0)?, [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?]))
 }
-
-/// Over a connection of its own: one that is held for hours does not outlive a failover.
-async fn next(database: &Database, after: &str) -> Result<Vec<Held>, Error> {
-    let mut connection = database.connect().await?;
-    let rows: Vec<Row> = sqlx::query_as(NEXT)
-        .bind(after)
-        .bind(PAGE)
-        .fetch_all(&mut connection)
-        .await
-        .map_err(Error::Database)?;
-    Ok(rows.into_iter().map(|(id, session, left, right)| (id, [session, left, right])).collect())
-}
-
-type Row = (String, Option<String>, Option<String>, Option<String>);
 
 /// Brings the objects of these sessions up, and gives those that failed in passing [`TRIES`] times.
 async fn bring_up(
@@ -169,17 +174,15 @@ async fn bring_up(
     for tries in 1..=TRIES {
         let mut answers = stream::iter(sessions)
             .map(|(session_id, held)| async {
-                // As if a batch had found the row as it is.
-                let upserted = Upserted::Held(held.clone());
-                let archived = archive.bring_up(database, &session_id, upserted).await;
-                ((session_id, held), archived)
+                let done = reconcile_row(database, archive, &session_id, held.clone()).await;
+                ((session_id, held), done)
             })
             .buffer_unordered(archive.concurrency());
         let mut failed = Vec::new();
-        while let Some((session, archived)) = answers.next().await {
-            match archived {
-                Ok(Archived::Written) => counts.objects_written += 1,
-                Ok(Archived::Current) => counts.objects_current += 1,
+        while let Some((session, done)) = answers.next().await {
+            match done {
+                Ok(Reconciled::Written) => counts.objects_written += 1,
+                Ok(Reconciled::UpToDate) => counts.objects_current += 1,
                 Err(error) if error.consequence() == Consequence::Fatal => return Err(error.into()),
                 Err(error) => {
                     tracing::warn!(error = error::chain(&error), "not compared");

@@ -10,13 +10,15 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use projector::apply::Counts;
-use projector::error::Error;
+use projector::database::Database;
+use projector::deadline::Deadline;
 use serde_json::Value as Json;
-use sqlx::PgConnection;
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments as _, Row as _};
 
 use crate::Outcome;
 use crate::cli::{RedriveArguments, Settings};
-use crate::deliver::{Delivery, try_out};
+use crate::deliver::{Delivery, retry_transient, try_out};
 use crate::progress::{Progress, note};
 use crate::summary::{self, Reasons, say};
 
@@ -29,7 +31,7 @@ WHERE identity > $1 AND ($2::text IS NULL OR reason LIKE $2)
 ORDER BY identity LIMIT $3";
 const COUNT: &str =
     "SELECT count(*) FROM rejected_records WHERE ($1::text IS NULL OR reason LIKE $1)";
-const REMOVE: &str = "DELETE FROM rejected_records WHERE identity = ANY($1)";
+const REMOVE: &str = "DELETE FROM rejected_records WHERE identity = ANY($1) RETURNING identity";
 
 pub(crate) async fn run(
     settings: &Settings,
@@ -42,21 +44,15 @@ pub(crate) async fn run(
         );
     }
     let start = Instant::now();
-    let mut delivery = Delivery::new(config.projector().await?);
-    let mut connection = delivery.projector().database.connect().await?;
+    let mut delivery = Delivery::of_rejected(config.projector().await?);
     let pattern = arguments.reason.as_deref();
-    let rows: i64 = sqlx::query_scalar(COUNT)
-        .bind(pattern)
-        .fetch_one(&mut connection)
-        .await
-        .map_err(Error::Database)
-        .context("cannot count the rejected records")?;
+    let rows = count(&delivery.projector().database, pattern).await?;
     let mut progress = Progress::start(rows.unsigned_abs());
     let (mut counts, mut reasons) = (Counts::default(), Reasons::default());
     let mut removed = 0;
     let mut last = String::new();
     loop {
-        let (identities, records) = next(&mut connection, &last, pattern).await?;
+        let (identities, records) = next(&delivery.projector().database, &last, pattern).await?;
         let Some(newest) = identities.last() else { break };
         last.clone_from(newest);
         let count = identities.len() as u64;
@@ -70,7 +66,7 @@ pub(crate) async fn run(
                 .filter(|(position, _)| set_aside.binary_search(position).is_err())
                 .map(|(_, identity)| identity.as_str())
                 .collect();
-            removed += remove(&mut connection, &stored).await?;
+            removed += remove(&delivery.projector().database, &stored).await?;
         }
         progress.advance(count, if arguments.dry_run { &counts } else { &delivery.counts });
     }
@@ -84,20 +80,39 @@ pub(crate) async fn run(
     Ok(Outcome::of(&delivery.counts))
 }
 
+async fn count(database: &Database, pattern: Option<&str>) -> anyhow::Result<i64> {
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(pattern)?;
+        Ok(arguments)
+    };
+    let rows = retry_transient("count the rejected records", || {
+        database.fetch(COUNT, arguments, Deadline::NONE)
+    });
+    Ok(rows.await?.first().map_or(Ok(0), |row| row.try_get(0))?)
+}
+
 async fn next(
-    connection: &mut PgConnection,
+    database: &Database,
     after: &str,
     pattern: Option<&str>,
 ) -> anyhow::Result<(Vec<String>, Vec<Vec<u8>>)> {
-    let rows: Vec<(String, String)> = sqlx::query_as(NEXT)
-        .bind(after)
-        .bind(pattern)
-        .bind(BATCH)
-        .fetch_all(connection)
-        .await
-        .map_err(Error::Database)
-        .context("cannot read the rejected records")?;
-    Ok(rows.into_iter().map(|(identity, record)| (identity, as_it_came(record))).unzip())
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(after)?;
+        arguments.add(pattern)?;
+        arguments.add(BATCH)?;
+        Ok(arguments)
+    };
+    let rows = retry_transient("read the rejected records", || {
+        database.fetch(NEXT, arguments, Deadline::NONE)
+    });
+    let mut page = (Vec::new(), Vec::new());
+    for row in &rows.await? {
+        page.0.push(row.try_get(0)?);
+        page.1.push(as_it_came(row.try_get(1)?));
+    }
+    Ok(page)
 }
 
 /// The bytes that were set aside: what was no JSON is kept as a JSON string of it, what was no text
@@ -114,20 +129,20 @@ fn as_it_came(record: String) -> Vec<u8> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "one statement over a connection of its own")]
-async fn remove(connection: &mut PgConnection, identities: &[&str]) -> anyhow::Result<u64> {
+async fn remove(database: &Database, identities: &[&str]) -> anyhow::Result<u64> {
     if identities.is_empty() {
         return Ok(0);
     }
-    let result = sqlx::query(REMOVE)
-        .bind(identities)
-        .execute(connection)
-        .await
-        .map_err(Error::Database)
-        .context(
-            "cannot remove rejected records that are stored now; a role that redrives needs DELETE on rejected_records",
-        )?;
-    Ok(result.rows_affected())
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(identities)?;
+        Ok(arguments)
+    };
+    let removed = retry_transient("remove rejected records that are stored now", || {
+        database.fetch(REMOVE, arguments, Deadline::NONE)
+    });
+    let removed = removed.await.context("a role that redrives needs DELETE on rejected_records")?;
+    Ok(removed.len() as u64)
 }
 
 #[cfg(test)]

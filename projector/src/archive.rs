@@ -1,25 +1,19 @@
-//! S3: the object of a session is its row, and never an older one.
-//!
-//! Two invocations can commit in one order and PUT in the other. So no PUT is unconditional: a new
-//! row's goes out with `If-None-Match: *`, any other after a HEAD with the ETag that the HEAD saw.
-//! Whoever loses the race reads the row again and compares again. An object is never deleted here:
-//! a removed session's becomes a tombstone, because an older PUT still in flight would bring a
-//! deleted one back.
+//! S3: HEAD, GET, and PUTs that are all conditional. Nothing here knows PostgreSQL, or when what is
+//! written: `apply/reconcile.rs` decides that.
 
-use std::mem;
-use std::time::Duration;
+use std::collections::HashMap;
 
 use aws_config::SdkConfig;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
-use tokio::sync::Semaphore;
+use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::database::Database;
+use crate::cause::{self, Consequence};
 use crate::error::{self, Error};
 use crate::measurement::{Measurement, Versions};
-use crate::object::{self, FORMAT};
-use crate::read_model::{self, Upserted};
+use crate::object;
 
 /// How many objects are compared or written at once.
 const CONCURRENT_OBJECTS: usize = 32;
@@ -28,8 +22,6 @@ const CONCURRENT_OBJECTS: usize = 32;
 const LARGE_ROWS: usize = 8;
 /// An object of more bytes counts as large.
 const LARGE_BYTES: usize = 64 << 10;
-/// How often one object is compared and written at most, while others write it too.
-const TRIES: u32 = 8;
 
 /// Where objects go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,32 +41,40 @@ pub struct Archive {
     large: Semaphore,
 }
 
-/// What became of one object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Archived {
-    /// It was written.
-    Written,
-    /// It held the row, or something newer, already.
-    Current,
-}
-
 /// What a HEAD saw.
-struct Seen {
-    etag: Option<String>,
-    versions: Versions,
-    format: Option<u32>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The object's ETag.
+    pub etag: Option<String>,
+    /// What its metadata says; `None` where it has none of ours.
+    pub described: Option<Described>,
 }
 
-enum Put {
+/// What an object says that it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// The version of each part.
+    pub versions: Versions,
+    /// The form of its body.
+    pub format: u32,
+}
+
+/// What became of a conditional PUT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The object is written.
     Done,
-    /// Somebody else wrote the object since the HEAD.
+    /// Somebody else wrote it since the HEAD.
     Lost,
 }
 
-/// What a conditional PUT expects to find.
-enum Expect<'a> {
-    Nothing,
-    ETag(&'a str),
+/// What a PUT must find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition<'a> {
+    /// No object.
+    Absent,
+    /// The object with this ETag.
+    Matches(&'a str),
 }
 
 impl Archive {
@@ -100,119 +100,85 @@ impl Archive {
         CONCURRENT_OBJECTS
     }
 
-    /// Brings the object of one session up to its row: writes it, or finds it current.
-    ///
-    /// # Errors
-    /// [`Error::Archive`] or [`Error::Contended`], and those of reading the row.
-    pub async fn bring_up(
-        &self,
-        database: &Database,
-        session_id: &str,
-        upserted: Upserted,
-    ) -> Result<Archived, Error> {
-        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-        let key = format!("{}{session_id}.json", self.config.prefix);
-        let (mut row, mut held, mut new) = match upserted {
-            Upserted::Written { inserted, row } => {
-                if let (true, Some(row)) = (inserted, &row)
-                    && let Put::Done = self.put(&key, row, &Expect::Nothing).await?
-                {
-                    return Ok(Archived::Written);
-                }
-                // Of a large row that is new: it has no object either, or the PUT says so.
-                let new = inserted && row.is_none();
-                (row, None, new)
-            }
-            // These are at least the patch; whoever has written the row since answers for that.
-            Upserted::Held(versions) => (None, Some(versions), false),
-        };
-        for tries in 1..=TRIES {
-            let seen = if mem::take(&mut new) { None } else { self.head(&key).await? };
-            let current = |versions: &Versions| {
-                seen.as_ref().is_some_and(|seen| {
-                    seen.format >= Some(FORMAT) && object::at_least(&seen.versions, versions)
-                })
-            };
-            if held.take().as_ref().is_some_and(&current) {
-                return Ok(Archived::Current);
-            }
-            let (fresh, _large) = match row.take() {
-                Some(row) => (*row, None),
-                None => {
-                    // How large a row is shows when it is here.
-                    let large = self.large.acquire().await.expect("the semaphore is never closed");
-                    let row = read_model::read(database, session_id).await?;
-                    let large = (object::body_bytes(&row) > LARGE_BYTES).then_some(large);
-                    (row, large)
-                }
-            };
-            if current(&fresh.versions) {
-                return Ok(Archived::Current);
-            }
-            let put = match &seen {
-                None => self.put(&key, &fresh, &Expect::Nothing).await?,
-                Some(Seen { etag: None, .. }) => Put::Lost,
-                Some(Seen { etag: Some(etag), versions, format }) => {
-                    if object::at_least(&fresh.versions, versions) {
-                        self.put(&key, &fresh, &Expect::ETag(etag)).await?
-                    } else if *format == Some(FORMAT) {
-                        // The projector of another database knows some part better.
-                        match self.get(&key, etag).await? {
-                            Some(other) => {
-                                self.put(&key, &object::join(fresh, other), &Expect::ETag(etag))
-                                    .await?
-                            }
-                            None => Put::Lost,
-                        }
-                    } else if object::at_least(versions, &fresh.versions) {
-                        // Of another format, and newer: not ours to take back.
-                        return Ok(Archived::Current);
-                    } else {
-                        return Err(self.error(
-                            "PUT",
-                            &key,
-                            "it holds newer parts in a format of another version of the projector: bring all projectors of this bucket to one version",
-                            "foreign format",
-                        ));
-                    }
-                }
-            };
-            match put {
-                Put::Done => return Ok(Archived::Written),
-                Put::Lost => {
-                    let pause_ms = fastrand::u64(5..25) << tries;
-                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-                }
-            }
-        }
-        Err(Error::Contended { bucket: self.config.bucket.clone(), key, tries: TRIES })
+    /// One of the [`Archive::concurrency`] places.
+    pub async fn permit(&self) -> SemaphorePermit<'_> {
+        self.permits.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// One of the places for rows and objects that may be large.
+    pub async fn permit_for_large(&self) -> SemaphorePermit<'_> {
+        self.large.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// Whether a row wants [`Archive::permit_for_large`] as long as it is in memory.
+    #[must_use]
+    pub fn is_large(row: &Measurement) -> bool {
+        object::body_bytes(row) > LARGE_BYTES
+    }
+
+    /// The key of a session's object.
+    #[must_use]
+    pub fn key(&self, session_id: &str) -> String {
+        format!("{}{session_id}.json", self.config.prefix)
+    }
+
+    /// The object holds newer parts than the row, in a form that this version cannot read.
+    #[must_use]
+    pub fn foreign_format(&self, key: &str) -> Error {
+        let remedy = "it holds newer parts in a format of another version of the projector: bring all projectors of this bucket to one version";
+        self.error("PUT", key, remedy, "foreign format")
+    }
+
+    /// The object cannot be read although its metadata is ours.
+    #[must_use]
+    pub fn unreadable(&self, key: &str, error: serde_json::Error) -> Error {
+        let remedy = "its body is not what its metadata says: move the object away";
+        self.error("GET", key, remedy, error)
+    }
+
+    /// Others wrote the object under each of so many conditional writes.
+    #[must_use]
+    pub fn contended(&self, key: &str, tries: u32) -> Error {
+        Error::Contended { bucket: self.config.bucket.clone(), key: key.to_owned(), tries }
     }
 
     fn error(
         &self,
         operation: &'static str,
         key: &str,
-        remedy: &'static str,
+        remedy: &str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Error {
         let (bucket, key) = (self.config.bucket.clone(), key.to_owned());
-        Error::Archive { operation, bucket, key, remedy, source: source.into() }
+        Error::Archive { operation, bucket, key, remedy: remedy.to_owned(), source: source.into() }
     }
 
-    async fn head(&self, key: &str) -> Result<Option<Seen>, Error> {
+    /// What the object with this key is; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] or [`Error::NoBucket`].
+    pub async fn head(&self, key: &str) -> Result<Option<Seen>, Error> {
         let head = self.client.head_object().bucket(&self.config.bucket).key(key).send().await;
         match head {
             Ok(head) => {
-                let (versions, format) = object::read_metadata(head.metadata());
-                Ok(Some(Seen { etag: head.e_tag, versions, format }))
+                let described = object::read_metadata(head.metadata())
+                    .map(|(versions, format)| Described { versions, format });
+                Ok(Some(Seen { etag: head.e_tag, described }))
             }
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(self.failed("HEAD", key, &error)),
         }
     }
 
-    /// The row that the object with this ETag was made of; `None` where it is another object by now.
-    async fn get(&self, key: &str, etag: &str) -> Result<Option<Measurement>, Error> {
+    /// The body and the metadata of the object with this ETag; `None` where it is another object by now.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] or [`Error::NoBucket`].
+    pub async fn get(
+        &self,
+        key: &str,
+        etag: &str,
+    ) -> Result<Option<(Bytes, Option<HashMap<String, String>>)>, Error> {
         let get = self.client.get_object().bucket(&self.config.bucket).key(key).if_match(etag);
         let object = match get.send().await {
             Ok(object) => object,
@@ -222,13 +188,19 @@ impl Archive {
         let metadata = object.metadata;
         let body = object.body.collect().await;
         let body = body.map_err(|error| self.error("GET", key, "S3 broke off", error))?;
-        object::parse(&body.into_bytes(), metadata.as_ref()).map(Some).map_err(|error| {
-            let remedy = "its body is not what its metadata says: move the object away";
-            self.error("GET", key, remedy, error)
-        })
+        Ok(Some((body.into_bytes(), metadata)))
     }
 
-    async fn put(&self, key: &str, row: &Measurement, expect: &Expect<'_>) -> Result<Put, Error> {
+    /// Writes the object of a row, if it finds what it must.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] or [`Error::NoBucket`].
+    pub async fn put(
+        &self,
+        key: &str,
+        row: &Measurement,
+        condition: &Condition<'_>,
+    ) -> Result<Put, Error> {
         let form = object::body(row).and_then(|body| Ok((body, object::metadata(row)?)));
         let (body, metadata) = form.map_err(|error| {
             self.error("PUT", key, "its row holds what the projector never writes there", error)
@@ -241,9 +213,9 @@ impl Archive {
             .content_type("application/json")
             .set_metadata(Some(metadata))
             .body(ByteStream::from(body));
-        request = match expect {
-            Expect::Nothing => request.if_none_match("*"),
-            Expect::ETag(etag) => request.if_match(*etag),
+        request = match condition {
+            Condition::Absent => request.if_none_match("*"),
+            Condition::Matches(etag) => request.if_match(*etag),
         };
         if row.removed() {
             request = request.tagging("state=deleted");
@@ -264,29 +236,32 @@ impl Archive {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let no_bucket = |remedy| Error::NoBucket {
-            bucket: self.config.bucket.clone(),
-            remedy,
-            source: said(error).into(),
-        };
-        let remedy = match (operation, status(error)) {
-            ("PUT", Some(404)) => return no_bucket("it does not exist"),
-            (_, Some(301 | 307)) => return no_bucket("it is in another region than AWS_REGION"),
-            ("HEAD", Some(403)) => {
-                "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403)"
-            }
-            (_, Some(403)) => {
-                "the role needs s3:PutObject, s3:GetObject and s3:PutObjectTagging on the prefix, and the key's kms:GenerateDataKey and kms:Decrypt"
-            }
-            (_, Some(_)) => "S3 refuses",
-            (_, None) => "S3 cannot be reached",
-        };
-        self.error(operation, key, remedy, said(error))
+        let mut cause = cause::of_s3(operation, status(error), error.meta().code());
+        // The answer to a HEAD names no code; for a bucket of another region it names that.
+        if status(error) == Some(400)
+            && let Some(region) = self.other_region(error)
+        {
+            cause = cause::of_s3(operation, Some(301), None);
+            tracing::debug!(region, "the bucket's region");
+        }
+        let source = service_message(error);
+        if cause.consequence == Consequence::Fatal {
+            let (bucket, remedy) = (self.config.bucket.clone(), cause.message.into_owned());
+            return Error::NoBucket { bucket, remedy, source: source.into() };
+        }
+        self.error(operation, key, &cause.message, source)
+    }
+
+    /// The region of the bucket, where an answer says that it is another one than ours.
+    fn other_region<E>(&self, error: &SdkError<E>) -> Option<String> {
+        let region = error.raw_response()?.headers().get("x-amz-bucket-region")?;
+        let ours = self.client.config().region().map(AsRef::as_ref);
+        (Some(region) != ours).then(|| region.to_owned())
     }
 }
 
 /// What S3 said, in one line; the SDK's own forms are one word or the whole response.
-fn said<E>(error: &SdkError<E>) -> String
+fn service_message<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {

@@ -83,8 +83,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Item<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item<'de>, A::Error> {
                 let mut attributes: Vec<(Text<'de>, Attribute<'de>)> = Vec::new();
-                while let Some(attribute) = map.next_entry()? {
-                    attributes.push(attribute);
+                while let Some(name) = map.next_key::<Text<'de>>()? {
+                    // Of a record that cannot be read the reason names the attribute.
+                    let value = map.next_value().map_err(|error| {
+                        A::Error::custom(format_args!("the attribute {}: {error}", &*name))
+                    })?;
+                    attributes.push((name, value));
                 }
                 attributes.sort_by(|(a, _), (b, _)| a.cmp(b));
                 // Of two with one name the last counts: it takes the place of the one that is kept.
@@ -182,6 +186,10 @@ pub enum AttributeError {
     /// A `B` that is not base64.
     #[error("is tagged B and is not base64")]
     Binary,
+    /// A string, or a name in a map, with the one character that no `json` in PostgreSQL can be asked for:
+    /// `->>` and a cast to `jsonb` fail on it (PostgreSQL documentation, "JSON Types").
+    #[error("holds a NUL character, which PostgreSQL cannot store")]
+    Nul,
     /// A type that this version does not know.
     #[error("has or holds the type {0:?}, which this version does not know")]
     UnknownType(String),
@@ -218,20 +226,20 @@ impl Attribute<'_> {
             values.into_iter().map(|value| json(value)).collect::<Result<_, _>>().map(Json::Array)
         };
         match self {
-            Self::S(text) => Ok(Json::String(text.to_string())),
+            Self::S(text) => text_json(text),
             Self::N(text) => number_json(text),
             Self::B(text) => binary_json(text),
             Self::Bool(flag) => Ok(Json::Bool(*flag)),
             Self::Null(_) => Ok(Json::Null),
             Self::M(item) => item
                 .iter()
-                .map(|(name, value)| Ok((name.to_owned(), value.to_json()?)))
+                .map(|(name, value)| Ok((without_nul(name)?.to_owned(), value.to_json()?)))
                 .collect::<Result<_, _>>()
                 .map(Json::Object),
             Self::L(list) => {
                 list.iter().map(Self::to_json).collect::<Result<_, _>>().map(Json::Array)
             }
-            Self::Strings(set) => sorted(set, |text| Ok(Json::String(text.to_owned()))),
+            Self::Strings(set) => sorted(set, text_json),
             Self::Numbers(set) => sorted(set, number_json),
             Self::Binaries(set) => sorted(set, binary_json),
             Self::Unknown(tag) => Err(AttributeError::UnknownType(tag.to_string())),
@@ -288,6 +296,18 @@ fn number(text: &str) -> Result<BigDecimal, AttributeError> {
 /// [`AttributeError::Binary`] where the text is not base64.
 pub fn binary(text: &str) -> Result<Vec<u8>, AttributeError> {
     BASE64.decode(text).map_err(|_| AttributeError::Binary)
+}
+
+fn text_json(text: &str) -> Result<Json, AttributeError> {
+    without_nul(text).map(|text| Json::String(text.to_owned()))
+}
+
+/// The text itself.
+///
+/// # Errors
+/// [`AttributeError::Nul`] where it holds that character.
+pub fn without_nul(text: &str) -> Result<&str, AttributeError> {
+    if text.contains('\0') { Err(AttributeError::Nul) } else { Ok(text) }
 }
 
 fn number_json(text: &str) -> Result<Json, AttributeError> {
@@ -384,6 +404,19 @@ mod tests {
         }
         assert!(number("9.9999999999999999999999999999999999999E+125").is_ok());
         assert!(number("1E-130").is_ok());
+    }
+
+    #[test]
+    fn a_nul_is_refused_wherever_it_stands_and_its_escape_as_text_is_not() {
+        for wire in [
+            r#"{"S":"a\u0000b"}"#,
+            r#"{"SS":["a","\u0000"]}"#,
+            r#"{"L":[{"M":{"deep":{"S":"\u0000"}}}]}"#,
+            r#"{"M":{"\u0000":{"S":"a"}}}"#,
+        ] {
+            assert_eq!(json(wire), Err(AttributeError::Nul), "{wire}");
+        }
+        assert_eq!(json(r#"{"S":"\\u0000"}"#).expect("text"), r#""\\u0000""#);
     }
 
     #[test]

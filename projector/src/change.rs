@@ -86,9 +86,6 @@ pub enum Malformed {
         /// What is wrong with it.
         source: AttributeError,
     },
-    /// A string with the one character that PostgreSQL's `text` cannot hold.
-    #[error("the attribute {0} holds a NUL character, which PostgreSQL cannot store in a text")]
-    Nul(&'static str),
     /// A time that is not RFC 3339.
     #[error("the attribute {0} is not an RFC 3339 time between the years 0 and 9999")]
     Time(&'static str),
@@ -345,10 +342,9 @@ fn value(part: Part, field: &Field, image: &Item<'_>) -> Result<Option<Value>, M
     let mistyped = |expected| Malformed::Type { name, tag: attribute.tag().to_owned(), expected };
     let invalid = |source| Malformed::Attribute { name: name.to_owned(), source };
     let value = match (field.kind, attribute) {
-        (Kind::Text, Attribute::S(text)) if text.contains('\0') => {
-            return Err(Malformed::Nul(name));
+        (Kind::Text, Attribute::S(text)) => {
+            Value::Text(attribute::without_nul(text).map_err(invalid)?.to_owned())
         }
-        (Kind::Text, Attribute::S(text)) => Value::Text(text.to_string()),
         (Kind::Timestamp, Attribute::S(text)) => {
             Value::Timestamp(utc_microseconds(text).ok_or(Malformed::Time(name))?)
         }
@@ -385,9 +381,10 @@ fn unnamed(part: Part, image: &Item<'_>) -> Result<Option<Value>, Malformed> {
         return Ok(None);
     }
     let json = unnamed
-        .map(|(name, value)| match value.to_json() {
-            Ok(json) => Ok((name.to_owned(), json)),
-            Err(source) => Err(Malformed::Attribute { name: name.to_owned(), source }),
+        .map(|(name, value)| {
+            let json = attribute::without_nul(name).and_then(|_| value.to_json());
+            let invalid = |source| Malformed::Attribute { name: name.to_owned(), source };
+            json.map_err(invalid).map(|json| (name.to_owned(), json))
         })
         .collect::<Result<serde_json::Map<_, _>, _>>()?;
     Ok(Some(Value::Text(serde_json::Value::Object(json).to_string())))

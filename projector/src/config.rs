@@ -1,13 +1,12 @@
 //! Configuration by environment variables, for the Lambda and, as flags of the same names, for
 //! `backfill`. What is missing or wrong is one line that names the variable.
 
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 
-use crate::apply::{Projector, TtlRemovals};
+use crate::apply::{Learned, Projector, TtlRemovals};
 use crate::archive::{Archive, ArchiveConfig};
 use crate::change::Tables;
 use crate::database::{self, Database, DatabaseConfig, Login};
@@ -24,6 +23,10 @@ pub const VARIABLES: [&str; 9] = [
     "SCANS_TABLE",
     "TTL_REMOVALS",
 ];
+
+/// Two sessions that PostgreSQL refuses for one reason, and none that it takes, and the function stops: the
+/// event source mapping halves the batch, and a record that is at fault is rejected when it comes alone.
+const ALL_REFUSED_AT_LEAST: usize = 2;
 
 /// A variable that is missing or wrong.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -94,7 +97,8 @@ impl Config {
             ttl_removals: self.ttl_removals,
             archive: self.archive.zip(aws.as_ref()).map(|(config, aws)| Archive::new(config, aws)),
             database: Database::new(self.database, aws),
-            mostly_held: AtomicBool::default(),
+            all_refused_at_least: ALL_REFUSED_AT_LEAST,
+            learned: Learned::default(),
         })
     }
 }
@@ -187,15 +191,37 @@ fn archive(
         return wrong("ARCHIVE_PREFIX", "starts with a slash, which would be a part of every key");
     }
     let Some(bucket) = get("ARCHIVE_BUCKET") else { return Ok(None) };
-    if bucket.contains("://") || bucket.contains('/') {
-        return wrong("ARCHIVE_BUCKET", format!("is {bucket:?}, expected a bucket's name alone"));
+    if let Some(problem) = bucket_problem(&bucket) {
+        return wrong("ARCHIVE_BUCKET", format!("is {bucket:?}, {problem}"));
     }
     Ok(Some(ArchiveConfig { bucket, prefix }))
 }
 
+/// What S3 would refuse in a bucket's name (Amazon S3 User Guide, "General purpose bucket naming rules").
+/// An alias of an access point keeps the same rules.
+fn bucket_problem(name: &str) -> Option<&'static str> {
+    let letter_or_digit = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let (first, last) = (name.as_bytes().first(), name.as_bytes().last());
+    if name.contains("://") || name.contains('/') {
+        Some("expected a bucket's name alone")
+    } else if !(3..=63).contains(&name.len()) {
+        Some("expected 3 to 63 characters")
+    } else if !name.bytes().all(|byte| letter_or_digit(&byte) || matches!(byte, b'.' | b'-')) {
+        Some("expected lowercase letters, digits, dots and hyphens alone")
+    } else if !first.is_some_and(letter_or_digit) || !last.is_some_and(letter_or_digit) {
+        Some("expected a letter or digit at both ends")
+    } else if name.contains("..") || name.parse::<std::net::Ipv4Addr>().is_ok() {
+        Some("which has two dots in a row, or the form of an IP address")
+    } else if ["xn--", "sthree-"].iter().any(|reserved| name.starts_with(reserved)) {
+        Some("which begins as S3 reserves it")
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Config, ConfigError, VARIABLES};
+    use super::{Config, ConfigError, VARIABLES, bucket_problem};
     use crate::apply::TtlRemovals;
     use crate::database::Login;
     use sqlx::postgres::PgSslMode;
@@ -242,7 +268,7 @@ mod tests {
         let secret = ("DATABASE_SECRET_ARN", "arn:aws:secretsmanager:eu-central-1:1:secret:s");
         let cases: [(&[(&str, &str)], &str); 11] = [
             (&[], "DATABASE_URL is not set: give "),
-            (&[("DATABASE_URL", "db.example")], "DATABASE_URL is not a URL"),
+            (&[("DATABASE_URL", "db.example")], "DATABASE_URL does not start with postgres://"),
             (&[("DATABASE_URL", "mysql://h/d")], "DATABASE_URL does not start with postgres://"),
             (&[("DATABASE_AUTH", "iam")], "DATABASE_URL is not set: with DATABASE_AUTH=iam"),
             (&[URL, ("DATABASE_AUTH", "kerberos")], "DATABASE_AUTH is \"kerberos\""),
@@ -257,6 +283,32 @@ mod tests {
             let message = read(variables).expect_err(expected).to_string();
             assert!(message.starts_with(expected), "{message}");
             assert!(!message.contains('\n') && !message.contains(":p@"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_name_that_s3_would_refuse_is_refused() {
+        for name in [
+            "ab",
+            &"a".repeat(64),
+            "Feet",
+            "my_feet",
+            "-feet",
+            "feet-",
+            ".feet",
+            "fe..et",
+            "192.168.5.4",
+            "xn--feet",
+            "sthree-feet",
+            "arn:aws:s3:::feet",
+            "s3://feet",
+            "feet/",
+            "füße",
+        ] {
+            assert!(bucket_problem(name).is_some(), "{name}");
+        }
+        for name in ["abc", "my.feet-2", &"a".repeat(63), "feet-metadata-s3alias", "192.168.5.4a"] {
+            assert_eq!(bucket_problem(name), None, "{name}");
         }
     }
 

@@ -1,27 +1,40 @@
-//! Connections to PostgreSQL: few, kept warm, re-made when broken.
+//! Connections to PostgreSQL: few, kept warm, replaced when broken, and every wait bounded, on both sides.
 //!
-//! Not a pool of sqlx's: that one pings before each use (a round trip a batch), and hides a refused
-//! connection until a time-out. Here a statement runs at once; because every statement of ours may
-//! be repeated without harm, a connection that turns out to be dead is replaced and the statement
-//! run again.
+//! Not a pool of sqlx's: that one pings before each use (a round trip per batch), and hides a refused
+//! connection until a time-out. Here a statement runs at once; because every statement of ours may be
+//! repeated without harm, a connection that turns out to be dead is replaced and the statement run again.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+mod connect;
+mod login;
+mod url;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_config::SdkConfig;
-use aws_credential_types::provider::ProvideCredentials;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow, PgSslMode};
-use sqlx::{ConnectOptions as _, Executor as _, PgConnection};
+use sqlx::PgConnection;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::error::{self, Consequence, Error};
-use crate::rds_token;
+pub use self::connect::ROLE_SETTINGS;
+use self::connect::{Backend, Connection, Purpose, Route};
+pub use self::login::Login;
+pub use self::url::parse_url;
+use crate::cause;
+use crate::deadline::Deadline;
+use crate::error::{Consequence, Error};
 
-const CONNECT_TIMEOUT_S: u64 = 10;
-const STATEMENT_TIMEOUT_S: u64 = 60;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long we wait for a statement. The server gives up earlier, if it still answers at all.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a cancel request may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
+/// What a cancel request has before a deadline.
+const CANCEL_BEFORE_DEADLINE: Duration = Duration::from_millis(300);
 /// A connection that was idle for longer is not used again: something between us and the server may
 /// have forgotten it without a word (a NAT gateway does after 350 s), and a statement would hang.
 const MAX_IDLE: Duration = Duration::from_mins(5);
@@ -29,7 +42,7 @@ const MAX_IDLE: Duration = Duration::from_mins(5);
 const TRIES: u32 = 4;
 
 /// Where the database is and how to log in, as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DatabaseConfig {
     /// `DATABASE_URL`: host, port, database, user and TLS, and the password where `login` is
     /// [`Login::Url`]. `None` only with [`Login::Secret`], which then names all of it.
@@ -40,56 +53,15 @@ pub struct DatabaseConfig {
     pub connections: usize,
 }
 
-/// Where the password comes from. It is asked for anew for each connection, so that a rotated
-/// secret and a token that lives 15 minutes both work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Login {
-    /// It stands in `DATABASE_URL`.
-    Url,
-    /// A Secrets Manager secret, by ARN: a JSON object with `username` and `password`. Its `host`,
-    /// `port` and `dbname` count only where there is no `DATABASE_URL`: a secret restored or copied
-    /// along with a database still names the old one.
-    Secret(String),
-    /// An IAM authentication token.
-    Iam,
-}
-
-/// Reads `DATABASE_URL`: TLS is `verify-full` against the RDS roots unless the URL says otherwise.
-///
-/// # Errors
-/// One line that says what is wrong with the URL; never the URL itself, it may hold a password.
-pub fn parse_url(text: &str) -> Result<PgConnectOptions, String> {
-    let url = url::Url::parse(text).map_err(|error| format!("is not a URL ({error})"))?;
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
-        return Err("does not start with postgres://".to_owned());
+/// Without the URL, which may hold a password.
+impl fmt::Debug for DatabaseConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url: _, login, connections } = self;
+        f.debug_struct("DatabaseConfig")
+            .field("login", login)
+            .field("connections", connections)
+            .finish_non_exhaustive()
     }
-    let options = PgConnectOptions::from_str(text).map_err(|error| error::chain(&error))?;
-    let says = |names: &[&str]| url.query_pairs().any(|(name, _)| names.contains(&&*name));
-    Ok(secured(
-        options,
-        says(&["sslmode", "ssl-mode"]),
-        says(&["sslrootcert", "ssl-root-cert", "ssl-ca"]),
-    ))
-}
-
-fn secured(mut options: PgConnectOptions, mode_given: bool, roots_given: bool) -> PgConnectOptions {
-    if !mode_given {
-        options = options.ssl_mode(PgSslMode::VerifyFull);
-    }
-    match rds_roots() {
-        Some(roots) if !roots_given => options.ssl_root_cert(roots),
-        _ => options,
-    }
-    .application_name("projector")
-    .disable_statement_logging()
-}
-
-/// The RDS root certificates, `rds-roots.pem` beside the executable, where the build puts them.
-/// Without them only the public roots are trusted (RDS Proxy's certificates are signed by those).
-fn rds_roots() -> Option<PathBuf> {
-    let roots =
-        std::env::current_exe().ok()?.parent().map(Path::to_path_buf)?.join("rds-roots.pem");
-    roots.exists().then_some(roots)
 }
 
 /// The database, with what is needed to make one more connection to it.
@@ -97,56 +69,59 @@ fn rds_roots() -> Option<PathBuf> {
 pub struct Database {
     config: DatabaseConfig,
     aws: Option<SdkConfig>,
-    idle: Mutex<Vec<Warm>>,
+    idle: Mutex<Vec<Connection>>,
     permits: Semaphore,
+    /// There is a pooler or a proxy before the database.
+    pooled: AtomicBool,
+    /// The last time that nobody could connect, and why.
+    failed: Mutex<Option<(Instant, Arc<Error>)>>,
 }
 
-/// A connection that is not in use.
-#[derive(Debug)]
-struct Warm {
-    connection: PgConnection,
-    since: Instant,
-    persistent: bool,
+/// What follows a failed statement.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Run it again, over the same connection.
+    Again,
+    /// Run it again, over a new connection.
+    Reconnect,
+    /// It has failed; the connection lives.
+    FailAndKeep,
+    /// It has failed, and perhaps the connection with it.
+    Fail,
 }
 
-/// Whether statements are kept prepared: not behind RDS Proxy, which pins a session to its
-/// connection for that (Amazon RDS User Guide, "Avoiding pinning an RDS Proxy").
-fn persistent(options: &PgConnectOptions) -> bool {
-    let host = options.get_host();
-    !(host.contains(".proxy-") && host.contains(".rds.amazonaws.com"))
-}
-
-/// A statement that is kept prepared is planned once a connection, and by the index: a plan made while
-/// the table was small would read the whole of it for each session long after it has grown
-/// (PostgreSQL documentation, "PREPARE", Notes). Behind RDS Proxy, where `SET` would pin the session,
-/// nothing is kept, and each plan is made for the table as it is.
-const ONE_PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
-
-/// A connection, with `settings` made on it, within the time limit.
-async fn connect(
-    options: &PgConnectOptions,
-    settings: Option<&str>,
-) -> Result<PgConnection, Error> {
-    let connecting = async {
-        let mut connection = options.connect().await?;
-        if let Some(settings) = settings {
-            connection.execute(settings).await?;
+/// Decides what follows when try number `tries` failed. `was_warm`: the connection had been idle, so that
+/// its loss says nothing about the statement.
+fn next(error: &sqlx::Error, was_warm: bool, tries: u32) -> Next {
+    let again = tries < TRIES;
+    if cause::rolled_back_for_another(error) {
+        return if again { Next::Again } else { Next::FailAndKeep };
+    }
+    match cause::of_database(error).consequence {
+        // A statement over which the server itself goes down is not sent over and over.
+        Consequence::Reconnect if again && (was_warm || cause::stale_statement(error)) => {
+            Next::Reconnect
         }
-        Ok(connection)
-    };
-    let limit = Duration::from_secs(CONNECT_TIMEOUT_S);
-    let connection = timeout(limit, connecting).await.map_err(|_| Error::DatabaseTimeout {
-        doing: "accept a connection",
-        seconds: CONNECT_TIMEOUT_S,
-    })?;
-    connection.map_err(Error::Database)
+        // Only an error that the server sent shows that the connection lives.
+        Consequence::Split | Consequence::Reject if error.as_database_error().is_some() => {
+            Next::FailAndKeep
+        }
+        _ => Next::Fail,
+    }
 }
 
 impl Database {
     /// Connects to nothing yet. `aws` is needed where the login asks an AWS service.
     #[must_use]
     pub fn new(config: DatabaseConfig, aws: Option<SdkConfig>) -> Self {
-        Self { permits: Semaphore::new(config.connections), idle: Mutex::default(), config, aws }
+        Self {
+            permits: Semaphore::new(config.connections),
+            idle: Mutex::default(),
+            pooled: AtomicBool::default(),
+            failed: Mutex::default(),
+            config,
+            aws,
+        }
     }
 
     /// How many connections may be open at once.
@@ -155,165 +130,161 @@ impl Database {
         self.config.connections
     }
 
-    /// Opens one more connection, with credentials asked for anew.
+    /// Opens one more connection, for a command that needs a session of its own. A statement on it has no
+    /// time limit in the server, but one for locks.
     ///
     /// # Errors
-    /// [`Error::Credentials`], [`Error::Database`] or [`Error::DatabaseTimeout`].
+    /// [`Error::Pooled`] where there is a pooler before the database, and what keeps one from connecting.
     pub async fn connect(&self) -> Result<PgConnection, Error> {
-        connect(&self.options().await?, None).await
-    }
-
-    async fn open(&self) -> Result<Warm, Error> {
-        let options = self.options().await?;
-        let persistent = persistent(&options);
-        let connection = connect(&options, persistent.then_some(ONE_PLAN)).await?;
-        Ok(Warm { connection, since: Instant::now(), persistent })
+        let connection = self.open(Purpose::Session, Deadline::NONE).await?;
+        match connection.route {
+            Route::Direct(_) => Ok(connection.pg),
+            Route::Pooler | Route::Proxy => Err(Error::Pooled),
+        }
     }
 
     /// Runs one statement that may be repeated without harm, and gives its rows.
     ///
     /// # Errors
-    /// [`Error::Database`] or [`Error::DatabaseTimeout`] of the last try, or what
-    /// [`Database::connect`] gives.
-    pub(crate) async fn fetch(
+    /// [`Error::Database`] or [`Error::StatementTimeout`] of the last try; [`Error::Connect`] where there
+    /// is no connection, also to whoever waited while another found that out; [`Error::OutOfTime`] shortly
+    /// before the deadline.
+    pub async fn fetch(
         &self,
         sql: &'static str,
-        arguments: impl Fn() -> Result<PgArguments, sqlx::error::BoxDynError>,
+        arguments: impl Fn() -> Result<PgArguments, BoxDynError>,
+        deadline: Deadline,
     ) -> Result<Vec<PgRow>, Error> {
-        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
+        let asked = Instant::now();
+        let permit = self.permits.acquire();
+        let _permit = tokio::select! {
+            permit = permit => permit.expect("the semaphore is never closed"),
+            () = deadline.passed() => return Err(Error::OutOfTime),
+        };
         let mut tries = 0;
         loop {
             tries += 1;
-            let warm = self.warm();
-            let was_warm = warm.is_some();
-            let mut warm = match warm {
-                Some(warm) => warm,
-                None => self.open().await?,
-            };
             let arguments =
                 arguments().map_err(|error| Error::Database(sqlx::Error::Encode(error)))?;
-            let query = sqlx::query_with(sql, arguments).persistent(warm.persistent);
-            let limit = Duration::from_secs(STATEMENT_TIMEOUT_S);
-            // A connection that is not kept is closed; after a time-out that is what we want.
-            let answer =
-                timeout(limit, query.fetch_all(&mut warm.connection)).await.map_err(|_| {
-                    Error::DatabaseTimeout {
-                        doing: "finish a statement",
-                        seconds: STATEMENT_TIMEOUT_S,
-                    }
-                })?;
+            let (mut connection, was_warm) = match self.warm() {
+                Some(connection) => (connection, true),
+                None => (self.open_or_fail_together(asked, deadline).await?, false),
+            };
+            let now = tokio::time::Instant::now();
+            let limit = deadline
+                .limit(now, STATEMENT_TIMEOUT + CANCEL_BEFORE_DEADLINE)
+                .saturating_sub(CANCEL_BEFORE_DEADLINE);
+            let Ok(answer) = timeout(limit, connection.run(sql, arguments)).await else {
+                let backend = connection.backend();
+                // Closed first: the server may take no more connections.
+                drop(connection);
+                if let Some(backend) = backend {
+                    self.cancel(&backend, deadline).await;
+                }
+                let seconds = STATEMENT_TIMEOUT.as_secs();
+                return Err(if limit < STATEMENT_TIMEOUT {
+                    Error::OutOfTime
+                } else {
+                    Error::StatementTimeout { seconds }
+                });
+            };
             let error = match answer {
                 Ok(rows) => {
-                    self.keep(warm);
+                    self.keep(connection);
                     return Ok(rows);
                 }
                 Err(error) => error,
             };
-            if error::rolled_back_for_another(&error) && tries < TRIES {
-                self.keep(warm);
-                let pause_ms = fastrand::u64(5..50) << tries;
-                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-            } else if error::connection_lost(&error) && was_warm && tries < TRIES {
-                // The server closes idle connections when it restarts or fails over, so the others
-                // are no better.
-                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            } else {
-                let error = Error::Database(error);
-                // After anything but a refused value the connection may be what is wrong.
-                if error.consequence() == Consequence::Reject {
-                    self.keep(warm);
+            match next(&error, was_warm, tries) {
+                Next::Again => {
+                    self.keep(connection);
+                    let pause_ms = fastrand::u64(5..50) << tries;
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                 }
-                return Err(error);
+                Next::Reconnect => {
+                    // The server closes idle connections when it restarts or fails over, so the others
+                    // are no better.
+                    self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                }
+                Next::FailAndKeep => {
+                    self.keep(connection);
+                    return Err(Error::Database(error));
+                }
+                Next::Fail => return Err(Error::Database(error)),
             }
         }
     }
 
-    fn keep(&self, warm: Warm) {
-        let warm = Warm { since: Instant::now(), ..warm };
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(warm);
+    /// Opens a connection, unless somebody has failed to since `asked`: whoever waited for a connection
+    /// then fails with the one who tried, instead of waiting for the same once more.
+    async fn open_or_fail_together(
+        &self,
+        asked: Instant,
+        deadline: Deadline,
+    ) -> Result<Connection, Error> {
+        let failed = || self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, error)) = &*failed()
+            && *at >= asked
+        {
+            return Err(Error::Connect(Arc::clone(error)));
+        }
+        match self.open(Purpose::Statements, deadline).await {
+            Ok(connection) => Ok(connection),
+            Err(Error::OutOfTime) => Err(Error::OutOfTime),
+            Err(error) => {
+                let error = Arc::new(error);
+                *failed() = Some((Instant::now(), Arc::clone(&error)));
+                Err(Error::Connect(error))
+            }
+        }
     }
 
-    fn warm(&self) -> Option<Warm> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|warm| warm.since.elapsed() < MAX_IDLE);
-        idle.pop()
+    async fn open(&self, purpose: Purpose, deadline: Deadline) -> Result<Connection, Error> {
+        let opening = async {
+            let options = self.options().await?;
+            let asked_anew = self.config.login != Login::Url;
+            let pooled = self.pooled.load(Ordering::Relaxed);
+            connect::open(&options, asked_anew, pooled, purpose).await
+        };
+        let limit = deadline.limit(tokio::time::Instant::now(), CONNECT_TIMEOUT);
+        let connection = timeout(limit, opening).await.map_err(|_| {
+            if limit < CONNECT_TIMEOUT {
+                Error::OutOfTime
+            } else {
+                Error::ConnectTimeout { seconds: CONNECT_TIMEOUT.as_secs() }
+            }
+        })??;
+        if !matches!(connection.route, Route::Direct(_)) {
+            self.pooled.store(true, Ordering::Relaxed);
+        }
+        Ok(connection)
+    }
+
+    /// Asks the server to end what we have given up on. That this fails is no more than a lock held longer:
+    /// the server has a time limit of its own.
+    async fn cancel(&self, backend: &Backend, deadline: Deadline) {
+        let canceling = async {
+            connect::cancel(&self.options().await?, backend).await.map_err(Error::Database)
+        };
+        let limit = deadline.limit(tokio::time::Instant::now(), CANCEL_TIMEOUT);
+        if let Ok(Err(error)) = timeout(limit, canceling).await {
+            let error = crate::error::chain(&error);
+            tracing::debug!(error, "a statement that was given up could not be canceled");
+        }
     }
 
     async fn options(&self) -> Result<PgConnectOptions, Error> {
-        let url = self.config.url.clone();
-        let aws = || self.aws.as_ref().expect("main loads the AWS configuration for these logins");
-        let given = || url.clone().expect("only a secret stands for the URL");
-        match &self.config.login {
-            Login::Url => Ok(given()),
-            Login::Secret(arn) => from_secret(arn, url, aws()).await,
-            Login::Iam => with_token(given(), aws()).await,
-        }
+        self.config.login.options(self.config.url.clone(), self.aws.as_ref()).await
     }
-}
 
-async fn from_secret(
-    arn: &str,
-    url: Option<PgConnectOptions>,
-    aws: &SdkConfig,
-) -> Result<PgConnectOptions, Error> {
-    let failed = |problem: &str, source: Option<Box<dyn std::error::Error + Send + Sync>>| {
-        Error::Credentials { from: arn.to_owned(), problem: problem.to_owned(), source }
-    };
-    let secret = aws_sdk_secretsmanager::Client::new(aws)
-        .get_secret_value()
-        .secret_id(arn)
-        .send()
-        .await
-        .map_err(|error| {
-            failed("Secrets Manager did not give the secret", Some(Box::new(error)))
-        })?;
-    let text = secret.secret_string().ok_or_else(|| failed("the secret is binary", None))?;
-    // The parser's own message could quote the secret.
-    let json: serde_json::Value =
-        serde_json::from_str(text).map_err(|_| failed("the secret is not JSON", None))?;
-    let member = |name: &str| json.get(name).and_then(serde_json::Value::as_str);
-    let options = match url {
-        Some(options) => options,
-        None => {
-            let host = member("host");
-            let host =
-                host.ok_or_else(|| failed("the secret has no host: set DATABASE_URL", None))?;
-            let mut options =
-                secured(PgConnectOptions::new_without_pgpass(), false, false).host(host);
-            let port = json.get("port").map(ToString::to_string);
-            if let Some(port) = port.and_then(|port| port.trim_matches('"').parse().ok()) {
-                options = options.port(port);
-            }
-            match member("dbname") {
-                Some(database) => options.database(database),
-                None => options,
-            }
-        }
-    };
-    Ok(options
-        .username(member("username").ok_or_else(|| failed("the secret has no username", None))?)
-        .password(member("password").ok_or_else(|| failed("the secret has no password", None))?))
-}
+    fn keep(&self, connection: Connection) {
+        let connection = Connection { idle_since: Instant::now(), ..connection };
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
 
-async fn with_token(options: PgConnectOptions, aws: &SdkConfig) -> Result<PgConnectOptions, Error> {
-    let failed = |problem: &str, source: Option<Box<dyn std::error::Error + Send + Sync>>| {
-        Error::Credentials { from: "IAM".to_owned(), problem: problem.to_owned(), source }
-    };
-    let region = aws.region().ok_or_else(|| failed("AWS_REGION is not set", None))?;
-    let provider =
-        aws.credentials_provider().ok_or_else(|| failed("there are no AWS credentials", None))?;
-    let credentials = provider
-        .provide_credentials()
-        .await
-        .map_err(|error| failed("there are no AWS credentials", Some(Box::new(error))))?;
-    let token = rds_token::sign(
-        options.get_host(),
-        options.get_port(),
-        options.get_username(),
-        region.as_ref(),
-        credentials,
-        std::time::SystemTime::now(),
-    )
-    .map_err(|error| failed("the token could not be signed", Some(error)))?;
-    Ok(options.password(&token))
+    fn warm(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|connection| connection.idle_since.elapsed() < MAX_IDLE);
+        idle.pop()
+    }
 }

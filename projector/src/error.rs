@@ -1,20 +1,16 @@
 //! What can go wrong, and what becomes of the records concerned.
 //!
-//! [`Error::consequence`] is the one place that decides it. A message says what failed and what to
-//! do; the source is never printed by `Display`, so that the chain is logged once and whole.
+//! [`Error::consequence`] is the one place that says it, by the table in [`crate::cause`]. A message says
+//! what failed and what to do; the source is never printed by `Display`, so that the chain is logged once
+//! and whole.
 
+use std::sync::Arc;
+
+pub use crate::cause::Consequence;
+use crate::cause::{self, Cause};
 use crate::change::Misconfigured;
 
-/// What becomes of the records that an error concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Consequence {
-    /// A passing cause: the records are not acknowledged and come again.
-    Retry,
-    /// PostgreSQL will never take these values: the one record is found and set aside.
-    Reject,
-    /// The wiring is wrong: nothing is acknowledged until the operator has mended it.
-    Fatal,
-}
+type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// A failure of the apply path.
 #[derive(Debug, thiserror::Error)]
@@ -31,19 +27,50 @@ pub enum Error {
         problem: String,
         /// What the service said.
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<Source>,
     },
-    /// The database could not be reached, or refused.
-    #[error("{}", database_message(.0))]
+    /// No connection to the database, for the one who asked first and for all who waited with it.
+    #[error(transparent)]
+    Connect(Arc<Error>),
+    /// The database refused the login.
+    #[error("{}", .cause.message)]
+    Login {
+        /// Whether it may pass.
+        cause: Cause,
+        /// What the server said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A statement failed, or connecting did.
+    #[error("{}", cause::of_database(.0).message)]
     Database(#[source] sqlx::Error),
-    /// The database did not answer in time.
-    #[error("the database did not {doing} within {seconds} s")]
-    DatabaseTimeout {
-        /// `accept a connection` or `finish a statement`.
-        doing: &'static str,
+    /// The database did not accept a connection in time.
+    #[error("the database did not accept a connection within {seconds} s")]
+    ConnectTimeout {
         /// The limit.
         seconds: u64,
     },
+    /// The database did not finish a statement in time.
+    #[error("the database did not finish a statement within {seconds} s")]
+    StatementTimeout {
+        /// The limit.
+        seconds: u64,
+    },
+    /// The invocation's deadline came first.
+    #[error("the time of this invocation is up: what is not in both stores comes again")]
+    OutOfTime,
+    /// There is a pooler before the database, and a session of its own is needed.
+    #[error(
+        "DATABASE_URL leads through a connection pooler (RDS Proxy, or PgBouncer in transaction mode), and this \
+         command needs a session of its own: name the database instance itself"
+    )]
+    Pooled,
+    /// Behind a proxy, on whose connections nothing may be set, a commit would not be durable.
+    #[error(
+        "synchronous_commit is {0} for this role, so that a crash loses what was committed: run \
+         `backfill migrate --grant-to ROLE` against the database instance itself, which sets it for the role"
+    )]
+    NotDurable(String),
     /// A row that was written is not there any more: somebody deletes rows.
     #[error(
         "the row of session {0:?} has vanished from measurements: nothing may delete rows, the versions in them are the guard"
@@ -55,10 +82,28 @@ pub enum Error {
         and_others(*.others)
     )]
     RowNotWritten {
-        /// The first session of a statement that this befell.
+        /// The first session of a statement whose row was not written.
         session_id: String,
-        /// How many more it befell.
+        /// How many more there are.
         others: usize,
+    },
+    /// Every session of a batch was refused for one and the same reason.
+    #[error(
+        "the database refuses every one of {sessions} sessions for the same reason ({reason}): the table or a trigger is at fault, not the records"
+    )]
+    AllRefused {
+        /// How many.
+        sessions: usize,
+        /// The reason, without values.
+        reason: String,
+    },
+    /// Records were to be rejected, and are not in `rejected_records` after the statement.
+    #[error(
+        "{records} records could not be stored in rejected_records: a trigger or a rule keeps them out"
+    )]
+    RejectionNotStored {
+        /// How many.
+        records: usize,
     },
     /// S3 refused or could not be reached.
     #[error("cannot {operation} s3://{bucket}/{key}: {remedy}")]
@@ -70,21 +115,21 @@ pub enum Error {
         /// The object.
         key: String,
         /// What to do.
-        remedy: &'static str,
+        remedy: String,
         /// What the service said.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Source,
     },
-    /// The bucket is not there, or not here.
+    /// The bucket is not there, not here, or not one that the projector can use.
     #[error("ARCHIVE_BUCKET {bucket:?} cannot be used: {remedy}")]
     NoBucket {
         /// `ARCHIVE_BUCKET`.
         bucket: String,
-        /// What is the matter.
-        remedy: &'static str,
+        /// What to do.
+        remedy: String,
         /// What the service said.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Source,
     },
     /// Others wrote the object each time between our HEAD and our PUT.
     #[error("s3://{bucket}/{key} changed under each of {tries} conditional writes")]
@@ -103,109 +148,63 @@ impl Error {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
-            Self::Misconfigured(_) | Self::NoBucket { .. } => Consequence::Fatal,
-            Self::Database(error) => database_consequence(error),
+            Self::Misconfigured(_)
+            | Self::NoBucket { .. }
+            | Self::Pooled
+            | Self::NotDurable(_)
+            | Self::AllRefused { .. } => Consequence::Fatal,
+            Self::Connect(error) => error.consequence(),
+            Self::Login { cause, .. } => cause.consequence,
+            Self::Database(error) => cause::of_database(error).consequence,
+            Self::StatementTimeout { .. } => Consequence::Split,
             Self::Credentials { .. }
-            | Self::DatabaseTimeout { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::OutOfTime
             | Self::RowVanished(_)
             | Self::RowNotWritten { .. }
+            | Self::RejectionNotStored { .. }
             | Self::Archive { .. }
             | Self::Contended { .. } => Consequence::Retry,
+        }
+    }
+
+    /// Whether the statement was too large for the time or the memory that it had.
+    #[must_use]
+    pub fn too_much(&self) -> bool {
+        match self {
+            Self::StatementTimeout { .. } => true,
+            Self::Database(error) => cause::too_much(error),
+            _ => false,
+        }
+    }
+
+    /// The name of the error, as Lambda's answer shows it in `errorType`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Misconfigured(_) => "Misconfigured",
+            Self::Credentials { .. } => "Credentials",
+            Self::Connect(error) => error.name(),
+            Self::Login { .. } => "Login",
+            Self::Database(_) => "Database",
+            Self::ConnectTimeout { .. } => "ConnectTimeout",
+            Self::StatementTimeout { .. } => "StatementTimeout",
+            Self::OutOfTime => "OutOfTime",
+            Self::Pooled => "Pooled",
+            Self::NotDurable(_) => "NotDurable",
+            Self::RowVanished(_) => "RowVanished",
+            Self::RowNotWritten { .. } => "RowNotWritten",
+            Self::AllRefused { .. } => "AllRefused",
+            Self::RejectionNotStored { .. } => "RejectionNotStored",
+            Self::Archive { .. } => "Archive",
+            Self::NoBucket { .. } => "NoBucket",
+            Self::Contended { .. } => "Contended",
         }
     }
 }
 
 fn and_others(others: usize) -> String {
-    if others == 0 { String::new() } else { format!(", as those of {others} others,") }
-}
-
-/// The five characters of PostgreSQL's error code, where the server said one.
-fn sqlstate(error: &sqlx::Error) -> Option<String> {
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .map(std::borrow::Cow::into_owned)
-}
-
-/// By PostgreSQL's error codes (documentation, appendix A). What is not known to be about the
-/// values or the set-up is taken for passing: the records come again, nothing is lost.
-fn database_consequence(error: &sqlx::Error) -> Consequence {
-    use sqlx::Error as E;
-    let Some(code) = sqlstate(error) else {
-        return match error {
-            error if is_tls(error) => Consequence::Fatal,
-            E::Configuration(_) => Consequence::Fatal,
-            E::Encode(_) | E::InvalidArgument(_) => Consequence::Reject,
-            _ => Consequence::Retry,
-        };
-    };
-    match code.as_str() {
-        // Undefined table, column or function; no such schema or database; no privilege.
-        "42P01" | "42703" | "42883" | "3F000" | "3D000" | "42501" => Consequence::Fatal,
-        code => match &code[..2] {
-            // Wrong password or user.
-            "28" => Consequence::Fatal,
-            // A value out of range or of the wrong form; a constraint; a limit (an index entry of
-            // more than 2704 bytes is 54000); an exception of somebody's trigger.
-            "22" | "23" | "54" | "P0" => Consequence::Reject,
-            _ => Consequence::Retry,
-        },
-    }
-}
-
-/// Whether the two sides cannot agree on TLS. A certificate that is not trusted comes as invalid data
-/// from the handshake's reads.
-fn is_tls(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Tls(_) => true,
-        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
-        _ => false,
-    }
-}
-
-fn database_message(error: &sqlx::Error) -> String {
-    match sqlstate(error).as_deref() {
-        Some("42P01" | "42703" | "3F000") => {
-            "the database lacks today's schema: run `backfill migrate` against it".to_owned()
-        }
-        Some("42501") => {
-            "the database role lacks a privilege: run `backfill migrate --grant-to ROLE` for the projector's, --grant-backfill-to for a backfill's".to_owned()
-        }
-        Some("3D000") => "the database that DATABASE_URL names does not exist".to_owned(),
-        Some(code) if code.starts_with("28") => {
-            "the database refused the user or its password: check DATABASE_URL, DATABASE_SECRET_ARN or DATABASE_AUTH"
-                .to_owned()
-        }
-        Some(code) => format!("the database answered with error {code}"),
-        None => match error {
-            error if is_tls(error) => "cannot agree on TLS with the database: see sslmode and sslrootcert in DATABASE_URL",
-            sqlx::Error::Configuration(_) => "DATABASE_URL cannot be used",
-            sqlx::Error::Io(_) => "the database cannot be reached",
-            _ => "the exchange with the database failed",
-        }
-        .to_owned(),
-    }
-}
-
-/// Whether PostgreSQL rolled a statement back for the sake of another: the same statement is simply
-/// run again (40P01 deadlock, 40001 serialization failure).
-pub(crate) fn rolled_back_for_another(error: &sqlx::Error) -> bool {
-    matches!(sqlstate(error).as_deref(), Some("40P01" | "40001"))
-}
-
-/// Whether the connection is of no use any more (and not the statement).
-pub(crate) fn connection_lost(error: &sqlx::Error) -> bool {
-    match sqlstate(error) {
-        // Connection exceptions; the server is being shut down or just starts; it is read-only since
-        // another was made the writer; it does not know the statement that we prepared.
-        Some(code) => {
-            code.starts_with("08") || code.starts_with("57P") || code == "25006" || code == "26000"
-        }
-        None => matches!(
-            error,
-            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed
-        ),
-    }
+    if others == 0 { String::new() } else { format!(", like those of {others} others,") }
 }
 
 /// An error and all its sources, for one line of a log.
@@ -230,9 +229,9 @@ mod tests {
     use super::{Consequence, Error};
 
     #[test]
-    fn a_lost_connection_is_retried_and_a_wrong_url_is_fatal() {
+    fn a_lost_connection_is_replaced_and_a_wrong_url_is_fatal() {
         let lost = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        assert_eq!(Error::Database(sqlx::Error::Io(lost)).consequence(), Consequence::Retry);
+        assert_eq!(Error::Database(sqlx::Error::Io(lost)).consequence(), Consequence::Reconnect);
         let wrong = sqlx::Error::Configuration("no".into());
         assert_eq!(Error::Database(wrong).consequence(), Consequence::Fatal);
     }

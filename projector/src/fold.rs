@@ -56,16 +56,24 @@ fn patch<'a>(arrivals: &[&'a Arrival]) -> Patch<'a> {
     patch
 }
 
-impl SessionChanges<'_> {
-    /// The oldest of the changes (of the first part that has any) and all others, each as if it had
-    /// come alone; `None` where there is one only.
+impl<'a> SessionChanges<'a> {
+    fn of(session_id: &'a str, arrivals: Vec<&'a Arrival>) -> Self {
+        Self { session_id, patch: patch(&arrivals), arrivals }
+    }
+
+    /// The changes of each part by themselves, as if they had come alone; one entry per part that has any.
     #[must_use]
-    pub fn split_first(&self) -> Option<(Self, Self)> {
-        let of = |arrivals: &[_]| Self {
-            session_id: self.session_id,
-            patch: patch(arrivals),
-            arrivals: arrivals.to_vec(),
-        };
-        (self.arrivals.len() > 1).then(|| (of(&self.arrivals[..1]), of(&self.arrivals[1..])))
+    pub fn by_part(&self) -> Vec<Self> {
+        let of_part = self.arrivals.chunk_by(|a, b| a.change.part == b.change.part);
+        of_part.map(|arrivals| Self::of(self.session_id, arrivals.to_vec())).collect()
+    }
+
+    /// All changes but the newest, as if it had not come, and the newest; of changes of one part alone.
+    /// `None` instead of the rest where there is none.
+    #[must_use]
+    pub fn without_newest(mut self) -> (Option<Self>, Option<&'a Arrival>) {
+        let newest = self.arrivals.pop();
+        let rest = (!self.arrivals.is_empty()).then(|| Self::of(self.session_id, self.arrivals));
+        (rest, newest)
     }
 }

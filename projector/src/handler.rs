@@ -1,27 +1,71 @@
 //! Lambda event in, partial batch response out.
 
+use std::fmt;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
+use lambda_runtime::Diagnostic;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::apply::{Applied, Counts, Projector};
+use crate::deadline::Deadline;
 use crate::error::{self, Error};
 use crate::{rejected, telemetry};
 
-/// What Lambda delivers from a stream. Each record stays text: it is decoded by itself.
-#[derive(Debug, Deserialize)]
-pub struct StreamEvent {
-    #[serde(rename = "Records")]
-    records: Vec<Box<RawValue>>,
+/// What invokes the function. Each record stays text: it is decoded by itself.
+#[derive(Debug)]
+pub enum StreamEvent {
+    /// The records of an event source mapping (`{"Records": [...]}`, whatever else stands beside them), or
+    /// those that EventBridge Pipes sends (`[...]`).
+    Records(Vec<Box<RawValue>>),
+    /// Something else.
+    Other,
+}
+
+impl<'de> Deserialize<'de> for StreamEvent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnEvent;
+
+        impl<'de> Visitor<'de> for AnEvent {
+            type Value = StreamEvent;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StreamEvent, A::Error> {
+                let mut event = StreamEvent::Other;
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "Records" {
+                        event = StreamEvent::Records(map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(event)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<StreamEvent, A::Error> {
+                let mut records = Vec::new();
+                while let Some(record) = list.next_element()? {
+                    records.push(record);
+                }
+                Ok(StreamEvent::Records(records))
+            }
+        }
+
+        deserializer.deserialize_any(AnEvent)
+    }
 }
 
 impl StreamEvent {
-    /// Each record's JSON, to the letter.
-    pub fn into_records(self) -> impl Iterator<Item = Vec<u8>> {
-        self.records
-            .into_iter()
-            .map(|record| Box::<str>::from(record).into_boxed_bytes().into_vec())
+    /// Each record's JSON, to the letter; `None` where there are none because it is no such event.
+    #[must_use]
+    pub fn into_records(self) -> Option<Vec<Vec<u8>>> {
+        let Self::Records(records) = self else { return None };
+        let bytes = |record| Box::<str>::from(record).into_boxed_bytes().into_vec();
+        Some(records.into_iter().map(bytes).collect())
     }
 }
 
@@ -44,7 +88,7 @@ pub struct BatchItemFailure {
 }
 
 /// Why an invocation fails as a whole: Lambda acknowledges nothing of the batch.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum InvocationError {
     /// The set-up is wrong.
     #[error("nothing is acknowledged: {}", error::chain(.0))]
@@ -54,9 +98,33 @@ pub enum InvocationError {
         "a record without a readable sequence number could not be stored, so the whole batch has to come again"
     )]
     UnknownPlace,
+    /// What came is no event of a stream.
+    #[error(
+        "the event has no Records: invoke this function by an event source mapping of a DynamoDB stream, or by EventBridge Pipes"
+    )]
+    NotAnEvent,
 }
 
-/// Applies an event and reports what has to come again.
+/// As `Display`: the runtime logs an error in this form, and those of a library may quote values.
+impl fmt::Debug for InvocationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl From<InvocationError> for Diagnostic {
+    fn from(error: InvocationError) -> Self {
+        let error_type = match &error {
+            InvocationError::Fatal(error) => error.name(),
+            InvocationError::UnknownPlace => "UnknownPlace",
+            InvocationError::NotAnEvent => "NotAnEvent",
+        };
+        Self { error_type: error_type.to_owned(), error_message: error.to_string() }
+    }
+}
+
+/// Applies an event and reports what has to come again. What is not in both stores by the deadline is
+/// reported, too.
 ///
 /// # Errors
 /// [`InvocationError`]; then the whole batch comes again.
@@ -64,11 +132,12 @@ pub async fn handle(
     projector: &Projector,
     event: StreamEvent,
     function: &str,
+    deadline: Deadline,
 ) -> Result<BatchResponse, InvocationError> {
     let start = Instant::now();
-    let records: Vec<Vec<u8>> = event.into_records().collect();
+    let records = event.into_records().ok_or(InvocationError::NotAnEvent)?;
     // Boxed: the futures below it are deeply nested, and the compiler has a limit.
-    let batch = Box::pin(projector.apply(&records)).await.map_err(|error| {
+    let batch = Box::pin(projector.apply(&records, deadline)).await.map_err(|error| {
         tracing::error!(error = error::chain(&error), "nothing is acknowledged");
         // An alarm on failures must see this too.
         let failed = records.len() as u64;
@@ -102,7 +171,8 @@ fn numeric(digits: &str) -> (usize, &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{InvocationError, respond};
+    use super::{InvocationError, StreamEvent, respond};
+    use lambda_runtime::Diagnostic;
 
     fn record(sequence_number: &str) -> Vec<u8> {
         format!(r#"{{"dynamodb":{{"SequenceNumber":"{sequence_number}"}}}}"#).into_bytes()
@@ -116,6 +186,20 @@ mod tests {
             serde_json::to_string(&response).expect("JSON"),
             r#"{"batchItemFailures":[{"itemIdentifier":"999"}]}"#
         );
+    }
+
+    #[test]
+    fn records_are_found_wherever_they_stand_and_what_has_none_is_named() {
+        let records = |event: &str| {
+            let event: StreamEvent = serde_json::from_str(event).expect("JSON");
+            event.into_records().map(|records| records.len())
+        };
+        assert_eq!(records(r#"{"window":{"Records":1},"Records":[{},1],"state":{}}"#), Some(2));
+        assert_eq!(records(r#"{"Records":[],"isFinalInvokeForWindow":true}"#), Some(0));
+        assert_eq!(records("[{},{}, null]"), Some(3));
+        assert_eq!(records(r#"{"hello":"world"}"#), None);
+        let answer = Diagnostic::from(InvocationError::NotAnEvent);
+        assert_eq!(answer.error_type, "NotAnEvent");
     }
 
     #[test]

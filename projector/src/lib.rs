@@ -9,9 +9,11 @@
 pub mod apply;
 pub mod archive;
 pub mod attribute;
+mod cause;
 pub mod change;
 pub mod config;
 pub mod database;
+pub mod deadline;
 pub mod error;
 pub mod fold;
 pub mod handler;

@@ -1,11 +1,14 @@
 //! The Lambda: `bootstrap` in the zip that `cargo lambda build` makes.
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use lambda_runtime::{LambdaEvent, service_fn};
 use projector::config::{Config, ConfigError};
+use projector::deadline::Deadline;
 use projector::handler::{self, StreamEvent};
 use projector::telemetry;
+use tokio::time::Instant;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -33,8 +36,9 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     let projector = config.projector().await?;
     let (projector, function) = (&projector, function.as_str());
     lambda_runtime::run(service_fn(async |event: LambdaEvent<StreamEvent>| {
-        let response = handler::handle(projector, event.payload, function).await;
-        response.map_err(lambda_runtime::Error::from)
+        let remaining = event.context.deadline().duration_since(SystemTime::now());
+        let deadline = Deadline::of_invocation(Instant::now(), remaining.unwrap_or_default());
+        handler::handle(projector, event.payload, function, deadline).await
     }))
     .await
 }

@@ -35,17 +35,31 @@ pub fn metadata(row: &Measurement) -> Result<HashMap<String, String>, serde_json
     Ok(metadata)
 }
 
-/// The versions that an object's metadata names, and its format where it is ours.
+/// The versions and the format that an object's metadata names; `None` where it is not ours. A row that has
+/// an object has at least one version.
 #[must_use]
-pub fn read_metadata(metadata: Option<&HashMap<String, String>>) -> (Versions, Option<u32>) {
+pub fn read_metadata(metadata: Option<&HashMap<String, String>>) -> Option<(Versions, u32)> {
     let member = |name: &str| metadata.and_then(|metadata| metadata.get(name));
     let versions = Part::ALL.map(|part| member(&format!("{}-version", part.name())).cloned());
-    (versions, member("format").and_then(|format| format.parse().ok()))
+    let format = member("format")?.parse().ok()?;
+    versions.iter().any(Option::is_some).then_some((versions, format))
+}
+
+/// The versions that an object's body names, whatever else it holds; `None` where it names none.
+#[must_use]
+pub fn versions_of(body: &[u8]) -> Option<Versions> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        versions: HashMap<String, Option<String>>,
+    }
+    let Named { mut versions } = serde_json::from_slice(body).ok()?;
+    let versions = Part::ALL.map(|part| versions.remove(part.name()).flatten());
+    versions.iter().any(Option::is_some).then_some(versions)
 }
 
 /// Whether `a` holds at least what `b` holds, in every part.
 #[must_use]
-pub fn at_least(a: &Versions, b: &Versions) -> bool {
+pub fn dominates(a: &Versions, b: &Versions) -> bool {
     a.iter().zip(b).all(|(a, b)| a >= b)
 }
 
@@ -231,7 +245,7 @@ pub fn join(mut row: Measurement, other: Measurement) -> Measurement {
 
 #[cfg(test)]
 mod tests {
-    use super::{FORMAT, at_least, body, join, metadata, parse, read_metadata};
+    use super::{FORMAT, body, dominates, join, metadata, parse, read_metadata, versions_of};
     use crate::measurement::{Measurement, Part, Value, Versions};
     use proptest::prelude::*;
     use time::OffsetDateTime;
@@ -288,13 +302,15 @@ mod tests {
             let body = body(&row).expect("a body");
             let metadata = metadata(&row).expect("metadata");
             prop_assert_eq!(&parse(&body, Some(&metadata)).expect("a row"), &row);
-            prop_assert_eq!(read_metadata(Some(&metadata)), (row.versions, Some(FORMAT)));
+            let named = row.versions.iter().any(Option::is_some).then_some(row.versions);
+            prop_assert_eq!(read_metadata(Some(&metadata)), named.clone().map(|named| (named, FORMAT)));
+            prop_assert_eq!(versions_of(&body), named);
         }
 
         #[test]
-        fn the_join_of_two_rows_is_at_least_both_and_the_same_either_way(a in row(), b in row()) {
+        fn the_join_of_two_rows_is_dominates_both_and_the_same_either_way(a in row(), b in row()) {
             let joined = join(a.clone(), b.clone());
-            prop_assert!(at_least(&joined.versions, &a.versions) && at_least(&joined.versions, &b.versions));
+            prop_assert!(dominates(&joined.versions, &a.versions) && dominates(&joined.versions, &b.versions));
             prop_assert_eq!(&joined.versions, &join(b, a.clone()).versions);
             prop_assert_eq!(join(a.clone(), a.clone()), a);
         }

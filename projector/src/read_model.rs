@@ -2,6 +2,8 @@
 
 mod statement;
 
+use std::collections::HashMap;
+
 use sqlx::Arguments as _;
 use sqlx::Row as _;
 use sqlx::error::BoxDynError;
@@ -9,6 +11,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
 use crate::database::Database;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
 use crate::measurement::{COLUMNS, Document, Kind, Measurement, Part, PerPart, Value, Versions};
@@ -16,27 +19,48 @@ use crate::measurement::{COLUMNS, Document, Kind, Measurement, Part, PerPart, Va
 /// What comes back of the rows that were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returned {
-    /// No more than which they are.
-    Nothing,
+    /// No more than their versions.
+    Versions,
     /// The rows, of a large one only its versions.
     SmallRows,
     /// The rows, each whole.
     Rows,
 }
 
+/// What a written row was seen to hold.
+#[derive(Debug)]
+pub enum Held {
+    /// The whole row. Boxed: most sessions of a replay have none.
+    Row(Box<Measurement>),
+    /// Its versions alone: it is too large to come with others, or rows were not asked for.
+    Versions(Versions),
+}
+
 /// What the upsert made of one session of the batch.
 #[derive(Debug)]
 pub enum Upserted {
-    /// The row was written. Where rows come back it was seen to hold the patch.
+    /// The row was written. It was seen to hold at least the patch.
     Written {
         /// Whether the row is known to be new; not where rows were not asked for.
         inserted: bool,
-        /// The row as it is now; `None` where it is too large to be returned along with others, or
-        /// where rows were not asked for. Boxed: most sessions of a replay have none.
-        row: Option<Box<Measurement>>,
+        /// The row as it is now.
+        held: Held,
     },
     /// Nothing was newer than what the row holds: these versions, each at least the patch's.
-    Held(Versions),
+    Unchanged(Versions),
+}
+
+impl Upserted {
+    /// The versions that the row was seen to hold.
+    #[must_use]
+    pub fn versions(&self) -> &Versions {
+        match self {
+            Self::Written { held: Held::Row(row), .. } => &row.versions,
+            Self::Written { held: Held::Versions(versions), .. } | Self::Unchanged(versions) => {
+                versions
+            }
+        }
+    }
 }
 
 /// Writes what is newer than the rows, in one statement and one transaction.
@@ -46,34 +70,35 @@ pub enum Upserted {
 /// sends no values. Without, they are asked for afterwards, for the sessions that were not written.
 ///
 /// `sessions` are sorted by `session_id`, without repetition, as [`crate::fold::fold`] gives them.
-/// The answer has one entry a session, in the same order; `None` where the row stays older than the
-/// patch, because something in the database keeps it from being written: a trigger, a rule. (One that
-/// has the row written with other versions than were sent shows only where rows come back.)
+/// The answer has one entry per session, in the same order; `None` where the row stays older than the
+/// patch, because something in the database keeps it from being written: a trigger, a rule.
 ///
 /// # Errors
-/// [`Error::Database`] or [`Error::DatabaseTimeout`]. Where the server was lost in mid-statement it
-/// may have committed all the same; the redelivery finds out.
+/// As [`Database::fetch`]. Where the server was lost in mid-statement it may have committed all the same;
+/// the redelivery finds out.
 pub async fn upsert(
     database: &Database,
     sessions: &[SessionChanges<'_>],
     returned: Returned,
     ask_first: bool,
+    deadline: Deadline,
 ) -> Result<Vec<Option<Upserted>>, Error> {
     let mut upserted: Vec<Option<Upserted>> = sessions.iter().map(|_| None).collect();
     if ask_first {
-        ask(database, sessions, &mut upserted).await?;
+        ask(database, sessions, &mut upserted, deadline).await?;
     }
-    write(database, sessions, returned, &mut upserted).await?;
+    write(database, sessions, returned, &mut upserted, deadline).await?;
     // Asked for after the statement: whoever kept it from writing a row has committed by now.
-    ask(database, sessions, &mut upserted).await?;
+    ask(database, sessions, &mut upserted, deadline).await?;
     Ok(upserted)
 }
 
-/// Of the sessions that are open yet, answers those whose rows hold all of them.
+/// Marks as unchanged each pending session whose row already has every version in its patch.
 async fn ask(
     database: &Database,
     sessions: &[SessionChanges<'_>],
     upserted: &mut [Option<Upserted>],
+    deadline: Deadline,
 ) -> Result<(), Error> {
     let open = sessions.iter().zip(&*upserted).filter(|(_, upserted)| upserted.is_none());
     let keys: Vec<&str> = open.map(|(session, _)| session.session_id).collect();
@@ -85,8 +110,18 @@ async fn ask(
         arguments.add(keys.as_slice())?;
         Ok(arguments)
     };
-    let rows = database.fetch(statement::VERSIONS, arguments).await?;
-    for row in &rows {
+    let rows = database.fetch(statement::VERSIONS.as_str(), arguments, deadline).await?;
+    mark(sessions, &rows, upserted, Upserted::Unchanged)
+}
+
+/// Marks each session that the arrays of an answer name, and whose versions there are at least its patch.
+fn mark(
+    sessions: &[SessionChanges<'_>],
+    rows: &[PgRow],
+    upserted: &mut [Option<Upserted>],
+    marked: impl Fn(Versions) -> Upserted,
+) -> Result<(), Error> {
+    for row in rows {
         let (keys, versions) = versions(row).map_err(Error::Database)?;
         let [mut of_session, mut of_left, mut of_right] = versions.map(Vec::into_iter);
         for session_id in keys {
@@ -95,7 +130,7 @@ async fn ask(
                 continue;
             };
             if !newer(&sessions[place].patch, &held.each_ref().map(Option::as_deref)) {
-                upserted[place] = Some(Upserted::Held(held));
+                upserted[place] = Some(marked(held));
             }
         }
     }
@@ -116,6 +151,28 @@ fn versions(row: &PgRow) -> Result<FoundVersions, sqlx::Error> {
     Ok((keys.unwrap_or_default(), versions))
 }
 
+/// When the changes that rows hold were made, part by part, of these sessions.
+///
+/// # Errors
+/// As [`Database::fetch`].
+pub async fn change_times(
+    database: &Database,
+    session_ids: &[String],
+    deadline: Deadline,
+) -> Result<HashMap<String, PerPart<Option<OffsetDateTime>>>, Error> {
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(session_ids)?;
+        Ok(arguments)
+    };
+    let rows = database.fetch(statement::CHANGE_TIMES, arguments, deadline).await?;
+    let times = |row: &PgRow| {
+        let times = [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?];
+        Ok((row.try_get(0)?, times))
+    };
+    rows.iter().map(times).collect::<Result<_, _>>().map_err(Error::Database)
+}
+
 fn place_of(sessions: &[SessionChanges<'_>], session_id: &str) -> Option<usize> {
     sessions.binary_search_by(|session| session.session_id.cmp(session_id)).ok()
 }
@@ -126,29 +183,24 @@ async fn write(
     sessions: &[SessionChanges<'_>],
     returned: Returned,
     upserted: &mut [Option<Upserted>],
+    deadline: Deadline,
 ) -> Result<(), Error> {
     let open = sessions.iter().zip(&*upserted).filter(|(_, upserted)| upserted.is_none());
     let open: Vec<&SessionChanges<'_>> = open.map(|(session, _)| session).collect();
     if open.is_empty() {
         return Ok(());
     }
-    if returned == Returned::Nothing {
+    if returned == Returned::Versions {
         let sql = statement::UPSERT.as_str();
-        let rows = database.fetch(sql, || upsert_arguments(&open, None)).await?;
-        for row in &rows {
-            // NULL where there is none.
-            let keys: Option<Vec<String>> = row.try_get(0).map_err(Error::Database)?;
-            for session_id in keys.unwrap_or_default() {
-                if let Some(place) = place_of(sessions, &session_id) {
-                    upserted[place] = Some(Upserted::Written { inserted: false, row: None });
-                }
-            }
-        }
-        return Ok(());
+        let rows = database.fetch(sql, || upsert_arguments(&open, None), deadline).await?;
+        let written =
+            |versions| Upserted::Written { inserted: false, held: Held::Versions(versions) };
+        // A trigger can write something else than was sent.
+        return mark(sessions, &rows, upserted, written);
     }
     let everything = Some(returned == Returned::Rows);
     let sql = statement::UPSERT_RETURNING_ROWS.as_str();
-    let rows = database.fetch(sql, || upsert_arguments(&open, everything)).await?;
+    let rows = database.fetch(sql, || upsert_arguments(&open, everything), deadline).await?;
     for row in &rows {
         let session_id = row.try_get(0).map_err(Error::Database)?;
         let inserted = row.try_get(1).map_err(Error::Database)?;
@@ -157,8 +209,11 @@ async fn write(
         if let Some(place) = place_of(sessions, session_id)
             && !newer(&sessions[place].patch, &versions)
         {
-            let row = measurement(row)?.map(Box::new);
-            upserted[place] = Some(Upserted::Written { inserted, row });
+            let held = match measurement(row)? {
+                Some(row) => Held::Row(Box::new(row)),
+                None => Held::Versions(versions.map(|version| version.map(str::to_owned))),
+            };
+            upserted[place] = Some(Upserted::Written { inserted, held });
         }
     }
     Ok(())
@@ -176,14 +231,18 @@ fn newer(patch: &Patch<'_>, held: &PerPart<Option<&str>>) -> bool {
 ///
 /// # Errors
 /// [`Error::Database`], or [`Error::RowVanished`] where there is none.
-pub async fn read(database: &Database, session_id: &str) -> Result<Measurement, Error> {
+pub async fn read(
+    database: &Database,
+    session_id: &str,
+    deadline: Deadline,
+) -> Result<Measurement, Error> {
     let arguments = || {
         let mut arguments = PgArguments::default();
         arguments.add([session_id].as_slice())?;
         arguments.add(true)?;
         Ok(arguments)
     };
-    let rows = database.fetch(statement::READ.as_str(), arguments).await?;
+    let rows = database.fetch(statement::READ.as_str(), arguments, deadline).await?;
     let row = rows.first().map(measurement).transpose()?.flatten();
     row.ok_or_else(|| Error::RowVanished(session_id.to_owned()))
 }

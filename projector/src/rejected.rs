@@ -1,8 +1,9 @@
-//! Records that can never apply: set aside whole, with the reason, so that they block nothing and
-//! nothing is lost.
+//! Records that can never apply: stored whole, with the reason, so that they block nothing and nothing is
+//! lost.
 //!
-//! The statement here must not fail for what a record holds, or the record would be stuck after
-//! all: what PostgreSQL would not take is wrapped in what it takes.
+//! The statement here must not fail for what a record holds, or the record would be stuck after all: what
+//! PostgreSQL would not take is wrapped in what it takes. And a record counts as rejected only when its row
+//! was seen: a trigger or a rule can swallow an insert without an error.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,16 +18,19 @@ use sqlx::postgres::PgArguments;
 
 use crate::change;
 use crate::database::Database;
-use crate::error::Error;
+use crate::deadline::Deadline;
+use crate::error::{Consequence, Error};
 use crate::version::Version;
 
-/// A record of the batch and why it is set aside.
+/// A record of the batch and why it is rejected.
 #[derive(Debug)]
 pub struct Rejection {
     /// The record's index in the batch.
     pub position: usize,
-    /// Why, in one line.
+    /// Why, in one line, for `rejected_records`.
     pub reason: String,
+    /// The same for the log, without values.
+    pub logged: String,
 }
 
 const INSERT: &str = "INSERT INTO rejected_records
@@ -37,26 +41,60 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text
 ORDER BY identity COLLATE \"C\"
 ON CONFLICT (identity) DO NOTHING";
 
-/// Sets the records aside: one row a record, however often it is delivered.
+/// Asked for after the insert has committed.
+const STORED: &str = "SELECT identity FROM rejected_records WHERE identity = ANY($1::text[])";
+
+/// Stores the records in `rejected_records`: one row per record, however often it is delivered.
 ///
 /// # Errors
-/// [`Error::Database`] or [`Error::DatabaseTimeout`]; then they must come again.
-pub async fn set_aside<R: AsRef<[u8]>>(
+/// As [`Database::fetch`], or [`Error::RejectionNotStored`] where a row is not there afterwards; then all of
+/// them must come again.
+pub async fn store<R: AsRef<[u8]>>(
     database: &Database,
     records: &[R],
     rejections: &[Rejection],
+    deadline: Deadline,
 ) -> Result<(), Error> {
     if rejections.is_empty() {
         return Ok(());
     }
     // Two deliveries of one record in one batch are one row.
-    let rows: BTreeMap<String, (Labels, String)> = rejections
+    let mut rows: BTreeMap<String, (Labels, String)> = rejections
         .iter()
         .map(|rejection| {
             let labels = Labels::of(records[rejection.position].as_ref());
             (labels.identity.clone(), (labels, storable_text(&rejection.reason).into_owned()))
         })
         .collect();
+    if let Err(error) = insert(database, &rows, deadline).await {
+        if error.consequence() != Consequence::Reject {
+            return Err(error);
+        }
+        // A database of another encoding than UTF-8 has not every character. ASCII they all have.
+        for (labels, reason) in rows.values_mut() {
+            labels.escape();
+            *reason = escaped(reason);
+        }
+        insert(database, &rows, deadline).await?;
+    }
+    let identities: Vec<&str> = rows.values().map(|(labels, _)| labels.identity.as_str()).collect();
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(identities.as_slice())?;
+        Ok(arguments)
+    };
+    let stored = database.fetch(STORED, arguments, deadline).await?.len();
+    match identities.len() - stored {
+        0 => Ok(()),
+        records => Err(Error::RejectionNotStored { records }),
+    }
+}
+
+async fn insert(
+    database: &Database,
+    rows: &BTreeMap<String, (Labels, String)>,
+    deadline: Deadline,
+) -> Result<(), Error> {
     let arguments = || {
         let column =
             |of: fn(&(Labels, String)) -> Option<&str>| rows.values().map(of).collect::<Vec<_>>();
@@ -70,7 +108,7 @@ pub async fn set_aside<R: AsRef<[u8]>>(
         arguments.add(column(|(labels, _)| Some(&labels.record)))?;
         Ok(arguments)
     };
-    database.fetch(INSERT, arguments).await.map(drop)
+    database.fetch(INSERT, arguments, deadline).await.map(drop)
 }
 
 /// The sequence number of a record that may be malformed, where one can be made out.
@@ -120,6 +158,32 @@ impl Labels {
             record: storable_json(record, json.is_some()),
         }
     }
+
+    /// The same in ASCII. In JSON a character outside it can only stand in a string, where its escape means
+    /// the same; a label shows the escape.
+    fn escape(&mut self) {
+        let Self { identity, table_name, stream_label, sequence_number, event_id, record } = self;
+        *identity = escaped(identity);
+        *record = escaped(record);
+        for label in [table_name, stream_label, sequence_number, event_id].into_iter().flatten() {
+            *label = escaped(label);
+        }
+    }
+}
+
+/// Every character outside ASCII as JSON escapes it, in UTF-16: `\u00e9`.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            write!(escaped, "\\u{unit:04x}").expect("a string takes all");
+        }
+    }
+    escaped
 }
 
 fn digest(record: &[u8]) -> String {
@@ -177,6 +241,18 @@ mod tests {
         assert_eq!(Labels::of(b"\xff\xfe").record, r#"{"base64":"//4="}"#);
         let deep = "[".repeat(100_000) + &"]".repeat(100_000);
         assert!(Labels::of(deep.as_bytes()).record.starts_with('"'));
+    }
+
+    #[test]
+    fn escaping_keeps_what_the_json_means() {
+        let record = r#"{"eventID":"é😀","a":"\n\u00e9"}"#;
+        let mut labels = Labels::of(record.as_bytes());
+        labels.escape();
+        assert!(
+            labels.record.is_ascii() && labels.event_id.as_deref() == Some("\\u00e9\\ud83d\\ude00")
+        );
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        assert_eq!(json(&labels.record), json(record));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use time::OffsetDateTime;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -16,7 +16,8 @@ use crate::config::ConfigError;
 /// The metrics' namespace in CloudWatch.
 pub const NAMESPACE: &str = "Projector";
 
-/// The log filter of `RUST_LOG`, levels by target: `info` where it is not set.
+/// The log filter of `RUST_LOG`, levels by target: `info` where it is not set. Below `info` only our own
+/// targets are heard: the runtime logs the raw event at `trace`, and the SDK bodies, secrets among them.
 ///
 /// # Errors
 /// [`ConfigError`] where it cannot be read.
@@ -24,14 +25,28 @@ pub fn log_filter() -> Result<Targets, ConfigError> {
     filter_of(&std::env::var("RUST_LOG").unwrap_or_default())
 }
 
+/// The crates whose logs we know to hold no value of a record and no part of a login.
+const OURS: [&str; 2] = ["projector", "backfill"];
+
 fn filter_of(text: &str) -> Result<Targets, ConfigError> {
     // `Targets` reads " sqlx" as the name of a target, and nothing behind a comma as a level.
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     let text = if parts.is_empty() { "info".to_owned() } else { parts.join(",") };
-    text.parse().map_err(|error| ConfigError {
+    let wanted: Targets = text.parse().map_err(|error| ConfigError {
         variable: "RUST_LOG",
         problem: format!("cannot be read, expected a level or target=level,...: {error}"),
-    })
+    })?;
+    let default = wanted.default_level().unwrap_or(LevelFilter::OFF);
+    let ours = OURS.map(|target| (target.to_owned(), default));
+    let capped = wanted.iter().map(|(target, level)| {
+        let name = target.split("::").next().unwrap_or_default();
+        let level = if OURS.contains(&name) { level } else { level.min(LevelFilter::INFO) };
+        (target.to_owned(), level)
+    });
+    Ok(Targets::new()
+        .with_default(default.min(LevelFilter::INFO))
+        .with_targets(ours)
+        .with_targets(capped))
 }
 
 /// JSON logs to standard output, as CloudWatch Logs Insights reads them.
@@ -56,6 +71,7 @@ pub fn log_batch(batch: &Applied, duration: Duration) {
         applied,
         duplicate,
         stale,
+        stale_created_later,
         superseded,
         ttl_kept,
         rejected,
@@ -70,6 +86,7 @@ pub fn log_batch(batch: &Applied, duration: Duration) {
         applied,
         duplicate,
         stale,
+        stale_created_later,
         superseded,
         ttl_kept,
         rejected,
@@ -105,6 +122,7 @@ pub fn metrics(batch: &Applied, duration: Duration, function: &str, now: OffsetD
         ("Applied", "Count", json!(counts.applied)),
         ("Duplicate", "Count", json!(counts.duplicate)),
         ("Stale", "Count", json!(counts.stale)),
+        ("StaleCreatedLater", "Count", json!(counts.stale_created_later)),
         ("Superseded", "Count", json!(counts.superseded)),
         ("TtlKept", "Count", json!(counts.ttl_kept)),
         ("Rejected", "Count", json!(counts.rejected)),
@@ -174,7 +192,7 @@ mod tests {
         );
         let definitions =
             line["_aws"]["CloudWatchMetrics"][0]["Metrics"].as_array().expect("definitions");
-        assert_eq!(definitions.len(), 12);
+        assert_eq!(definitions.len(), 13);
         for definition in definitions {
             let name = definition["Name"].as_str().expect("a name");
             assert!(line[name].is_number(), "{name}");

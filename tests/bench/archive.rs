@@ -7,10 +7,11 @@ use std::time::Instant;
 use anyhow::Context as _;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use futures_util::{StreamExt as _, stream};
-use projector::apply::Projector;
+use projector::apply::{Projector, reconcile};
+use projector::deadline::Deadline;
 use projector::measurement::{Document, Kind, Measurement, Part, Value};
 use projector::object;
-use projector::read_model::Upserted;
+use projector::read_model::{Held, Upserted};
 use support::records::LABEL;
 use support::services::{Stores, s3, service};
 
@@ -94,10 +95,13 @@ impl Rates {
                 let mut putting = stream::iter(rows)
                     .map(|row| {
                         let session_id = row.session_id.clone();
-                        let row = Some(Box::new(row));
-                        let upserted = Upserted::Written { inserted: true, row };
+                        let held = Held::Row(Box::new(row));
+                        let upserted = Upserted::Written { inserted: true, held };
                         let database = &projector.database;
-                        async move { archive.bring_up(database, &session_id, upserted).await }
+                        async move {
+                            reconcile(database, archive, &session_id, upserted, Deadline::NONE)
+                                .await
+                        }
                     })
                     .buffer_unordered(archive.concurrency());
                 while let Some(archived) = putting.next().await {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use projector::change::{self, Decoded, Tables};
+use projector::deadline::Deadline;
 use projector::fold::{self, Arrival, SessionChanges};
 use projector::measurement::{COLUMNS, Kind, Part};
 use projector::read_model::{self, Returned};
@@ -166,7 +167,7 @@ async fn run_guarded(
 ) -> anyhow::Result<f64> {
     let sessions = sessions.to_vec();
     let start = Instant::now();
-    let stored = projector.store(sessions).await?;
+    let stored = projector.store(sessions, Deadline::NONE).await?;
     let seconds = start.elapsed().as_secs_f64();
     ensure!(stored.failed.is_empty() && stored.rejections.is_empty());
     Ok(BATCH as f64 / seconds)
@@ -180,9 +181,14 @@ async fn run_returning(
 ) -> anyhow::Result<f64> {
     let start = Instant::now();
     for sessions in sessions.chunks(1_000) {
-        let upserted =
-            read_model::upsert(&projector.database, sessions, Returned::SmallRows, ask_first)
-                .await?;
+        let upserted = read_model::upsert(
+            &projector.database,
+            sessions,
+            Returned::SmallRows,
+            ask_first,
+            Deadline::NONE,
+        )
+        .await?;
         ensure!(upserted.iter().all(Option::is_some));
     }
     Ok(sessions.len() as f64 / start.elapsed().as_secs_f64())

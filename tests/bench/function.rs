@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use projector::apply::Projector;
 use projector::change::{self, Decoded};
+use projector::deadline::Deadline;
 use projector::fold::{self, Arrival};
 use projector::object;
 use projector::read_model::{self, Returned};
@@ -167,9 +168,11 @@ async fn round_trips(s3_server: &MemoryS3, rounds: usize) -> anyhow::Result<(f64
         let arrivals = [Arrival { position: 0, change }];
         let sessions = fold::fold(&arrivals);
         let start = Instant::now();
-        read_model::upsert(&projector.database, &sessions, Returned::Rows, false).await?;
+        read_model::upsert(&projector.database, &sessions, Returned::Rows, false, Deadline::NONE)
+            .await?;
         let statement = start.elapsed();
-        let row = read_model::read(&projector.database, sessions[0].session_id).await?;
+        let row =
+            read_model::read(&projector.database, sessions[0].session_id, Deadline::NONE).await?;
         let (body, metadata) = (object::body(&row)?, object::metadata(&row)?);
         let start = Instant::now();
         client

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use projector::change::{self, Decoded};
+use projector::deadline::Deadline;
 use projector::fold::{self, Arrival};
 use sqlx::PgConnection;
 use support::records::{LABEL, scan, session};
@@ -115,7 +116,7 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
                 let before = pages_read(&mut connection).await?;
                 let start = Instant::now();
                 let count = sessions.len() as f64;
-                let done = projector.store(sessions).await?;
+                let done = projector.store(sessions, Deadline::NONE).await?;
                 let seconds = start.elapsed().as_secs_f64();
                 ensure!(done.failed.is_empty());
                 if round > 0 {

@@ -1,13 +1,13 @@
 //! The services of `scripts/with-services`, and a fresh database and bucket for each test.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use projector::apply::{Applied, Projector, TtlRemovals};
+use projector::apply::{Applied, Learned, Projector, TtlRemovals};
 use projector::archive::{Archive, ArchiveConfig};
 use projector::change::Tables;
 use projector::database::{self, Database, DatabaseConfig, Login};
+use projector::deadline::Deadline;
 use serde_json::Value as Json;
 use sqlx::{Connection as _, PgConnection};
 
@@ -182,7 +182,8 @@ impl Stores {
             ttl_removals: TtlRemovals::Apply,
             database: Database::new(config, None),
             archive: None,
-            mostly_held: AtomicBool::default(),
+            all_refused_at_least: 2,
+            learned: Learned::default(),
         }
     }
 
@@ -287,7 +288,7 @@ pub async fn apply_all(
 /// Where something failed.
 pub async fn apply(projector: &Projector, records: &[Record]) -> Applied {
     let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
-    let applied = Box::pin(projector.apply(&json)).await.expect("no fatal error");
+    let applied = Box::pin(projector.apply(&json, Deadline::NONE)).await.expect("no fatal error");
     assert_eq!(applied.failed, [0; 0], "nothing fails");
     applied
 }

@@ -1,0 +1,137 @@
+//! Which sessions to try next of those that failed together. Pure.
+//!
+//! One session that a corrupt page, a lock or a value keeps out must not keep out its neighbours. A
+//! statement that failed is split, and what fails is split again, until it is one session; of one session
+//! that PostgreSQL refuses, until it is one change.
+
+use std::collections::VecDeque;
+
+use crate::fold::SessionChanges;
+
+/// A statement that failed is split into this many. To find one bad session among a thousand takes four
+/// rounds of eight, each a wait if the session is locked; by halves it would take ten.
+const WAYS: usize = 8;
+
+/// Splits sessions that failed together, two at least, into nearly equal pieces.
+pub(super) fn split(mut sessions: Vec<SessionChanges<'_>>) -> VecDeque<Vec<SessionChanges<'_>>> {
+    let size = sessions.len().div_ceil(WAYS).max(1);
+    let mut pieces = VecDeque::with_capacity(WAYS);
+    while !sessions.is_empty() {
+        let rest = sessions.split_off(sessions.len().min(size));
+        pieces.push_back(std::mem::replace(&mut sessions, rest));
+    }
+    pieces
+}
+
+/// What to try next of one session that PostgreSQL refuses.
+#[derive(Debug)]
+pub(super) enum Narrowed<'a> {
+    /// Its parts, each by itself.
+    Parts(Vec<SessionChanges<'a>>),
+    /// The record with this index is refused. What it had overtaken in the batch may still apply.
+    Refused(usize, Option<SessionChanges<'a>>),
+}
+
+/// Narrows a refused session down: to its parts, and of one part to its newest change, the only one that
+/// was sent. So it takes one statement per change that is refused, and one per part.
+pub(super) fn narrow(session: SessionChanges<'_>) -> Narrowed<'_> {
+    let parts = session.by_part();
+    if parts.len() > 1 {
+        return Narrowed::Parts(parts);
+    }
+    match session.without_newest() {
+        (rest, Some(newest)) => Narrowed::Refused(newest.position, rest),
+        (_, None) => Narrowed::Parts(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Narrowed, narrow, split};
+    use crate::change::Change;
+    use crate::fold::{Arrival, SessionChanges, fold};
+    use crate::measurement::Part;
+    use crate::version::Version;
+    use std::collections::{BTreeSet, VecDeque};
+
+    fn arrivals(sessions: usize, per_part: usize) -> Vec<Arrival> {
+        let mut arrivals = Vec::new();
+        for session in 0..sessions {
+            for part in Part::ALL {
+                for number in 1..=per_part {
+                    let version = Version::new("l", &number.to_string()).expect("a version");
+                    arrivals.push(Arrival {
+                        position: arrivals.len(),
+                        change: Change {
+                            session_id: format!("s{session:05}"),
+                            part,
+                            version,
+                            changed_at: None,
+                            document: None,
+                            expired: false,
+                        },
+                    });
+                }
+            }
+        }
+        arrivals
+    }
+
+    /// Tries pieces until nothing is left, like the pipeline: `bad` records are refused. Returns the records
+    /// found and the number of statements.
+    fn search(arrivals: &[Arrival], bad: &BTreeSet<usize>) -> (BTreeSet<usize>, usize) {
+        let mut pieces = VecDeque::from([fold(arrivals)]);
+        let (mut found, mut statements) = (BTreeSet::new(), 0);
+        let refused = |session: &SessionChanges<'_>| {
+            let newest = session.by_part().into_iter().filter_map(|part| part.without_newest().1);
+            newest.into_iter().any(|arrival| bad.contains(&arrival.position))
+        };
+        while let Some(mut piece) = pieces.pop_front() {
+            statements += 1;
+            if !piece.iter().any(refused) {
+                continue;
+            }
+            if piece.len() > 1 {
+                pieces.extend(split(piece));
+                continue;
+            }
+            match narrow(piece.remove(0)) {
+                Narrowed::Parts(parts) => pieces.extend(parts.into_iter().map(|part| vec![part])),
+                Narrowed::Refused(index, rest) => {
+                    found.insert(index);
+                    pieces.extend(rest.map(|rest| vec![rest]));
+                }
+            }
+        }
+        (found, statements)
+    }
+
+    #[test]
+    fn one_bad_session_among_ten_thousand_takes_some_forty_statements() {
+        let arrivals = arrivals(10_000, 1);
+        for bad in [0, 14_999, 29_999] {
+            let bad = BTreeSet::from([bad]);
+            let (found, statements) = search(&arrivals, &bad);
+            assert_eq!(found, bad);
+            assert!(statements <= 45, "{statements}");
+        }
+    }
+
+    #[test]
+    fn one_refused_change_among_a_thousand_of_its_part_takes_a_few_statements() {
+        let arrivals = arrivals(1, 1_000);
+        // The newest of the right foot: what it had overtaken is sent once.
+        let bad = BTreeSet::from([2_999]);
+        assert_eq!(search(&arrivals, &bad), (bad, 5));
+    }
+
+    #[test]
+    fn every_refused_change_that_is_sent_is_found_and_no_other() {
+        let arrivals = arrivals(50, 3);
+        // Newest ones, one with the change that it had overtaken, and one that is overtaken and never sent.
+        let bad = BTreeSet::from([2, 8, 7, 101, 440, 448]);
+        let (found, _) = search(&arrivals, &bad);
+        let sent: BTreeSet<usize> = bad.iter().copied().filter(|index| *index != 448).collect();
+        assert_eq!(found, sent);
+    }
+}

@@ -1,0 +1,467 @@
+//! Both stores for one batch: sessions → statements → objects, each step as soon as the one before it allows.
+//!
+//! A record counts as failed until it is settled: in both stores, or found to be refused. So whatever ends
+//! the work early (an outage, the deadline), nothing is acknowledged that is not stored.
+//!
+//! Three queues. Sessions that were not tried yet, in the order of their records, so that what is left at
+//! the deadline comes from the end of the batch. Suspects: pieces of statements that failed, tried when
+//! nothing else is left, so that one bad session does not hold up the others. And sessions whose row is
+//! stored and whose object is not yet reconciled.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+
+use super::isolate::{Narrowed, narrow, split};
+use super::pace::Pace;
+use super::reconcile::{Reconciled, reconcile};
+use super::regions::OvertakenByLabel;
+use super::{Counts, Durations, Projector, refusal};
+use crate::archive::Archive;
+use crate::deadline::Deadline;
+use crate::error::{self, Consequence, Error};
+use crate::fold::{Arrival, SessionChanges};
+use crate::measurement::Part;
+use crate::read_model::{self, Returned, Upserted};
+use crate::rejected::Rejection;
+
+/// A batch of fewer sessions is one statement; of more, one per connection, each its own commit.
+const SPLIT_SESSIONS: usize = 500;
+/// With an archive a statement takes no more sessions than this, so that objects go out while the
+/// next ones are in the database; and no statement is sent while more of them wait for their objects.
+const OVERLAP_SESSIONS: usize = 1_000;
+/// The rows of a batch of so few sessions are returned whole whatever their size; of a larger one, only
+/// the small ones, so that what waits for its object is bounded.
+const WHOLE_ROWS: usize = 8;
+/// After so many failures without a success between them the rest of a batch is not tried: it comes again.
+const GIVE_UP_AFTER: u32 = 16;
+/// So many sessions that were all refused for one reason show what is at fault, before the rest is tried.
+const ENOUGH_REFUSED: usize = 50;
+
+/// What became of the sessions of a batch.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// How many records went which way, without those that were rejected.
+    pub counts: Counts,
+    /// The records that are not in both stores, by their index in the batch, in order.
+    pub failed: Vec<usize>,
+    /// What PostgreSQL refuses, and is not in `rejected_records` yet.
+    pub rejections: Vec<Rejection>,
+    /// Where the time went.
+    pub durations: Durations,
+}
+
+/// What came of one statement.
+struct Statement<'a> {
+    sessions: Vec<SessionChanges<'a>>,
+    took: Duration,
+    upserted: Result<Vec<Option<Upserted>>, Error>,
+}
+
+/// The state of one batch.
+struct Pipeline<'p, 'a> {
+    projector: &'p Projector,
+    deadline: Deadline,
+    untried: VecDeque<SessionChanges<'a>>,
+    suspects: VecDeque<Vec<SessionChanges<'a>>>,
+    waiting: VecDeque<(SessionChanges<'a>, Upserted)>,
+    /// Sessions per statement, if the database is not slow.
+    chunk: usize,
+    returned: Returned,
+    /// By record index: not settled.
+    pending: Vec<bool>,
+    refusals: Refusals,
+    overtaken: OvertakenByLabel<'a>,
+    /// Sessions that failed alone, without a success between them.
+    failed_alone: u32,
+    /// Objects that failed, without a success between them.
+    failed_objects: u32,
+    first_object: Option<Instant>,
+    stored: Stored,
+}
+
+/// What PostgreSQL refused so far.
+#[derive(Default)]
+struct Refusals {
+    sessions: BTreeSet<String>,
+    /// The reason of all; `None` where there are several.
+    same: Option<String>,
+    several: bool,
+    /// Some session was taken.
+    passed: bool,
+}
+
+impl Refusals {
+    fn add(&mut self, session_id: &str, reason: &str) {
+        self.sessions.insert(session_id.to_owned());
+        self.several |= self.same.get_or_insert_with(|| reason.to_owned()) != reason;
+    }
+
+    /// Every session of the batch so far is refused for one reason: the table is at fault, or a trigger.
+    fn set_up_at_fault(&self, at_least: usize) -> Option<Error> {
+        let reason = self.same.clone().filter(|_| !self.several && !self.passed)?;
+        let sessions = self.sessions.len();
+        (sessions >= at_least).then_some(Error::AllRefused { sessions, reason })
+    }
+}
+
+/// Stores the sessions of a batch. As many statements are in the database at once as there are connections;
+/// as one comes back, the objects of ALL its sessions are reconciled, written or not (a crash between commit
+/// and PUT is repaired by the redelivery), while the next is in the database.
+///
+/// # Errors
+/// Only what is [`Consequence::Fatal`].
+pub(super) async fn store<'a>(
+    projector: &Projector,
+    sessions: Vec<SessionChanges<'a>>,
+    deadline: Deadline,
+) -> Result<Stored, Error> {
+    let total = sessions.len();
+    let mut pipeline = Pipeline::new(projector, sessions, deadline);
+    let mut upserts = FuturesUnordered::new();
+    let mut objects = FuturesUnordered::new();
+    loop {
+        while upserts.len() < projector.database.connections()
+            && let Some(sessions) = pipeline.next_statement()
+        {
+            upserts.push(upsert(projector, sessions, pipeline.returned, deadline));
+        }
+        while let Some(archive) = &projector.archive
+            && objects.len() < archive.concurrency()
+            && let Some((session, upserted)) = pipeline.waiting.pop_front()
+        {
+            pipeline.first_object.get_or_insert_with(Instant::now);
+            objects.push(reconcile_session(projector, archive, session, upserted, deadline));
+        }
+        if upserts.is_empty() && objects.is_empty() {
+            break;
+        }
+        tokio::select! {
+            Some(statement) = upserts.next() => pipeline.on_upsert(statement)?,
+            Some((session, done)) = objects.next() => pipeline.on_object(&session, done)?,
+            () = deadline.passed() => {
+                log_unless_fatal(Error::OutOfTime)?;
+                break;
+            }
+        }
+    }
+    pipeline.finish(total).await
+}
+
+async fn upsert<'a>(
+    projector: &Projector,
+    sessions: Vec<SessionChanges<'a>>,
+    returned: Returned,
+    deadline: Deadline,
+) -> Statement<'a> {
+    let start = Instant::now();
+    let ask_first = projector.learned.mostly_unchanged();
+    let upserted =
+        read_model::upsert(&projector.database, &sessions, returned, ask_first, deadline).await;
+    if let Ok(upserted) = &upserted {
+        projector.learned.see(upserted);
+    }
+    Statement { sessions, took: start.elapsed(), upserted }
+}
+
+async fn reconcile_session<'a>(
+    projector: &Projector,
+    archive: &Archive,
+    session: SessionChanges<'a>,
+    upserted: Upserted,
+    deadline: Deadline,
+) -> (SessionChanges<'a>, Result<Reconciled, Error>) {
+    let session_id = session.session_id;
+    let done = reconcile(&projector.database, archive, session_id, upserted, deadline).await;
+    (session, done)
+}
+
+impl<'p, 'a> Pipeline<'p, 'a> {
+    fn new(
+        projector: &'p Projector,
+        mut sessions: Vec<SessionChanges<'a>>,
+        deadline: Deadline,
+    ) -> Self {
+        let indices = || sessions.iter().flat_map(record_indices);
+        let mut pending = vec![false; indices().max().map_or(0, |last| last + 1)];
+        for index in indices() {
+            pending[index] = true;
+        }
+        let mut chunk =
+            sessions.len().div_ceil(projector.database.connections()).max(SPLIT_SESSIONS);
+        let returned = match &projector.archive {
+            None => Returned::Versions,
+            Some(_) if sessions.len() <= WHOLE_ROWS => Returned::Rows,
+            Some(_) => Returned::SmallRows,
+        };
+        if projector.archive.is_some() {
+            chunk = chunk.min(OVERLAP_SESSIONS);
+        }
+        // What fits into one statement keeps the order of the keys. Of more, the oldest records go first.
+        if sessions.len() > chunk {
+            sessions.sort_by_cached_key(|session| record_indices(session).min());
+        }
+        Self {
+            projector,
+            deadline,
+            untried: sessions.into(),
+            suspects: VecDeque::new(),
+            waiting: VecDeque::new(),
+            chunk,
+            returned,
+            pending,
+            refusals: Refusals::default(),
+            overtaken: OvertakenByLabel::default(),
+            failed_alone: 0,
+            failed_objects: 0,
+            first_object: None,
+            stored: Stored::default(),
+        }
+    }
+
+    fn pace(&self) -> MutexGuard<'p, Pace> {
+        self.projector.learned.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sessions of the next statement, sorted by key: two statements that lock the same rows in
+    /// different orders deadlock.
+    fn next_statement(&mut self) -> Option<Vec<SessionChanges<'a>>> {
+        if self.waiting.len() > OVERLAP_SESSIONS {
+            return None;
+        }
+        let limit = self.pace().limit();
+        if !self.untried.is_empty() {
+            let count = self.untried.len().min(self.chunk).min(limit);
+            let mut sessions: Vec<_> = self.untried.drain(..count).collect();
+            sessions.sort_by_key(|session| session.session_id);
+            return Some(sessions);
+        }
+        let mut sessions = self.suspects.pop_front()?;
+        if sessions.len() > limit {
+            self.suspects.push_front(sessions.split_off(limit));
+        }
+        Some(sessions)
+    }
+
+    fn on_upsert(&mut self, statement: Statement<'a>) -> Result<(), Error> {
+        let Statement { sessions, took, upserted } = statement;
+        self.stored.durations.database += took;
+        match upserted {
+            Ok(upserted) => {
+                self.pace().done(sessions.len(), took);
+                self.failed_alone = 0;
+                self.refusals.passed = true;
+                self.on_stored(sessions, upserted)
+            }
+            Err(error) => match error.consequence() {
+                Consequence::Fatal => Err(error),
+                Consequence::Split => self.on_split(sessions, took, error),
+                Consequence::Reject => self.on_refused(sessions, &error),
+                Consequence::Retry | Consequence::Reconnect => {
+                    // Those behind it would wait as long for the same.
+                    self.give_up_rows();
+                    log_unless_fatal(error)
+                }
+            },
+        }
+    }
+
+    fn on_stored(
+        &mut self,
+        sessions: Vec<SessionChanges<'a>>,
+        upserted: Vec<Option<Upserted>>,
+    ) -> Result<(), Error> {
+        let mut not_written: Option<(&str, usize)> = None;
+        for (session, upserted) in sessions.into_iter().zip(upserted) {
+            let Some(upserted) = upserted else {
+                let (_, others) = not_written.get_or_insert((session.session_id, 0));
+                *others += 1;
+                continue;
+            };
+            count(&session, &upserted, &mut self.stored.counts);
+            self.overtaken.add(&session, upserted.versions());
+            if self.projector.archive.is_none() {
+                self.settle(&session);
+            } else if self.failed_objects < GIVE_UP_AFTER {
+                self.waiting.push_back((session, upserted));
+            }
+        }
+        match not_written {
+            None => Ok(()),
+            Some((session_id, count)) => log_unless_fatal(Error::RowNotWritten {
+                session_id: session_id.to_owned(),
+                others: count - 1,
+            }),
+        }
+    }
+
+    /// The statement failed and the connection lives: smaller statements, down to one session, which fails
+    /// alone.
+    fn on_split(
+        &mut self,
+        sessions: Vec<SessionChanges<'a>>,
+        took: Duration,
+        error: Error,
+    ) -> Result<(), Error> {
+        if error.too_much() {
+            self.pace().too_much(sessions.len(), took);
+        }
+        if sessions.len() > 1 && error.too_much() {
+            tracing::info!(
+                error = error::chain(&error),
+                sessions = sessions.len(),
+                next = self.pace().limit(),
+                "a statement was too much, the next ones take fewer sessions"
+            );
+            self.put_back(sessions);
+            return Ok(());
+        }
+        if sessions.len() > 1 {
+            self.suspects.extend(split(sessions));
+            return Ok(());
+        }
+        self.failed_alone += 1;
+        if self.failed_alone >= GIVE_UP_AFTER {
+            self.give_up_rows();
+        }
+        log_unless_fatal(error)
+    }
+
+    /// The next to be tried, the oldest records first.
+    fn put_back(&mut self, mut sessions: Vec<SessionChanges<'a>>) {
+        sessions.sort_by_cached_key(|session| record_indices(session).min());
+        for session in sessions.into_iter().rev() {
+            self.untried.push_front(session);
+        }
+    }
+
+    fn on_refused(
+        &mut self,
+        mut sessions: Vec<SessionChanges<'a>>,
+        error: &Error,
+    ) -> Result<(), Error> {
+        if sessions.len() > 1 {
+            self.suspects.extend(split(sessions));
+            return Ok(());
+        }
+        let Some(session) = sessions.pop() else { return Ok(()) };
+        let session_id = session.session_id;
+        match narrow(session) {
+            Narrowed::Parts(parts) => {
+                self.suspects.extend(parts.into_iter().map(|part| vec![part]))
+            }
+            Narrowed::Refused(position, rest) => {
+                self.suspects.extend(rest.map(|rest| vec![rest]));
+                self.pending[position] = false;
+                let (reason, logged) = refusal(error);
+                self.refusals.add(session_id, &logged);
+                self.stored.rejections.push(Rejection { position, reason, logged });
+                if let Some(error) = self.refusals.set_up_at_fault(ENOUGH_REFUSED)
+                    && self.projector.all_refused_at_least <= ENOUGH_REFUSED
+                {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_object(
+        &mut self,
+        session: &SessionChanges<'a>,
+        done: Result<Reconciled, Error>,
+    ) -> Result<(), Error> {
+        match done {
+            Ok(reconciled) => {
+                self.failed_objects = 0;
+                self.settle(session);
+                match reconciled {
+                    Reconciled::Written => self.stored.counts.objects_written += 1,
+                    Reconciled::UpToDate => self.stored.counts.objects_current += 1,
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.failed_objects += 1;
+                if self.failed_objects == GIVE_UP_AFTER {
+                    // S3 is away: what was not tried yet would fail one by one, for longer than a Lambda
+                    // has. What is under way is brought to its end, and the rows go on.
+                    self.waiting.clear();
+                }
+                log_unless_fatal(error)
+            }
+        }
+    }
+
+    fn give_up_rows(&mut self) {
+        self.untried.clear();
+        self.suspects.clear();
+    }
+
+    fn settle(&mut self, session: &SessionChanges<'_>) {
+        for index in record_indices(session) {
+            self.pending[index] = false;
+        }
+    }
+
+    async fn finish(mut self, total: usize) -> Result<Stored, Error> {
+        let at_least = self.projector.all_refused_at_least;
+        if self.refusals.sessions.len() == total
+            && let Some(error) = self.refusals.set_up_at_fault(at_least)
+        {
+            return Err(error);
+        }
+        self.stored.counts.stale_created_later =
+            self.overtaken.created_later(&self.projector.database, self.deadline).await;
+        let pending = self.pending.iter().enumerate().filter(|(_, pending)| **pending);
+        self.stored.failed = pending.map(|(index, _)| index).collect();
+        self.stored.durations.archive =
+            self.first_object.map(|start| start.elapsed()).unwrap_or_default();
+        Ok(self.stored)
+    }
+}
+
+fn record_indices(session: &SessionChanges<'_>) -> impl Iterator<Item = usize> {
+    session.arrivals.iter().map(|arrival| arrival.position)
+}
+
+/// Logs a failure that does not concern the set-up, once; gives back one that does.
+pub(super) fn log_unless_fatal(error: Error) -> Result<(), Error> {
+    if error.consequence() == Consequence::Fatal {
+        return Err(error);
+    }
+    tracing::warn!(error = error::chain(&error), "not applied, will be delivered again");
+    Ok(())
+}
+
+/// Counts what each record of a session came to. Where the row was written, a change that it holds counts as
+/// applied, also one that it held already.
+fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
+    let written = matches!(upserted, Upserted::Written { .. });
+    counts.rows_written += u64::from(written);
+    let held = upserted.versions();
+    for part in Part::ALL {
+        let newest = session.patch[part as usize].map(|change| change.version.as_str());
+        let held = held[part as usize].as_deref();
+        let mut applied = false;
+        let of_part = |arrival: &&&Arrival| arrival.change.part == part;
+        for arrival in session.arrivals.iter().filter(of_part) {
+            let version = Some(arrival.change.version.as_str());
+            let count = if version == held {
+                if written && !applied {
+                    applied = true;
+                    &mut counts.applied
+                } else {
+                    &mut counts.duplicate
+                }
+            } else if written && version != newest {
+                &mut counts.superseded
+            } else {
+                &mut counts.stale
+            };
+            *count += 1;
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The object of a session is its row, and never an older one.
+//!
+//! Two invocations can commit in one order and PUT in the other. So no PUT is unconditional: a new row's
+//! goes out with `If-None-Match: *`, any other after a HEAD with the ETag that the HEAD saw. Whoever loses
+//! the race reads the row again and compares again. An object is never deleted here: a removed session's
+//! becomes a tombstone, because an older PUT still in flight would bring a deleted one back.
+//!
+//! [`decide`] is the whole decision, and pure; around it stands the loop that asks and writes.
+
+use std::time::Duration;
+
+use crate::archive::{Archive, Condition, Described, Put, Seen};
+use crate::database::Database;
+use crate::deadline::Deadline;
+use crate::error::Error;
+use crate::measurement::{Measurement, Versions};
+use crate::object::{self, FORMAT};
+use crate::read_model::{self, Held, Upserted};
+
+/// How often one object is compared and written at most, while others write it too.
+const TRIES: u32 = 8;
+
+/// What became of one object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reconciled {
+    /// It was written.
+    Written,
+    /// It held the row, or something newer, already.
+    UpToDate,
+}
+
+/// What to do about an object, given what a HEAD saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Decision<'a> {
+    /// It holds at least the row.
+    UpToDate,
+    /// It is not there, or holds less than the row: write the row.
+    Put(Condition<'a>),
+    /// It holds some part better, because the projector of another database writes it too: the newer of
+    /// each part.
+    Merge(&'a str),
+    /// It does not say what it holds. Its body may: a bucket that was restored by download and upload has
+    /// lost the metadata.
+    ReadBody(&'a str),
+    /// It holds some part better, in a form that this version cannot read.
+    ForeignFormat,
+    /// It cannot be written conditionally now.
+    AskAgain,
+}
+
+/// Decides what to do about the object of a row with these versions.
+fn decide<'a>(seen: Option<&'a Seen>, row: &Versions) -> Decision<'a> {
+    let Some(seen) = seen else { return Decision::Put(Condition::Absent) };
+    let Some(etag) = seen.etag.as_deref() else { return Decision::AskAgain };
+    let Some(Described { versions, format }) = &seen.described else {
+        return Decision::ReadBody(etag);
+    };
+    if object::dominates(versions, row) && *format >= FORMAT {
+        Decision::UpToDate
+    } else if object::dominates(row, versions) {
+        Decision::Put(Condition::Matches(etag))
+    } else if *format == FORMAT {
+        Decision::Merge(etag)
+    } else if object::dominates(versions, row) {
+        // Of another format, and newer: not ours to take back.
+        Decision::UpToDate
+    } else {
+        Decision::ForeignFormat
+    }
+}
+
+/// Reconciles the object of one session with its row, after the upsert: writes it, or finds it up to date.
+///
+/// # Errors
+/// [`Error::Archive`], [`Error::NoBucket`] or [`Error::Contended`], and those of reading the row.
+pub async fn reconcile(
+    database: &Database,
+    archive: &Archive,
+    session_id: &str,
+    upserted: Upserted,
+    deadline: Deadline,
+) -> Result<Reconciled, Error> {
+    let _permit = archive.permit().await;
+    let key = archive.key(session_id);
+    match upserted {
+        Upserted::Written { inserted: true, held: Held::Row(row) } => {
+            let put = archive.put(&key, &row, &Condition::Absent).await?;
+            match put {
+                Put::Done => Ok(Reconciled::Written),
+                Put::Lost => {
+                    compare(database, archive, &key, session_id, Start::Head, deadline).await
+                }
+            }
+        }
+        // It is too large to have come with the others, and new: it has no object, or the PUT says so.
+        Upserted::Written { inserted: true, held: Held::Versions(_) } => {
+            compare(database, archive, &key, session_id, Start::Absent, deadline).await
+        }
+        Upserted::Written { inserted: false, held: Held::Row(row) } => {
+            compare(database, archive, &key, session_id, Start::Row(row), deadline).await
+        }
+        Upserted::Written { inserted: false, held: Held::Versions(_) } => {
+            compare(database, archive, &key, session_id, Start::Head, deadline).await
+        }
+        Upserted::Unchanged(versions) => {
+            let versions = Start::Versions(versions);
+            compare(database, archive, &key, session_id, versions, deadline).await
+        }
+    }
+}
+
+/// Reconciles the object of a row that was read with these versions: for `backfill objects`.
+///
+/// # Errors
+/// As for a batch: [`Error::Archive`], [`Error::NoBucket`] or [`Error::Contended`], and those of reading
+/// the row.
+pub async fn reconcile_row(
+    database: &Database,
+    archive: &Archive,
+    session_id: &str,
+    versions: Versions,
+) -> Result<Reconciled, Error> {
+    let _permit = archive.permit().await;
+    let start = Start::Versions(versions);
+    compare(database, archive, &archive.key(session_id), session_id, start, Deadline::NONE).await
+}
+
+/// What is known before the first comparison.
+enum Start {
+    /// Nothing.
+    Head,
+    /// There is no object.
+    Absent,
+    /// The row.
+    Row(Box<Measurement>),
+    /// What the row held at least: whoever has written it since answers for that.
+    Versions(Versions),
+}
+
+async fn compare(
+    database: &Database,
+    archive: &Archive,
+    key: &str,
+    session_id: &str,
+    start: Start,
+    deadline: Deadline,
+) -> Result<Reconciled, Error> {
+    let (mut absent, mut row, mut at_least) = match start {
+        Start::Head => (false, None, None),
+        Start::Absent => (true, None, None),
+        Start::Row(row) => (false, Some(*row), None),
+        Start::Versions(versions) => (false, None, Some(versions)),
+    };
+    for tries in 1..=TRIES {
+        let seen = if std::mem::take(&mut absent) { None } else { archive.head(key).await? };
+        if let Some(versions) = at_least.take()
+            && decide(seen.as_ref(), &versions) == Decision::UpToDate
+        {
+            return Ok(Reconciled::UpToDate);
+        }
+        // How large a row or an object is shows when it is here.
+        let mut large = None;
+        let fresh = match row.take() {
+            Some(row) => row,
+            None => {
+                large = Some(archive.permit_for_large().await);
+                read_model::read(database, session_id, deadline).await?
+            }
+        };
+        let put = match decide(seen.as_ref(), &fresh.versions) {
+            Decision::UpToDate => return Ok(Reconciled::UpToDate),
+            Decision::Put(condition) => {
+                large = large.filter(|_| Archive::is_large(&fresh));
+                archive.put(key, &fresh, &condition).await?
+            }
+            Decision::Merge(etag) | Decision::ReadBody(etag) => {
+                if large.is_none() {
+                    large = Some(archive.permit_for_large().await);
+                }
+                merge(archive, key, etag, fresh, seen.as_ref()).await?
+            }
+            Decision::ForeignFormat => return Err(archive.foreign_format(key)),
+            Decision::AskAgain => Put::Lost,
+        };
+        drop(large);
+        if put == Put::Done {
+            return Ok(Reconciled::Written);
+        }
+        let pause_ms = fastrand::u64(5..25) << tries;
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+    }
+    Err(archive.contended(key, TRIES))
+}
+
+/// Writes the newer of each part of the row and of the object with this ETag.
+async fn merge(
+    archive: &Archive,
+    key: &str,
+    etag: &str,
+    row: Measurement,
+    seen: Option<&Seen>,
+) -> Result<Put, Error> {
+    let Some((body, metadata)) = archive.get(key, etag).await? else { return Ok(Put::Lost) };
+    let described = seen.is_some_and(|seen| seen.described.is_some());
+    let merged = match object::parse(&body, metadata.as_ref()) {
+        Ok(other) => object::join(row, other),
+        Err(error) if described => return Err(archive.unreadable(key, error)),
+        // Not ours, or of another version of ours: then it says at least which versions it holds.
+        Err(_) => match object::versions_of(&body) {
+            Some(versions) if !object::dominates(&row.versions, &versions) => {
+                return Err(archive.foreign_format(key));
+            }
+            _ => row,
+        },
+    };
+    drop(body);
+    archive.put(key, &merged, &Condition::Matches(etag)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Decision, decide};
+    use crate::archive::{Condition, Described, Seen};
+    use crate::measurement::Versions;
+    use crate::object::FORMAT;
+
+    fn versions(parts: [u8; 3]) -> Versions {
+        parts.map(|part| (part > 0).then(|| format!("l/{part}")))
+    }
+
+    fn seen(described: Option<([u8; 3], u32)>) -> Seen {
+        let described =
+            described.map(|(parts, format)| Described { versions: versions(parts), format });
+        Seen { etag: Some("e".to_owned()), described }
+    }
+
+    #[test]
+    fn an_object_is_written_only_where_it_holds_less_than_the_row() {
+        let row = versions([2, 2, 0]);
+        let put = Decision::Put(Condition::Matches("e"));
+        let newer = FORMAT + 1;
+        let cases = [
+            (Some(([2, 2, 0], FORMAT)), Decision::UpToDate),
+            (Some(([3, 2, 1], FORMAT)), Decision::UpToDate),
+            (Some(([2, 2, 0], newer)), Decision::UpToDate),
+            (Some(([3, 3, 0], newer)), Decision::UpToDate),
+            (Some(([1, 2, 0], FORMAT)), put.clone()),
+            (Some(([0, 0, 0], FORMAT)), put.clone()),
+            (Some(([1, 2, 0], newer)), put.clone()),
+            // An older form of the same is written anew; a newer row in it is left alone.
+            (Some(([2, 2, 0], 0)), put),
+            (Some(([3, 2, 0], 0)), Decision::UpToDate),
+            (Some(([3, 1, 0], FORMAT)), Decision::Merge("e")),
+            (Some(([2, 1, 1], FORMAT)), Decision::Merge("e")),
+            (Some(([3, 1, 0], newer)), Decision::ForeignFormat),
+            (Some(([3, 1, 0], 0)), Decision::ForeignFormat),
+            (None, Decision::ReadBody("e")),
+        ];
+        for (described, expected) in cases {
+            assert_eq!(decide(Some(&seen(described)), &row), expected, "{described:?}");
+        }
+        assert_eq!(decide(None, &row), Decision::Put(Condition::Absent));
+        let without_etag = Seen { etag: None, described: None };
+        assert_eq!(decide(Some(&without_etag), &row), Decision::AskAgain);
+    }
+}

@@ -1,0 +1,446 @@
+//! THE table of causes: what PostgreSQL or S3 answered → what becomes of the records → what happened and
+//! what to do about it, in one line. Pure, and tested row by row.
+//!
+//! What is not in a table is taken for passing, or for the statement's own: the records come again, and
+//! nothing is lost.
+
+use std::borrow::Cow;
+
+use sqlx::postgres::PgDatabaseError;
+
+use crate::measurement::{COLUMNS, Part};
+
+/// What becomes of the records that an error concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consequence {
+    /// A passing cause. The records are not acknowledged and come again.
+    Retry,
+    /// The statement failed and the connection lives. Its sessions are tried in smaller statements;
+    /// a session that fails alone comes again.
+    Split,
+    /// PostgreSQL will never take these values. The statement is narrowed down to the one change, and
+    /// its record is rejected.
+    Reject,
+    /// The connection is of no use any more. The statement is run again over a new one; if that fails
+    /// too, the records come again.
+    Reconnect,
+    /// The set-up is wrong. Nothing is acknowledged until the operator has fixed it.
+    Fatal,
+}
+
+/// What an error comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// What becomes of the records.
+    pub consequence: Consequence,
+    /// What happened, and what to do about it.
+    pub message: Cow<'static, str>,
+}
+
+impl Cause {
+    fn new(consequence: Consequence, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { consequence, message: message.into() }
+    }
+}
+
+use Consequence::{Fatal, Reconnect, Reject, Retry, Split};
+
+const SCHEMA: &str = "the database lacks today's schema: run `backfill migrate` against it";
+const FOREIGN_SCHEMA: &str = "the table is not as the migrations made it: undo what was changed in it, or run `backfill migrate`";
+const VALUES: &str = "the database refuses the values";
+const LOCKED: &str = "another session holds a lock on the row: see pg_locks for who";
+
+/// By SQLSTATE, or by its class, the first two characters (PostgreSQL documentation, appendix A). A code
+/// wins over its class.
+const DATABASE: &[(&str, Consequence, &str)] = &[
+    ("08", Reconnect, "the connection to the database failed"),
+    // "cached plan must not change result type": the table was altered under a prepared statement.
+    ("0A000", Reconnect, "the database does not support the statement as it was prepared"),
+    ("22", Reject, VALUES),
+    ("23", Reject, VALUES),
+    ("25", Reconnect, "the database's session is in a state in which it takes no statement"),
+    // After a failover the connection still leads to the old primary.
+    (
+        "25006",
+        Reconnect,
+        "the database is read-only: after a failover this passes; otherwise DATABASE_URL names a replica",
+    ),
+    // A pooler gave the session to another server connection, which does not know the statement.
+    (
+        "26000",
+        Reconnect,
+        "the database does not know the statement that was prepared: is there a pooler before it?",
+    ),
+    ("3D000", Fatal, "the database that DATABASE_URL names does not exist"),
+    ("3F000", Fatal, SCHEMA),
+    ("40", Split, "the database rolled the statement back for the sake of another"),
+    ("42", Fatal, FOREIGN_SCHEMA),
+    (
+        "42501",
+        Fatal,
+        "the database role lacks a privilege: run `backfill migrate --grant-to ROLE` for the projector's, --grant-backfill-to for a backfill's",
+    ),
+    ("42703", Fatal, SCHEMA),
+    ("42883", Fatal, SCHEMA),
+    ("42P01", Fatal, SCHEMA),
+    (
+        "42P05",
+        Reconnect,
+        "the database knows another statement by the same name: is there a pooler before it?",
+    ),
+    (
+        "42P10",
+        Fatal,
+        "measurements or rejected_records has lost its primary key: restore it (a restore in progress adds keys last)",
+    ),
+    ("44", Reject, VALUES),
+    ("53", Retry, "the database is short of resources"),
+    ("53100", Retry, "the database's disk is full: enlarge its storage"),
+    ("53200", Split, "the database is out of memory for the statement"),
+    (
+        "53300",
+        Retry,
+        "the database has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS or the function's concurrency",
+    ),
+    ("54", Reject, "the values exceed a limit of the database"),
+    ("55000", Fatal, FOREIGN_SCHEMA),
+    ("55P03", Split, LOCKED),
+    (
+        "57014",
+        Split,
+        "the database canceled the statement, at its time limit or on somebody's request",
+    ),
+    ("57P", Reconnect, "the database ended the connection, or is starting or stopping"),
+    ("58", Split, "the database cannot read or write its files"),
+    // Somebody's trigger.
+    ("P0", Reject, "a trigger refuses the values"),
+    ("XX", Split, "the database has an internal error"),
+    (
+        "XX001",
+        Split,
+        "a page of the table is corrupt: restore the row from a backup, or let it be made anew",
+    ),
+    ("XX002", Split, "an index is corrupt: run REINDEX TABLE measurements"),
+];
+
+/// The longest prefix of the code that the table has.
+fn row(code: &str) -> Option<&'static (&'static str, Consequence, &'static str)> {
+    DATABASE
+        .iter()
+        .filter(|(prefix, ..)| code.starts_with(prefix))
+        .max_by_key(|(prefix, ..)| prefix.len())
+}
+
+/// The five characters of PostgreSQL's error code, where the server sent one.
+pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .map(std::borrow::Cow::into_owned)
+}
+
+/// What an error of a statement, or of connecting, comes to.
+pub(crate) fn of_database(error: &sqlx::Error) -> Cause {
+    use sqlx::Error as E;
+    if let Some(code) = sqlstate(error) {
+        if let Some(column) = missing_default(error) {
+            return Cause::new(
+                Fatal,
+                format!(
+                    "the column {column} must not be NULL, and the projector does not write it: \
+                     give it a default, or drop its NOT NULL"
+                ),
+            );
+        }
+        return of_sqlstate(&code);
+    }
+    match error {
+        error if is_tls(error) => Cause::new(
+            Fatal,
+            "cannot agree on TLS with the database: see sslmode and sslrootcert in DATABASE_URL",
+        ),
+        E::Configuration(_) => Cause::new(Fatal, "DATABASE_URL cannot be used"),
+        E::Encode(_) | E::InvalidArgument(_) => {
+            Cause::new(Reject, "the values cannot be sent to the database")
+        }
+        E::Io(_) => Cause::new(Reconnect, "the database cannot be reached"),
+        E::Protocol(_) | E::WorkerCrashed => {
+            Cause::new(Reconnect, "the exchange with the database failed")
+        }
+        _ => Cause::new(Split, "the database's answer cannot be read"),
+    }
+}
+
+fn of_sqlstate(code: &str) -> Cause {
+    match row(code) {
+        Some((_, consequence @ (Retry | Split | Reject), message)) => {
+            Cause::new(*consequence, format!("{message} (SQLSTATE {code})"))
+        }
+        Some((_, consequence, message)) => Cause::new(*consequence, *message),
+        None => Cause::new(Split, format!("the database answered with error {code}")),
+    }
+}
+
+/// What a refused login comes to. A password that is asked for anew for each connection may be in the
+/// middle of its rotation; one that stands in `DATABASE_URL` stays wrong.
+pub(crate) fn of_login(error: &sqlx::Error, asked_anew: bool) -> Option<Cause> {
+    sqlstate(error).filter(|code| code.starts_with("28"))?;
+    Some(if asked_anew {
+        Cause::new(
+            Retry,
+            "the database refused the user or its password: passing while a secret is rotated; otherwise \
+             check DATABASE_SECRET_ARN or, with DATABASE_AUTH=iam, the role's rds_iam and rds-db:connect",
+        )
+    } else {
+        Cause::new(
+            Fatal,
+            "the database refused the user or its password: check DATABASE_URL, DATABASE_SECRET_ARN or DATABASE_AUTH",
+        )
+    })
+}
+
+/// The column that somebody added with NOT NULL and without a default: every row is refused for it, and
+/// no record is at fault.
+fn missing_default(error: &sqlx::Error) -> Option<String> {
+    let error = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
+    let column = error.column().filter(|_| error.code() == "23502")?;
+    let rejected = [
+        "identity",
+        "table_name",
+        "stream_label",
+        "sequence_number",
+        "event_id",
+        "reason",
+        "record",
+    ];
+    let of_part = |part: Part| {
+        column
+            .strip_prefix(part.name())
+            .is_some_and(|rest| matches!(rest, "_version" | "_changed_at"))
+    };
+    let written = match error.table() {
+        Some("rejected_records") => rejected.contains(&column),
+        _ => {
+            column == "session_id"
+                || COLUMNS.iter().any(|known| known.name == column)
+                || Part::ALL.into_iter().any(of_part)
+        }
+    };
+    (!written).then(|| match error.table() {
+        Some(table) => format!("{table}.{column}"),
+        None => column.to_owned(),
+    })
+}
+
+/// Whether the two sides cannot agree on TLS. A certificate that is not trusted comes as invalid data
+/// from the handshake's reads.
+fn is_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+/// Whether PostgreSQL rolled a statement back for the sake of another: the same statement is simply run
+/// again (40P01 deadlock, 40001 serialization failure).
+pub(crate) fn rolled_back_for_another(error: &sqlx::Error) -> bool {
+    matches!(sqlstate(error).as_deref(), Some("40P01" | "40001"))
+}
+
+/// Whether the connection is fine but for what was prepared on it: a new connection helps at once.
+pub(crate) fn stale_statement(error: &sqlx::Error) -> bool {
+    matches!(sqlstate(error).as_deref(), Some("0A000" | "26000" | "42P05"))
+}
+
+/// Whether the statement was too large for the time or the memory that it had.
+pub(crate) fn too_much(error: &sqlx::Error) -> bool {
+    matches!(sqlstate(error).as_deref(), Some("57014" | "53200"))
+}
+
+const ANOTHER_REGION: &str =
+    "it is in another region than AWS_REGION: set AWS_REGION to the bucket's region";
+const CREDENTIALS: &str =
+    "S3 does not accept the AWS credentials: are they expired, or another account's?";
+const MAY_NOT_WRITE: &str = "the role needs s3:PutObject, s3:GetObject and s3:PutObjectTagging on the prefix, and the key's kms:GenerateDataKey and kms:Decrypt";
+const MAY_NOT_READ: &str = "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403)";
+const KMS: &str = "the bucket's KMS key cannot be used: enable it, and allow the role kms:GenerateDataKey and kms:Decrypt";
+
+/// By the code in the body of S3's answer (Amazon S3 API Reference, "Error responses"). An answer to HEAD
+/// has no body.
+const S3_CODES: &[(&str, Consequence, &str)] = &[
+    ("AuthorizationHeaderMalformed", Fatal, ANOTHER_REGION),
+    ("IllegalLocationConstraintException", Fatal, ANOTHER_REGION),
+    ("PermanentRedirect", Fatal, ANOTHER_REGION),
+    // While the name of a bucket that was made within the hour spreads.
+    ("TemporaryRedirect", Retry, "S3 is still spreading the name of a new bucket: this passes"),
+    ("NoSuchBucket", Fatal, "it does not exist"),
+    ("InvalidBucketName", Fatal, "it is not a bucket's name"),
+    ("AllAccessDisabled", Fatal, "S3 has disabled all access to it: ask AWS"),
+    (
+        "NotImplemented",
+        Fatal,
+        "this S3 does not know conditional writes: the projector cannot use it",
+    ),
+    (
+        "RequestTimeTooSkewed",
+        Retry,
+        "this machine's clock is wrong by more than 15 minutes: set it",
+    ),
+    ("AccessDenied", Retry, MAY_NOT_WRITE),
+    ("ExpiredToken", Retry, CREDENTIALS),
+    ("InvalidToken", Retry, CREDENTIALS),
+    ("InvalidAccessKeyId", Retry, CREDENTIALS),
+    ("SignatureDoesNotMatch", Retry, CREDENTIALS),
+    ("KMS.", Retry, KMS),
+    ("SlowDown", Retry, "S3 asks to slow down"),
+];
+
+/// By the status of S3's answer, where its code says nothing.
+const S3_STATUSES: &[(u16, Consequence, &str)] = &[
+    (301, Fatal, ANOTHER_REGION),
+    (307, Retry, "S3 is still spreading the name of a new bucket: this passes"),
+    (403, Retry, MAY_NOT_WRITE),
+    (501, Fatal, "this S3 does not know conditional writes: the projector cannot use it"),
+    (503, Retry, "S3 asks to slow down, or is away"),
+];
+
+/// What an answer of S3 to `operation` (HEAD, GET or PUT) comes to.
+pub(crate) fn of_s3(operation: &str, status: Option<u16>, code: Option<&str>) -> Cause {
+    let Some(status) = status else { return Cause::new(Retry, "S3 cannot be reached") };
+    let code = code.unwrap_or_default();
+    let by_code = S3_CODES
+        .iter()
+        .find(|(known, ..)| code == *known || (known.ends_with('.') && code.starts_with(known)));
+    let by_status = S3_STATUSES.iter().find(|(known, ..)| *known == status);
+    match (by_code, by_status) {
+        // A GET or a HEAD is refused for another right than a PUT.
+        (Some(("AccessDenied", ..)), _) | (None, Some((403, ..))) if operation != "PUT" => {
+            Cause::new(Retry, MAY_NOT_READ)
+        }
+        (Some((_, consequence, message)), _) => Cause::new(*consequence, *message),
+        (None, Some((_, consequence, message))) => Cause::new(*consequence, *message),
+        (None, None) => Cause::new(Retry, "S3 refuses"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Consequence::{self, Fatal, Reconnect, Reject, Retry, Split};
+    use super::{DATABASE, S3_CODES, S3_STATUSES, of_s3, of_sqlstate};
+
+    /// Each row of the table, written out a second time by the codes that a server sends.
+    const SQLSTATES: &[(&str, Consequence, &str)] = &[
+        ("08006", Reconnect, "connection"),
+        ("08P01", Reconnect, "connection"),
+        ("0A000", Reconnect, "prepared"),
+        ("22003", Reject, "SQLSTATE 22003"),
+        ("22P05", Reject, "values"),
+        ("23514", Reject, "values"),
+        ("23505", Reject, "values"),
+        ("25P02", Reconnect, "session"),
+        ("25P03", Reconnect, "session"),
+        ("25006", Reconnect, "replica"),
+        ("26000", Reconnect, "pooler"),
+        ("3D000", Fatal, "DATABASE_URL"),
+        ("3F000", Fatal, "backfill migrate"),
+        ("40001", Split, "rolled"),
+        ("40P01", Split, "rolled"),
+        ("42501", Fatal, "--grant-to"),
+        ("42601", Fatal, "not as the migrations made it"),
+        ("42703", Fatal, "backfill migrate"),
+        ("42704", Fatal, "not as the migrations made it"),
+        ("42804", Fatal, "not as the migrations made it"),
+        ("42883", Fatal, "backfill migrate"),
+        ("428C9", Fatal, "not as the migrations made it"),
+        ("42P01", Fatal, "backfill migrate"),
+        ("42P05", Reconnect, "pooler"),
+        ("42P10", Fatal, "primary key"),
+        ("44000", Reject, "values"),
+        ("53000", Retry, "resources"),
+        ("53100", Retry, "storage"),
+        ("53200", Split, "memory"),
+        ("53300", Retry, "max_connections"),
+        ("54000", Reject, "limit"),
+        ("55000", Fatal, "not as the migrations made it"),
+        ("55P03", Split, "pg_locks"),
+        ("57014", Split, "time limit"),
+        ("57P01", Reconnect, "ended the connection"),
+        ("57P03", Reconnect, "starting"),
+        ("57P05", Reconnect, "ended the connection"),
+        ("58030", Split, "files"),
+        ("P0001", Reject, "trigger"),
+        ("XX000", Split, "internal"),
+        ("XX001", Split, "corrupt"),
+        ("XX002", Split, "REINDEX"),
+        ("72000", Split, "error 72000"),
+    ];
+
+    #[test]
+    fn every_sqlstate_comes_to_its_consequence_and_says_what_to_do() {
+        for (code, consequence, says) in SQLSTATES {
+            let cause = of_sqlstate(code);
+            assert_eq!(cause.consequence, *consequence, "{code}");
+            assert!(cause.message.contains(says), "{code}: {}", cause.message);
+        }
+        for (prefix, ..) in DATABASE {
+            assert!(
+                SQLSTATES
+                    .iter()
+                    .any(|(code, ..)| super::row(code).is_some_and(|row| row.0 == *prefix)),
+                "the row {prefix} has no test"
+            );
+        }
+    }
+
+    const ANSWERS: &[(u16, &str, Consequence, &str)] = &[
+        (301, "", Fatal, "AWS_REGION"),
+        (301, "PermanentRedirect", Fatal, "AWS_REGION"),
+        (307, "", Retry, "passes"),
+        (307, "TemporaryRedirect", Retry, "passes"),
+        (400, "AuthorizationHeaderMalformed", Fatal, "AWS_REGION"),
+        (400, "IllegalLocationConstraintException", Fatal, "AWS_REGION"),
+        (400, "InvalidBucketName", Fatal, "not a bucket's name"),
+        (400, "ExpiredToken", Retry, "credentials"),
+        (400, "InvalidToken", Retry, "credentials"),
+        (400, "KMS.DisabledException", Retry, "KMS key"),
+        (400, "RequestTimeout", Retry, "S3 refuses"),
+        (403, "", Retry, "s3:PutObject"),
+        (403, "AccessDenied", Retry, "s3:PutObject"),
+        (403, "AllAccessDisabled", Fatal, "ask AWS"),
+        (403, "InvalidAccessKeyId", Retry, "credentials"),
+        (403, "RequestTimeTooSkewed", Retry, "clock"),
+        (403, "SignatureDoesNotMatch", Retry, "credentials"),
+        (404, "NoSuchBucket", Fatal, "does not exist"),
+        (500, "InternalError", Retry, "S3 refuses"),
+        (501, "", Fatal, "conditional writes"),
+        (501, "NotImplemented", Fatal, "conditional writes"),
+        (503, "", Retry, "slow down"),
+        (503, "SlowDown", Retry, "slow down"),
+    ];
+
+    #[test]
+    fn every_answer_of_s3_comes_to_its_consequence_and_says_what_to_do() {
+        for (status, code, consequence, says) in ANSWERS {
+            let cause = of_s3("PUT", Some(*status), (!code.is_empty()).then_some(code));
+            assert_eq!(cause.consequence, *consequence, "{status} {code}");
+            assert!(cause.message.contains(says), "{status} {code}: {}", cause.message);
+        }
+        for (known, ..) in S3_CODES {
+            assert!(
+                ANSWERS.iter().any(|(_, code, ..)| code.starts_with(known)),
+                "{known} has no test"
+            );
+        }
+        for (known, ..) in S3_STATUSES {
+            assert!(
+                ANSWERS.iter().any(|(status, code, ..)| status == known && code.is_empty()),
+                "{known} has no test"
+            );
+        }
+        assert_eq!(of_s3("PUT", None, None).message, "S3 cannot be reached");
+        for refused in [Some("AccessDenied"), None] {
+            assert!(of_s3("HEAD", Some(403), refused).message.contains("s3:ListBucket"));
+        }
+    }
+}
