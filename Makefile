@@ -24,7 +24,7 @@ deploy-local: ## Deploy infra/ on a stand-in of AWS with the real projector, and
 
 test: ## Run all tests against real services
 	$(CARGO) build --workspace --all-targets
-	$(SERVICES) --with-dynamodb --with-sam scripts/run-tests
+	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer scripts/run-tests
 
 bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: under five minutes; PART=database: one part
 	$(CARGO) build --release -p projector -p backfill -p tests --bin projector --bin backfill --bin bench

@@ -8,12 +8,12 @@ use std::process::Command;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use support::emulator::{binary, event};
-use support::gates::{Fault, S3Gate};
 use support::generate::{self, SMALL};
 use support::mapping;
 use support::oracle;
 use support::records::{LABEL, Record, session};
 use support::runs::{assert_code, backfill, counted, text};
+use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, parsed, service};
 
 fn fixture(name: &str) -> String {

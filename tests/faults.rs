@@ -8,9 +8,10 @@ use projector::deadline::Deadline;
 use projector::handler::{self, BatchResponse, StreamEvent};
 use sqlx::{Connection as _, PgConnection};
 use support::emulator::event;
-use support::gates::{Fault, S3Gate, TcpGate};
+use support::gates::TcpGate;
 use support::oracle;
 use support::records::{LABEL, Record, scan, session};
+use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, apply, parsed, service};
 
 const FIRST: u128 = 999_999_999_999_999_999_998;

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use support::emulator::Lambda;
-use support::gates::{Fault, S3Gate, TcpGate};
+use support::gates::TcpGate;
 use support::generate::{self, Day};
 use support::mapping::Mapping;
 use support::oracle;
 use support::records::{Record, Table};
 use support::runs::{assert_code, assert_equal, backfill, counted, text};
+use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, s3, service};
 
 fn mapping(destination: &str) -> Mapping {

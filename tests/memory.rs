@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use peak_alloc::PeakAlloc;
 use serde_json::json;
-use support::gates::{Fault, S3Gate};
 use support::records::{Draft, LABEL, Record, scan, session};
+use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, apply, service};
 use tokio::sync::Notify;
 

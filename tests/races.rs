@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use projector::apply::Projector;
 use serde_json::Value as Json;
-use support::gates::{Fault, S3Gate};
 use support::oracle;
 use support::records::{LABEL, Record, removal, scan, session};
+use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, apply, s3, service};
 use tokio::sync::Notify;
 

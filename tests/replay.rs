@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use fastrand::Rng;
-use support::gates::S3Gate;
 use support::generate::{self, MESH, SMALL};
 use support::oracle;
 use support::records::Record;
+use support::s3_gate::S3Gate;
 use support::services::{Stores, apply, apply_all, parsed, service};
 
 /// Shuffled, but each item's records in the order of its stream.

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use projector::database::Database;
+use projector::database::{Database, STATEMENT_TIMEOUT};
 use projector::error::{Consequence, Error};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -25,7 +25,6 @@ const LOCK: i64 = i64::from_be_bytes(*b"backfill");
 /// A run that was killed leaves its lock until the server notices that the connection is gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(250);
-const STATEMENT_TIMEOUT_S: u64 = 60;
 
 /// Where a shard was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,10 +220,10 @@ impl Checkpoints {
 }
 
 async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
-    let limit = Duration::from_secs(STATEMENT_TIMEOUT_S);
+    let limit = STATEMENT_TIMEOUT;
     timeout(limit, statement)
         .await
-        .map_err(|_| Error::StatementTimeout { seconds: STATEMENT_TIMEOUT_S })?
+        .map_err(|_| Error::StatementTimeout { limit })?
         .map_err(Error::Database)
 }
 

@@ -176,7 +176,7 @@ pub(crate) struct MigrateArguments {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Let this role do what the projector does: SELECT, INSERT, UPDATE on `measurements` and
-    /// `rejected_records`.
+    /// `rejected_records`. Also sets its `synchronous_commit` and time limits, unless it has its own.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
     /// Let this role run `file`, `stream` and `redrive`: the same, and DELETE on

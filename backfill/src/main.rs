@@ -93,11 +93,12 @@ fn code(error: &anyhow::Error) -> u8 {
 
 /// Whether a flag or variable is wrong, found at the start or by the first record.
 fn is_configuration(error: &anyhow::Error) -> bool {
-    use projector::error::Error::{Misconfigured, NoBucket};
     error.chain().any(|error| {
         error.is::<projector::config::ConfigError>()
             || error.is::<projector::change::Misconfigured>()
-            || matches!(error.downcast_ref(), Some(Misconfigured(_) | NoBucket { .. }))
+            || error
+                .downcast_ref::<projector::error::Error>()
+                .is_some_and(projector::error::Error::is_configuration)
     })
 }
 

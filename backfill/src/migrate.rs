@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use anyhow::{Context as _, bail};
-use projector::database::Database;
+use projector::config::ConfigError;
+use projector::database::{Database, ROLE_SETTINGS};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection as _, PgConnection};
 
@@ -30,6 +31,17 @@ pub(crate) async fn run(
     config.archive = None;
     let projector = config.projector().await?;
     let mut connection = connect(&projector.database).await?;
+    require_utf8(&mut connection).await?;
+    // A name that is wrong is found before anything is changed.
+    let mut grants = Vec::new();
+    for (role, statements) in [
+        (&arguments.grant_to, GRANT_PROJECTOR.as_slice()),
+        (&arguments.grant_backfill_to, &GRANT_BACKFILL),
+    ] {
+        if let Some(role) = role {
+            grants.push((Role::find(&mut connection, role).await?, statements));
+        }
+    }
     let applied = applied(&mut connection).await?;
     for migration in MIGRATOR.iter().filter(|migration| applied.contains(&migration.version)) {
         say!("already applied  {}  {}", migration.version, migration.description);
@@ -45,11 +57,9 @@ pub(crate) async fn run(
     for migration in pending {
         say!("applied          {}  {}", migration.version, migration.description);
     }
-    if let Some(role) = &arguments.grant_to {
-        grant(&mut connection, &GRANT_PROJECTOR, role).await?;
-    }
-    if let Some(role) = &arguments.grant_backfill_to {
-        grant(&mut connection, &GRANT_BACKFILL, role).await?;
+    for (role, statements) in &grants {
+        role.grant(&mut connection, statements).await?;
+        role.set(&mut connection).await?;
     }
     connection.close().await.context("closing the connection")?;
     say!("the schema is up to date");
@@ -77,26 +87,125 @@ async fn applied(connection: &mut PgConnection) -> anyhow::Result<HashSet<i64>> 
     Ok(versions.into_iter().collect())
 }
 
-async fn grant(connection: &mut PgConnection, grants: &[&str], role: &str) -> anyhow::Result<()> {
-    let quoted: Option<String> =
-        sqlx::query_scalar("SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1")
-            .bind(role)
-            .fetch_optional(&mut *connection)
+/// A database of another encoding has not every character, and each record that holds one would be rejected.
+async fn require_utf8(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let encoding: String = sqlx::query_scalar("SELECT current_setting('server_encoding')")
+        .fetch_one(connection)
+        .await
+        .context("reading the database's encoding")?;
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    let problem = format!(
+        "names a database with the encoding {encoding}, which cannot hold every text: make one with \
+         CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and restore a dump into it"
+    );
+    Err(ConfigError { variable: "DATABASE_URL", problem }.into())
+}
+
+/// A role of the database.
+struct Role {
+    /// As PostgreSQL quotes it.
+    quoted: String,
+    /// Its own settings, as `name=value`.
+    settings: Vec<String>,
+}
+
+impl Role {
+    async fn find(connection: &mut PgConnection, name: &str) -> anyhow::Result<Self> {
+        let sql = "SELECT quote_ident(rolname), coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = $1";
+        let found: Option<(String, Vec<String>)> = sqlx::query_as(sql)
+            .bind(name)
+            .fetch_optional(connection)
             .await
             .context("looking for the role")?;
-    let Some(quoted) = quoted else {
-        bail!(
-            "there is no role {role:?}: create it first (CREATE ROLE ... LOGIN), then run this again"
-        );
-    };
-    // The name is PostgreSQL's own quoting of a role that exists.
-    for grant in grants {
-        let sql = format!("{grant} {quoted}");
-        sqlx::raw_sql(&sql)
-            .execute(&mut *connection)
-            .await
-            .with_context(|| format!("granting to {role:?}"))?;
-        say!("granted          {sql}");
+        let Some((quoted, settings)) = found else {
+            bail!(
+                "there is no role {name:?}: create it first (CREATE ROLE ... LOGIN), then run this again"
+            );
+        };
+        Ok(Self { quoted, settings })
     }
-    Ok(())
+
+    async fn grant(
+        &self,
+        connection: &mut PgConnection,
+        statements: &[&str],
+    ) -> anyhow::Result<()> {
+        for grant in statements {
+            let sql = format!("{grant} {}", self.quoted);
+            sqlx::raw_sql(&sql)
+                .execute(&mut *connection)
+                .await
+                .with_context(|| format!("granting to {}", self.quoted))?;
+            say!("granted          {sql}");
+        }
+        Ok(())
+    }
+
+    /// Gives the role the settings that its connections make for themselves, and cannot make behind a proxy.
+    /// What the role has of its own stays.
+    async fn set(&self, connection: &mut PgConnection) -> anyhow::Result<()> {
+        for (name, value) in ROLE_SETTINGS {
+            if let Some(own) = own_setting(&self.settings, name) {
+                say!("kept             {} has {own} of its own", self.quoted);
+                continue;
+            }
+            let known: bool = sqlx::query_scalar("SELECT current_setting($1, true) IS NOT NULL")
+                .bind(name)
+                .fetch_one(&mut *connection)
+                .await
+                .context("reading the server's settings")?;
+            if !known {
+                continue;
+            }
+            let sql = format!("ALTER ROLE {} SET {name} = '{value}'", self.quoted);
+            match sqlx::raw_sql(&sql).execute(&mut *connection).await {
+                Ok(_) => say!("set              {sql}"),
+                // Only behind a proxy are they missed.
+                Err(error) if code_of(&error).as_deref() == Some("42501") => {
+                    say!(
+                        "not set          {sql}: this login may not; behind a proxy, run it as one that may"
+                    );
+                }
+                Err(error) => return Err(error).with_context(|| format!("running {sql}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn code_of(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}
+
+/// A setting of the role's own that is as good as ours: a time limit, whatever it is, or a
+/// `synchronous_commit` that waits for the disk.
+fn own_setting<'a>(settings: &'a [String], name: &str) -> Option<&'a str> {
+    let own = settings.iter().find(|own| own.split('=').next() == Some(name))?;
+    let value = own.split_once('=')?.1;
+    let useless = match name {
+        "synchronous_commit" => matches!(value, "off" | "local" | "false" | "no" | "0"),
+        _ => {
+            value.trim_start_matches('0').chars().next().is_none_or(|first| !first.is_ascii_digit())
+        }
+    };
+    (!useless).then_some(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_setting;
+
+    #[test]
+    fn a_setting_of_the_role_stays_unless_it_is_none() {
+        let kept = |setting: &str, name| own_setting(&[setting.to_owned()], name).is_some();
+        assert!(kept("statement_timeout=3s", "statement_timeout"));
+        assert!(kept("lock_timeout=30000", "lock_timeout"));
+        assert!(!kept("statement_timeout=0", "statement_timeout"));
+        assert!(!kept("statement_timeout=0ms", "statement_timeout"));
+        assert!(!kept("lock_timeout=3s", "statement_timeout"));
+        assert!(kept("synchronous_commit=remote_apply", "synchronous_commit"));
+        assert!(!kept("synchronous_commit=off", "synchronous_commit"));
+    }
 }

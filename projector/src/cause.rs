@@ -253,6 +253,11 @@ pub(crate) fn stale_statement(error: &sqlx::Error) -> bool {
     matches!(sqlstate(error).as_deref(), Some("0A000" | "26000" | "42P05"))
 }
 
+/// Whether the statement waited in vain for a row that somebody else has locked.
+pub(crate) fn locked(error: &sqlx::Error) -> bool {
+    sqlstate(error).as_deref() == Some("55P03")
+}
+
 /// Whether the statement was too large for the time or the memory that it had.
 pub(crate) fn too_much(error: &sqlx::Error) -> bool {
     matches!(sqlstate(error).as_deref(), Some("57014" | "53200"))

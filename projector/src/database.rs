@@ -35,6 +35,8 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(25);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 /// What a cancel request has before a deadline.
 const CANCEL_BEFORE_DEADLINE: Duration = Duration::from_millis(300);
+/// With less time than this no statement is begun.
+const LEAST_STATEMENT_TIME: Duration = Duration::from_millis(100);
 /// A connection that was idle for longer is not used again: something between us and the server may
 /// have forgotten it without a word (a NAT gateway does after 350 s), and a statement would hang.
 const MAX_IDLE: Duration = Duration::from_mins(5);
@@ -110,6 +112,14 @@ fn next(error: &sqlx::Error, was_warm: bool, tries: u32) -> Next {
     }
 }
 
+/// How long a statement may take: half of the time that is left before the deadline, so that one which turns
+/// out to be too much leaves time for a smaller one. `None` where there is too little left for any.
+fn statement_limit(deadline: Deadline, now: tokio::time::Instant) -> Option<Duration> {
+    let most = STATEMENT_TIMEOUT * 2 + CANCEL_BEFORE_DEADLINE;
+    let limit = deadline.limit(now, most).saturating_sub(CANCEL_BEFORE_DEADLINE) / 2;
+    (limit >= LEAST_STATEMENT_TIME).then_some(limit)
+}
+
 impl Database {
     /// Connects to nothing yet. `aws` is needed where the login asks an AWS service.
     #[must_use]
@@ -170,10 +180,10 @@ impl Database {
                 Some(connection) => (connection, true),
                 None => (self.open_or_fail_together(asked, deadline).await?, false),
             };
-            let now = tokio::time::Instant::now();
-            let limit = deadline
-                .limit(now, STATEMENT_TIMEOUT + CANCEL_BEFORE_DEADLINE)
-                .saturating_sub(CANCEL_BEFORE_DEADLINE);
+            let Some(limit) = statement_limit(deadline, tokio::time::Instant::now()) else {
+                self.keep(connection);
+                return Err(Error::OutOfTime);
+            };
             let Ok(answer) = timeout(limit, connection.run(sql, arguments)).await else {
                 let backend = connection.backend();
                 // Closed first: the server may take no more connections.
@@ -181,12 +191,7 @@ impl Database {
                 if let Some(backend) = backend {
                     self.cancel(&backend, deadline).await;
                 }
-                let seconds = STATEMENT_TIMEOUT.as_secs();
-                return Err(if limit < STATEMENT_TIMEOUT {
-                    Error::OutOfTime
-                } else {
-                    Error::StatementTimeout { seconds }
-                });
+                return Err(Error::StatementTimeout { limit });
             };
             let error = match answer {
                 Ok(rows) => {

@@ -5,6 +5,7 @@
 //! and whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use crate::cause::Consequence;
 use crate::cause::{self, Cause};
@@ -51,10 +52,10 @@ pub enum Error {
         seconds: u64,
     },
     /// The database did not finish a statement in time.
-    #[error("the database did not finish a statement within {seconds} s")]
+    #[error("the database did not finish a statement within {:.1} s", limit.as_secs_f64())]
     StatementTimeout {
-        /// The limit.
-        seconds: u64,
+        /// How long it had.
+        limit: Duration,
     },
     /// The invocation's deadline came first.
     #[error("the time of this invocation is up: what is not in both stores comes again")]
@@ -174,6 +175,24 @@ impl Error {
         match self {
             Self::StatementTimeout { .. } => true,
             Self::Database(error) => cause::too_much(error),
+            _ => false,
+        }
+    }
+
+    /// Whether the statement waited in vain for a row that somebody else has locked.
+    #[must_use]
+    pub fn locked(&self) -> bool {
+        matches!(self, Self::Database(error) if cause::locked(error))
+    }
+
+    /// Whether a variable, a flag or the wiring is at fault, which no later try would change.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Misconfigured(_) | Self::NoBucket { .. } | Self::Pooled | Self::NotDurable(_) => {
+                true
+            }
+            Self::Connect(error) => error.is_configuration(),
             _ => false,
         }
     }

@@ -9,7 +9,7 @@
 pub mod apply;
 pub mod archive;
 pub mod attribute;
-mod cause;
+pub mod cause;
 pub mod change;
 pub mod config;
 pub mod database;

@@ -2,7 +2,7 @@
 
 mod statement;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::Arguments as _;
 use sqlx::Row as _;
@@ -149,6 +149,25 @@ fn versions(row: &PgRow) -> Result<FoundVersions, sqlx::Error> {
     };
     let versions = [of_part(Part::Session)?, of_part(Part::Left)?, of_part(Part::Right)?];
     Ok((keys.unwrap_or_default(), versions))
+}
+
+/// Which of these sessions have a row that somebody else has locked right now.
+///
+/// # Errors
+/// As [`Database::fetch`].
+pub async fn locked(
+    database: &Database,
+    sessions: &[SessionChanges<'_>],
+    deadline: Deadline,
+) -> Result<HashSet<String>, Error> {
+    let keys: Vec<String> = sessions.iter().map(|session| session.session_id.to_owned()).collect();
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(keys.as_slice())?;
+        Ok(arguments)
+    };
+    let rows = database.fetch(statement::LOCKED, arguments, deadline).await?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(Error::Database)
 }
 
 /// When the changes that rows hold were made, part by part, of these sessions.

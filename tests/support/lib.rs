@@ -11,5 +11,6 @@ pub mod oracle;
 pub mod records;
 pub mod runs;
 pub mod runtime_api;
+pub mod s3_gate;
 pub mod services;
 pub mod stream_server;

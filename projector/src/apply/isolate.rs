@@ -4,7 +4,7 @@
 //! statement that failed is split, and what fails is split again, until it is one session; of one session
 //! that PostgreSQL refuses, until it is one change.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use crate::fold::SessionChanges;
 
@@ -21,6 +21,22 @@ pub(super) fn split(mut sessions: Vec<SessionChanges<'_>>) -> VecDeque<Vec<Sessi
         pieces.push_back(std::mem::replace(&mut sessions, rest));
     }
     pieces
+}
+
+/// Splits sessions that waited in vain for a lock: those that somebody has locked, each by itself, behind all
+/// others together. While a statement waits for one row it holds the rows before it, and who waits for those
+/// waits as long; so locked ones are not searched for by splitting again and again.
+pub(super) fn split_locked<'a>(
+    sessions: Vec<SessionChanges<'a>>,
+    locked: &HashSet<String>,
+) -> VecDeque<Vec<SessionChanges<'a>>> {
+    let (locked, free): (Vec<_>, Vec<_>) =
+        sessions.into_iter().partition(|session| locked.contains(session.session_id));
+    if locked.is_empty() {
+        return split(free);
+    }
+    let free = (!free.is_empty()).then_some(free);
+    free.into_iter().chain(locked.into_iter().map(|session| vec![session])).collect()
 }
 
 /// What to try next of one session that PostgreSQL refuses.
@@ -47,12 +63,12 @@ pub(super) fn narrow(session: SessionChanges<'_>) -> Narrowed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Narrowed, narrow, split};
+    use super::{Narrowed, narrow, split, split_locked};
     use crate::change::Change;
     use crate::fold::{Arrival, SessionChanges, fold};
     use crate::measurement::Part;
     use crate::version::Version;
-    use std::collections::{BTreeSet, VecDeque};
+    use std::collections::{BTreeSet, HashSet, VecDeque};
 
     fn arrivals(sessions: usize, per_part: usize) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
@@ -123,6 +139,19 @@ mod tests {
         // The newest of the right foot: what it had overtaken is sent once.
         let bad = BTreeSet::from([2_999]);
         assert_eq!(search(&arrivals, &bad), (bad, 5));
+    }
+
+    #[test]
+    fn locked_sessions_are_tried_alone_behind_all_others() {
+        let arrivals = arrivals(5, 1);
+        let locked = HashSet::from(["s00001".to_owned(), "s00003".to_owned()]);
+        let pieces = split_locked(fold(&arrivals), &locked);
+        let ids: Vec<Vec<&str>> = pieces
+            .iter()
+            .map(|piece| piece.iter().map(|session| session.session_id).collect())
+            .collect();
+        assert_eq!(ids, [vec!["s00000", "s00002", "s00004"], vec!["s00001"], vec!["s00003"]]);
+        assert_eq!(split_locked(fold(&arrivals), &HashSet::new()).len(), 5);
     }
 
     #[test]

@@ -3,18 +3,18 @@
 //! A record counts as failed until it is settled: in both stores, or found to be refused. So whatever ends
 //! the work early (an outage, the deadline), nothing is acknowledged that is not stored.
 //!
-//! Three queues. Sessions that were not tried yet, in the order of their records, so that what is left at
+//! Four queues. Sessions that were not tried yet, in the order of their records, so that what is left at
 //! the deadline comes from the end of the batch. Suspects: pieces of statements that failed, tried when
-//! nothing else is left, so that one bad session does not hold up the others. And sessions whose row is
-//! stored and whose object is not yet reconciled.
+//! nothing else is left, so that one bad session does not hold up the others. Sessions that somebody has
+//! locked, tried last of all. And sessions whose row is stored and whose object is not yet reconciled.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
-use super::isolate::{Narrowed, narrow, split};
+use super::isolate::{Narrowed, narrow, split, split_locked};
 use super::pace::Pace;
 use super::reconcile::{Reconciled, reconcile};
 use super::regions::OvertakenByLabel;
@@ -58,6 +58,8 @@ struct Statement<'a> {
     sessions: Vec<SessionChanges<'a>>,
     took: Duration,
     upserted: Result<Vec<Option<Upserted>>, Error>,
+    /// Sessions whose rows somebody else has locked, if it waited for one in vain.
+    locked: HashSet<String>,
 }
 
 /// The state of one batch.
@@ -66,6 +68,10 @@ struct Pipeline<'p, 'a> {
     deadline: Deadline,
     untried: VecDeque<SessionChanges<'a>>,
     suspects: VecDeque<Vec<SessionChanges<'a>>>,
+    /// Sessions that waited in vain for a lock, alone.
+    locked: Vec<SessionChanges<'a>>,
+    /// Those are tried once more, and there is nothing else left.
+    last_round: bool,
     waiting: VecDeque<(SessionChanges<'a>, Upserted)>,
     /// Sessions per statement, if the database is not slow.
     chunk: usize,
@@ -124,7 +130,7 @@ pub(super) async fn store<'a>(
     let mut objects = FuturesUnordered::new();
     loop {
         while upserts.len() < projector.database.connections()
-            && let Some(sessions) = pipeline.next_statement()
+            && let Some(sessions) = pipeline.next_statement(upserts.len())
         {
             upserts.push(upsert(projector, sessions, pipeline.returned, deadline));
         }
@@ -163,7 +169,17 @@ async fn upsert<'a>(
     if let Ok(upserted) = &upserted {
         projector.learned.see(upserted);
     }
-    Statement { sessions, took: start.elapsed(), upserted }
+    let took = start.elapsed();
+    let mut locked = HashSet::new();
+    if let Err(error) = &upserted
+        && error.locked()
+        && sessions.len() > 1
+    {
+        // That this cannot be found out only means that they are searched for.
+        locked =
+            read_model::locked(&projector.database, &sessions, deadline).await.unwrap_or_default();
+    }
+    Statement { sessions, took, upserted, locked }
 }
 
 async fn reconcile_session<'a>(
@@ -208,6 +224,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             deadline,
             untried: sessions.into(),
             suspects: VecDeque::new(),
+            locked: Vec::new(),
+            last_round: false,
             waiting: VecDeque::new(),
             chunk,
             returned,
@@ -227,7 +245,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
 
     /// The sessions of the next statement, sorted by key: two statements that lock the same rows in
     /// different orders deadlock.
-    fn next_statement(&mut self) -> Option<Vec<SessionChanges<'a>>> {
+    fn next_statement(&mut self, statements_under_way: usize) -> Option<Vec<SessionChanges<'a>>> {
         if self.waiting.len() > OVERLAP_SESSIONS {
             return None;
         }
@@ -238,6 +256,10 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             sessions.sort_by_key(|session| session.session_id);
             return Some(sessions);
         }
+        if self.suspects.is_empty() && !self.last_round && statements_under_way == 0 {
+            self.last_round = true;
+            self.suspects = self.locked.drain(..).map(|session| vec![session]).collect();
+        }
         let mut sessions = self.suspects.pop_front()?;
         if sessions.len() > limit {
             self.suspects.push_front(sessions.split_off(limit));
@@ -246,7 +268,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
     }
 
     fn on_upsert(&mut self, statement: Statement<'a>) -> Result<(), Error> {
-        let Statement { sessions, took, upserted } = statement;
+        let Statement { sessions, took, upserted, locked } = statement;
         self.stored.durations.database += took;
         match upserted {
             Ok(upserted) => {
@@ -257,6 +279,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             }
             Err(error) => match error.consequence() {
                 Consequence::Fatal => Err(error),
+                Consequence::Split if error.locked() => self.on_locked(sessions, &locked, error),
                 Consequence::Split => self.on_split(sessions, took, error),
                 Consequence::Reject => self.on_refused(sessions, &error),
                 Consequence::Retry | Consequence::Reconnect => {
@@ -322,6 +345,29 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             self.suspects.extend(split(sessions));
             return Ok(());
         }
+        self.on_failed_alone(error)
+    }
+
+    /// Somebody has locked a row. That may be another lane, which itself waits for a third: what fails alone
+    /// is tried once more, last of all.
+    fn on_locked(
+        &mut self,
+        mut sessions: Vec<SessionChanges<'a>>,
+        locked: &HashSet<String>,
+        error: Error,
+    ) -> Result<(), Error> {
+        if sessions.len() > 1 {
+            self.suspects.extend(split_locked(sessions, locked));
+            return Ok(());
+        }
+        if self.last_round {
+            return self.on_failed_alone(error);
+        }
+        self.locked.append(&mut sessions);
+        Ok(())
+    }
+
+    fn on_failed_alone(&mut self, error: Error) -> Result<(), Error> {
         self.failed_alone += 1;
         if self.failed_alone >= GIVE_UP_AFTER {
             self.give_up_rows();
@@ -398,6 +444,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
     fn give_up_rows(&mut self) {
         self.untried.clear();
         self.suspects.clear();
+        self.locked.clear();
     }
 
     fn settle(&mut self, session: &SessionChanges<'_>) {

@@ -27,6 +27,15 @@ pub(super) static VERSIONS: LazyLock<String> = LazyLock::new(|| {
 
 const VERSION_ARRAYS: &str = "SELECT array_agg(session_id), array_agg(session_version), array_agg(left_version), array_agg(right_version)";
 
+/// The rows of some keys that somebody else has locked. It locks the others for the moment, as the upsert
+/// does; nobody waits.
+pub(super) const LOCKED: &str = "WITH free AS (
+    SELECT session_id FROM measurements WHERE session_id = ANY($1::text[])
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT session_id FROM measurements
+WHERE session_id = ANY($1::text[]) AND session_id NOT IN (SELECT session_id FROM free)";
+
 /// When the changes that the rows of some keys hold were made.
 pub(super) const CHANGE_TIMES: &str =
     "SELECT session_id, session_changed_at, left_changed_at, right_changed_at
