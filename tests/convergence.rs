@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::join_all;
 use projector::apply::Projector;
+use projector::deadline::Deadline;
+use projector::{object, read_model};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value as Json;
@@ -111,14 +113,16 @@ fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objec
             let prefix = format!("case-{}", case.fetch_add(1, Ordering::Relaxed));
             let records = history(&prefix, &delivery.steps);
             let expected = oracle::rows(&records);
-            let (rows, objects) = runtime.block_on(async {
+            let (rows, objects, bytes) = runtime.block_on(async {
                 deliver(&projectors, &records, &delivery).await;
                 let mut rows = stores.rows().await;
                 rows.retain(|session_id, _| session_id.starts_with(&format!("{prefix}-")));
                 let client =
                     support::services::s3(&support::services::service("AWS_ENDPOINT_URL")).await;
-                let mut objects = Vec::new();
+                let (mut objects, mut bytes) = (Vec::new(), Vec::new());
                 for session_id in rows.keys() {
+                    let row = read_model::read(&projectors[0].database, session_id, Deadline::NONE);
+                    bytes.push(object::body(&row.await.expect("a row")).expect("a body"));
                     let key = format!("measurements/{session_id}.json");
                     let object = client
                         .get_object()
@@ -129,9 +133,11 @@ fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objec
                         .expect("an object");
                     objects.push(object.body.collect().await.expect("a body").to_vec());
                 }
-                (rows, objects)
+                (rows, objects, bytes)
             });
             prop_assert_eq!(&rows, &expected);
+            // To the byte, whoever wrote it and whether the row came back with the statement or was read.
+            prop_assert_eq!(&objects, &bytes);
             for (row, object) in rows.values().zip(objects) {
                 prop_assert_eq!(
                     serde_json::from_slice::<Json>(&object).expect("JSON"),

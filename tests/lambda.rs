@@ -107,6 +107,76 @@ async fn a_wrong_table_fails_the_invocation_and_names_the_variables() {
     assert_eq!(lambda.invoke(r#"{"Records":[]}"#).await, json!({ "batchItemFailures": [] }));
 }
 
+/// The name of our own error, by which an operator searches; and what was no event is told apart.
+#[tokio::test]
+async fn the_error_type_is_the_name_of_the_error() {
+    let stores = Stores::fresh().await;
+    let lambda = start(&stores).await;
+    let record =
+        session("s1", "u").place(LABEL, 1).json.replace("table/sessions/", "table/orders/");
+    assert_eq!(lambda.invoke(&event([record.as_str()])).await["errorType"], "Misconfigured");
+    assert_eq!(lambda.invoke(r#"{"hello":"world"}"#).await["errorType"], "NotAnEvent");
+    let nowhere = Stores { bucket: "no-such-bucket".to_owned(), ..stores.clone() };
+    let lambda = start(&nowhere).await;
+    let records = [session("s1", "u").place(LABEL, 1)];
+    assert_eq!(lambda.invoke(&event_of(&records)).await["errorType"], "NoBucket");
+}
+
+/// Whoever writes the log: at `trace` the runtime prints the raw event, and the SDK its requests' bodies.
+#[tokio::test]
+async fn no_user_no_value_and_no_password_reaches_the_log_at_any_level() {
+    let stores = Stores::fresh().await;
+    let password = stores.database_url.split(':').nth(2).and_then(|rest| rest.split('@').next());
+    let password = password.expect("a password").to_owned();
+    for filter in [
+        "trace",
+        "lambda_runtime=trace,aws_smithy_runtime=trace,aws_sigv4=trace,sqlx=trace,hyper=trace",
+    ] {
+        let lambda = Lambda::start(&[
+            ("DATABASE_URL", &stores.database_url),
+            ("ARCHIVE_BUCKET", &stores.bucket),
+            ("RUST_LOG", filter),
+        ])
+        .await;
+        let mut refused = session("s2", "user-4712").place(LABEL, 2);
+        refused.json = refused.json.replace("2026-11-22T08:00:00Z", "yesterday-4713");
+        let records = [
+            session("s1", "user-4711").place(LABEL, 1),
+            scan("s1", "left", "245.31").place(LABEL, 2),
+            refused,
+        ];
+        lambda.invoke(&event_of(&records)).await;
+        let wrong = records[0].json.replace("table/sessions/", "table/orders/");
+        lambda.invoke(&event([wrong.as_str()])).await;
+        for secret in ["user-471", "245.31", "yesterday-4713", password.as_str()] {
+            assert!(
+                !lambda.log().contains(secret),
+                "{filter}: {secret} is in the log:\n{}",
+                lambda.log()
+            );
+        }
+    }
+}
+
+/// The deadline that Lambda sends with the event; here the emulator does.
+#[tokio::test]
+async fn an_invocation_answers_before_its_deadline_when_the_database_says_nothing() {
+    let stores = Stores::fresh().await;
+    let gate = TcpGate::open(stores.database_host()).await;
+    gate.fall_silent();
+    let gated = stores.with_database_at(&gate.address.to_string());
+    let lambda = Lambda::start(&[
+        ("DATABASE_URL", &gated.database_url),
+        ("ARCHIVE_BUCKET", &gated.bucket),
+        ("AWS_LAMBDA_FUNCTION_TIMEOUT", "3"),
+    ])
+    .await;
+    let records = [session("s1", "u").place(LABEL, 999), session("s2", "u").place(LABEL, 1000)];
+    let failure = json!({ "batchItemFailures": [{ "itemIdentifier": "000000000000000000999" }] });
+    assert_eq!(lambda.invoke(&event_of(&records)).await, failure);
+    assert!(lambda.log().contains("the time of this invocation is up"), "{}", lambda.log());
+}
+
 /// Lambda's largest payload: 6 MB, here of 10,000 records and some.
 #[tokio::test]
 async fn an_event_of_6_mb_goes_through() {
@@ -133,8 +203,16 @@ fn start_without_runtime(variables: &[(&str, &str)]) -> Output {
 #[test]
 fn a_wrong_configuration_stops_the_start_with_one_line_that_names_it() {
     let url = ("DATABASE_URL", "postgres://u:secret@h/d");
-    let cases: [(&[(&str, &str)], &str); 5] = [
+    let cases: [(&[(&str, &str)], &str); 7] = [
         (&[], "projector: DATABASE_URL is not set"),
+        (
+            &[("DATABASE_URL", "postgres://u:secret?more@h/d")],
+            "projector: DATABASE_URL cannot be read as a URL: percent-encode the password",
+        ),
+        (
+            &[url, ("ARCHIVE_BUCKET", "My_Feet")],
+            "projector: ARCHIVE_BUCKET is \"My_Feet\", expected lowercase letters",
+        ),
         (
             &[url, ("TTL_REMOVALS", "never")],
             "projector: TTL_REMOVALS is \"never\", expected apply or keep",

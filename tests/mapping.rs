@@ -282,3 +282,35 @@ fn a_shard_keeps_the_order_of_each_item() {
     }
     assert!(oracle::rows(&records).len() > 30);
 }
+
+/// Stores that are too slow for a function of a few seconds: it answers in time, what is done is acknowledged,
+/// and no invocation is ended by Lambda.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_stores_make_no_function_time_out() {
+    let (stores, destination) = (Stores::fresh().await, Stores::unmigrated().await.bucket);
+    let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
+    gate.set_rule(|_| Fault::Delay(Duration::from_millis(600)));
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_sleep(0.05); RETURN new; END $$;
+        CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON measurements FOR EACH ROW EXECUTE FUNCTION slow();";
+    sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
+    let functions = lanes(
+        2,
+        &[
+            ("DATABASE_URL", &stores.database_url),
+            ("ARCHIVE_BUCKET", &stores.bucket),
+            ("AWS_ENDPOINT_URL_S3", &gate.url),
+            // The emulator's own: it ends the function then.
+            ("AWS_LAMBDA_FUNCTION_TIMEOUT", "3"),
+        ],
+    )
+    .await;
+    let records = shard(40, 31);
+    let mapping = Mapping { batch_size: 60, maximum_retry_attempts: 30, ..mapping(&destination) };
+    let seen = mapping
+        .deliver(&records, &functions, async |records| assert_held(&stores, records).await)
+        .await;
+    assert_eq!((seen.timeouts, seen.errors, seen.given_up.len()), (0, 0, 0), "{seen:?}");
+    assert!(seen.partial_failures > 0, "nothing was too slow: {seen:?}");
+    assert_equal(&stores, &records).await;
+}

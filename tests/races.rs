@@ -8,6 +8,7 @@ use projector::apply::Projector;
 use serde_json::Value as Json;
 use support::oracle;
 use support::records::{LABEL, Record, removal, scan, session};
+use support::runs::{assert_code, backfill};
 use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, apply, s3, service};
 use tokio::sync::Notify;
@@ -284,4 +285,68 @@ async fn a_part_written_into_another_databases_tombstone_keeps_when_the_rest_was
     apply(&alone.projector().await, &[gone, left]).await;
     assert_eq!(old.rows().await, new.rows().await);
     assert!(old.objects().await == alone.objects().await);
+}
+
+/// Downloads the object and uploads it again, as a bucket is restored by hand: the metadata is gone.
+async fn lose_metadata(stores: &Stores) {
+    let client = s3(&service("AWS_ENDPOINT_URL")).await;
+    let object =
+        client.get_object().bucket(&stores.bucket).key(KEY).send().await.expect("an object");
+    let body = object.body.collect().await.expect("a body").into_bytes();
+    let put = client.put_object().bucket(&stores.bucket).key(KEY).body(body.into());
+    put.send().await.expect("an object");
+}
+
+async fn metadata(stores: &Stores) -> Option<String> {
+    let client = s3(&service("AWS_ENDPOINT_URL")).await;
+    let head =
+        client.head_object().bucket(&stores.bucket).key(KEY).send().await.expect("an object");
+    head.metadata()?.get("session-version").cloned()
+}
+
+/// Its body still says which versions it holds: an older row is not written over it, by a stale redelivery nor by
+/// `backfill objects`, and it gets its metadata back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_has_lost_its_metadata_does_not_go_back() {
+    let race = Race::start().await;
+    let (old, new) = (session("s1", "old").place(LABEL, 1), session("s1", "new").place(LABEL, 2));
+    apply(&race.newer, &[old.clone()]).await;
+    let behind = race.stores.restored_with_its_bucket().await;
+    apply(&race.newer, &[new]).await;
+    let newest = race.object().await;
+
+    let older = behind.projector_at(&race.gate.url, 1).await;
+    lose_metadata(&race.stores).await;
+    // The database is behind: its row is older than the object.
+    apply(&older, &[old]).await;
+    assert_eq!(race.object().await, newest);
+    assert!(metadata(&race.stores).await.is_some(), "the metadata is back");
+
+    lose_metadata(&race.stores).await;
+    let output = backfill(&behind, &["objects"]);
+    assert_code(&output, 0);
+    assert_eq!((race.object().await, metadata(&race.stores).await.is_some()), (newest, true));
+
+    // A part that the row knows better is written all the same.
+    lose_metadata(&race.stores).await;
+    apply(&older, &[scan("s1", "left", "245.3").place(LABEL, 3)]).await;
+    let object = race.object().await;
+    assert_eq!(
+        (&object["user_id"], &object["left_foot_length_mm"]),
+        (&"new".into(), &serde_json::json!(245.3))
+    );
+}
+
+/// A tombstone that was downloaded and uploaded is one still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_that_has_lost_its_metadata_stays_one() {
+    let race = Race::start().await;
+    let written = session("s1", "u");
+    apply(&race.newer, &[written.place(LABEL, 1)]).await;
+    let behind = race.stores.restored_with_its_bucket().await;
+    apply(&race.newer, &[removal(&written).place(LABEL, 2)]).await;
+    lose_metadata(&race.stores).await;
+    apply(&behind.projector_at(&race.gate.url, 1).await, &[written.place(LABEL, 1)]).await;
+    assert_eq!(race.object().await["deleted"], true);
+    assert!(metadata(&race.stores).await.is_some());
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use fastrand::Rng;
 use support::generate::{self, MESH, SMALL};
 use support::oracle;
-use support::records::Record;
+use support::records::{LABEL, Record, session};
 use support::s3_gate::S3Gate;
 use support::services::{Stores, apply, apply_all, parsed, service};
 
@@ -147,6 +147,47 @@ async fn every_record_is_counted_once() {
                     + counts.rejected,
                 "{counts:?}"
             );
+        }
+    }
+}
+
+/// A time is kept to the microsecond, in UTC, and has one form in row and object, whatever its offset.
+#[tokio::test]
+async fn times_keep_their_fraction_and_lose_their_offset() {
+    let stores = Stores::fresh().await;
+    let projector = stores.projector().await;
+    let times = [
+        ("2026-11-22T09:30:00.123456789+05:30", "2026-11-22T04:00:00.123456Z"),
+        ("2026-11-22T00:00:00.5-12:00", "2026-11-22T12:00:00.5Z"),
+        ("2026-11-22T08:00:00.000001Z", "2026-11-22T08:00:00.000001Z"),
+        ("1999-12-31T23:59:59.999999999Z", "1999-12-31T23:59:59.999999Z"),
+    ];
+    let records: Vec<Record> = times
+        .iter()
+        .zip(1_u128..)
+        .map(|((time, _), number)| {
+            let mut draft = session(&format!("s{number}"), "u");
+            draft.image.as_mut().expect("an image")["started_at"] =
+                serde_json::json!({ "S": time });
+            let mut record = draft.place(LABEL, number);
+            // A stream cuts to the second; a record made by hand may not.
+            record.json = record.json.replace("1795334400", "1795334400.25");
+            record
+        })
+        .collect();
+    for batch_size in [1, 4] {
+        apply_all(&projector, &records, batch_size).await;
+        let objects = parsed(&stores.objects().await);
+        for ((_, expected), number) in times.iter().zip(1..) {
+            let object = &objects[&format!("measurements/s{number}.json")];
+            assert_eq!(object["started_at"], *expected);
+            assert_eq!(object["session_changed_at"], "2026-11-22T08:00:00.25Z");
+            let utc = "to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
+            let row = stores
+                .ask(&format!("SELECT {utc} FROM measurements WHERE session_id = 's{number}'"))
+                .await;
+            let fraction = expected[20..].trim_end_matches('Z');
+            assert_eq!(row, format!("{} {}.{fraction:0<6}", &expected[..10], &expected[11..19]));
         }
     }
 }

@@ -331,7 +331,10 @@ fn the_variables_are_those_that_the_projector_reads() {
     assert_eq!(function["Runtime"], "provided.al2023");
     assert_eq!(function["Handler"], "bootstrap");
     assert_eq!(function["CodeUri"], "../target/lambda/projector/bootstrap.zip");
-    assert!(function["Timeout"].as_i64() >= Some(180), "it waits 10 s, 60 s and 30 s");
+    assert!(
+        function["Timeout"].as_i64() >= Some(180),
+        "it waits 10 s, 25 s and 30 s, and a slow statement is tried again in pieces"
+    );
     assert_eq!(function["ReservedConcurrentExecutions"], json!({ "Ref": "ReservedConcurrency" }));
     // The one is refused beside the other.
     assert_eq!(variables["DATABASE_AUTH"]["Fn::If"][0], "ByIam");
@@ -405,6 +408,7 @@ async fn alarms_and_dashboard_show_metrics_that_are_emitted() {
         "IteratorAge",
         "Failures",
         "Rejected",
+        "StaleCreatedLater",
         "Throttles",
         "Errors",
         "PutRequests",

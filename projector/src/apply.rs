@@ -201,32 +201,48 @@ impl Projector {
     ) -> Result<Applied, Error> {
         let start = Instant::now();
         let mut batch = Applied::default();
-        let arrivals = self.decode(records, &mut batch)?;
+        let (arrivals, malformed) = self.decode(records, &mut batch)?;
         batch.oldest = arrivals.iter().filter_map(|arrival| arrival.change.changed_at).min();
         let sessions = fold::fold(&arrivals);
         batch.durations.decode = start.elapsed();
 
-        // Rejections are stored last, and want time, too.
+        // First: the stores may use up all the time there is.
+        self.reject(records, malformed, &mut batch, deadline).await?;
+        // What PostgreSQL refuses is rejected after them, and wants time, too.
         let now = tokio::time::Instant::now();
-        let stores_by = deadline.earlier_by(now, 20, Duration::from_secs(1));
-        let stored = self.store(sessions, stores_by).await?;
+        let reserve = Duration::from_millis(600)..Duration::from_secs(1);
+        let stored = self.store(sessions, deadline.earlier_by(now, 20, &reserve)).await?;
         batch.counts += stored.counts;
-        batch.failed = stored.failed;
-        batch.rejections.extend(stored.rejections);
+        batch.failed.extend(stored.failed);
         batch.durations += stored.durations;
+        self.reject(records, stored.rejections, &mut batch, deadline).await?;
 
-        match rejected::store(&self.database, records, &batch.rejections, deadline).await {
-            Ok(()) => batch.counts.rejected = batch.rejections.len() as u64,
-            Err(error) => {
-                pipeline::log_unless_fatal(error)?;
-                batch.failed.extend(batch.rejections.drain(..).map(|rejection| rejection.position));
-            }
-        }
         log_rejections(&batch.rejections);
         batch.failed.sort_unstable();
         batch.failed.dedup();
         batch.counts.failed = batch.failed.len() as u64;
         Ok(batch)
+    }
+
+    /// Stores rejections; what cannot be stored has failed.
+    async fn reject<R: AsRef<[u8]>>(
+        &self,
+        records: &[R],
+        rejections: Vec<Rejection>,
+        batch: &mut Applied,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        match rejected::store(&self.database, records, &rejections, deadline).await {
+            Ok(()) => {
+                batch.counts.rejected += rejections.len() as u64;
+                batch.rejections.extend(rejections);
+                Ok(())
+            }
+            Err(error) => {
+                batch.failed.extend(rejections.iter().map(|rejection| rejection.position));
+                pipeline::log_unless_fatal(error)
+            }
+        }
     }
 
     /// Both stores, for sessions that are decoded and folded already.
@@ -246,8 +262,9 @@ impl Projector {
         &self,
         records: &[R],
         batch: &mut Applied,
-    ) -> Result<Vec<Arrival>, Error> {
+    ) -> Result<(Vec<Arrival>, Vec<Rejection>), Error> {
         let mut arrivals = Vec::with_capacity(records.len());
+        let mut malformed = Vec::new();
         batch.counts.records = records.len() as u64;
         for (position, record) in records.iter().enumerate() {
             match change::decode(record.as_ref(), &self.tables)? {
@@ -258,13 +275,13 @@ impl Projector {
                     batch.counts.ttl_kept += 1;
                 }
                 Decoded::Change(change) => arrivals.push(Arrival { position, change }),
-                Decoded::Malformed(malformed) => {
-                    let reason = malformed.to_string();
-                    batch.rejections.push(Rejection { position, logged: reason.clone(), reason });
+                Decoded::Malformed(why) => {
+                    let reason = why.to_string();
+                    malformed.push(Rejection { position, logged: reason.clone(), reason });
                 }
             }
         }
-        Ok(arrivals)
+        Ok((arrivals, malformed))
     }
 }
 

@@ -1,6 +1,7 @@
 //! When an answer is due. Lambda ends an invocation at its deadline, whatever is under way, and then
 //! everything in the batch comes again; so every wait of the apply path is cut off before that.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -28,16 +29,17 @@ impl Deadline {
             Duration::ZERO => DEADLINE_OF_AN_EMULATOR,
             remaining => remaining,
         };
-        Self(Some(now + remaining)).earlier_by(now, 10, Duration::from_secs(2))
+        let reserve = Duration::from_millis(200)..Duration::from_secs(2);
+        Self(Some(now + remaining)).earlier_by(now, 10, &reserve)
     }
 
-    /// A deadline that leaves one part in `share` of the remaining time, from 0.2 s to `most`, for what
-    /// comes after it.
+    /// A deadline that leaves one part in `share` of the remaining time, within `reserve`, for what comes after
+    /// it.
     #[must_use]
-    pub fn earlier_by(self, now: Instant, share: u32, most: Duration) -> Self {
+    pub fn earlier_by(self, now: Instant, share: u32, reserve: &Range<Duration>) -> Self {
         Self(self.0.map(|due| {
             let remaining = due.saturating_duration_since(now);
-            let reserve = (remaining / share).clamp(Duration::from_millis(200), most);
+            let reserve = (remaining / share).clamp(reserve.start, reserve.end);
             now + remaining.saturating_sub(reserve)
         }))
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use tokio::net::TcpStream;
 
 use crate::services::service;
@@ -29,6 +29,9 @@ pub fn binary(name: &str) -> PathBuf {
     );
     path
 }
+
+/// What the emulator answers when it has ended a function at its timeout.
+const TIMED_OUT: &str = "Task timed out after";
 
 /// A running Lambda.
 #[derive(Debug)]
@@ -80,6 +83,11 @@ impl Lambda {
     /// Where the emulator does not answer with JSON.
     pub async fn invoke(&self, event: &str) -> Json {
         let answer = self.try_invoke(event).await.expect("the emulator answers");
+        if let Ok(text) = std::str::from_utf8(&answer)
+            && text.contains(TIMED_OUT)
+        {
+            return json!({ "errorType": "Sandbox.Timedout", "errorMessage": text });
+        }
         serde_json::from_slice(&answer)
             .unwrap_or_else(|_| panic!("not JSON: {answer:?}; {}", self.log()))
     }

@@ -40,6 +40,8 @@ pub struct Seen {
     pub invocations: usize,
     /// How often it ended in an error.
     pub errors: usize,
+    /// How often it was ended at its timeout; those are errors, too.
+    pub timeouts: usize,
     /// How often it reported a record that failed.
     pub partial_failures: usize,
     /// What went to the destination.
@@ -50,6 +52,7 @@ impl AddAssign for Seen {
     fn add_assign(&mut self, other: Self) {
         self.invocations += other.invocations;
         self.errors += other.errors;
+        self.timeouts += other.timeouts;
         self.partial_failures += other.partial_failures;
         self.given_up.extend(other.given_up);
     }
@@ -111,6 +114,7 @@ impl Mapping {
                 }
                 Answer::Error => {
                     seen.errors += 1;
+                    seen.timeouts += usize::from(answer["errorType"] == "Sandbox.Timedout");
                     if self.bisect_batch_on_function_error && batch.len() > 1 {
                         // A split is no retry.
                         let (first, second) = batch.split_at(batch.len() / 2);

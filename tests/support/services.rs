@@ -54,6 +54,9 @@ const GUARD: &str = "
     CREATE TRIGGER never_gone BEFORE DELETE ON measurements FOR EACH ROW EXECUTE FUNCTION never_gone();
 ";
 
+const OTHERS: &str = "SELECT count(*) FROM pg_stat_activity \
+    WHERE datname = current_database() AND pid <> pg_backend_pid()";
+
 /// The objects of a bucket, by key.
 pub type Objects = BTreeMap<String, Vec<u8>>;
 
@@ -114,6 +117,22 @@ impl Stores {
             sqlx::raw_sql(&sql).execute(&mut admin).await.expect("a copy");
         }
         restored
+    }
+
+    /// The same with this bucket: a restored database beside the objects of the one it was taken from. Whoever
+    /// is connected to this one is disconnected.
+    ///
+    /// # Panics
+    /// Where the services refuse.
+    pub async fn restored_with_its_bucket(&self) -> Self {
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        self.ask(end).await;
+        while self.ask(OTHERS).await != "0" {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let restored = self.restored().await;
+        Self { bucket: self.bucket.clone(), ..restored }
     }
 
     /// `host:port` of the database.
