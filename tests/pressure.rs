@@ -110,16 +110,12 @@ async fn a_slow_database_means_slow_progress_in_every_command() {
         .iter()
         .map(|record| scan(&record.item, "left", "245.3").place(LABEL, record.sequence_number))
         .collect();
-    let mut owner = stores.connect().await;
     for record in &good {
-        sqlx::query(
-            "INSERT INTO rejected_records (identity, reason, record) VALUES ($1, 'once', $2::json)",
-        )
-        .bind(&record.item)
-        .bind(&record.json)
-        .execute(&mut owner)
-        .await
-        .expect("a rejected record");
+        let insert = format!(
+            "INSERT INTO rejected_records (identity, reason, record) VALUES ('{}', 'once', $j${}$j$)",
+            record.item, record.json
+        );
+        sqlx::raw_sql(&insert).execute(&mut stores.connect().await).await.expect("a record");
     }
     assert_code(&backfill(&stores, &["redrive"]), 0);
     assert_eq!(stores.rejected().await, 0);

@@ -4,11 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use projector::apply::{Counts, Durations, Projector};
 use projector::change::{self, Decoded, Tables};
 use projector::deadline::Deadline;
-use projector::error::{self, Consequence, Error};
 use tokio::task::JoinHandle;
 
 use crate::progress::note;
@@ -145,34 +144,6 @@ async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result
         "{} records could still not be stored after {DELIVERIES} deliveries: fix the cause and run the same command again, which is harmless",
         records.len()
     )
-}
-
-/// Waits out what passes: a failover, a restart, a slow moment.
-///
-/// # Errors
-/// What does not pass, or has not passed after some five minutes.
-pub(crate) async fn retry_transient<T>(
-    what: &str,
-    mut ask: impl AsyncFnMut() -> Result<T, Error>,
-) -> anyhow::Result<T> {
-    let mut failures = 0;
-    loop {
-        let error = match ask().await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        failures += 1;
-        let passing = match error.consequence() {
-            Consequence::Retry | Consequence::Split | Consequence::Reconnect => true,
-            Consequence::Reject | Consequence::Fatal => false,
-        };
-        if !passing || failures == DELIVERIES {
-            return Err(error).with_context(|| format!("cannot {what}"));
-        }
-        let pause = pause_after(failures);
-        note(&format!("cannot {what} ({}); again in {} s", error::chain(&error), pause.as_secs()));
-        tokio::time::sleep(pause).await;
-    }
 }
 
 /// Decodes a batch and counts; writes nothing.

@@ -19,6 +19,7 @@ mod redrive;
 mod resume;
 mod shards;
 mod source;
+mod statement;
 mod stream;
 mod summary;
 

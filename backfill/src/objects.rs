@@ -12,7 +12,6 @@ use projector::apply::{Counts, Pace, Reconciled, reconcile_row};
 use projector::archive::Archive;
 use projector::config::ConfigError;
 use projector::database::Database;
-use projector::deadline::Deadline;
 use projector::error::{self, Consequence, Error};
 use projector::measurement::Versions;
 use sqlx::postgres::{PgArguments, PgRow};
@@ -20,8 +19,9 @@ use sqlx::{Arguments as _, Row as _};
 
 use crate::Outcome;
 use crate::cli::{ObjectsArguments, Settings};
-use crate::deliver::{DELIVERIES, pause_after, retry_transient};
+use crate::deliver::{DELIVERIES, pause_after};
 use crate::progress::Progress;
+use crate::statement::{self, retry_transient};
 use crate::summary::{say, span};
 
 /// So many sessions are compared between two reports.
@@ -32,8 +32,6 @@ const TRIES: u32 = 3;
 const NAMED: usize = 20;
 
 const COUNT: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
-const ESTIMATE: &str =
-    "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'measurements'::regclass";
 const NEXT: &str = "SELECT session_id, session_version, left_version, right_version
 FROM measurements WHERE session_id > $1 ORDER BY session_id LIMIT $2";
 
@@ -51,8 +49,15 @@ pub(crate) async fn run(
     })?;
     let start = Instant::now();
     let mut last = arguments.after.clone().unwrap_or_default();
-    let rows = retry_transient("count the rows", || count(&projector.database, &last)).await?;
-    let mut progress = Progress::start(rows.unsigned_abs());
+    let after = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(last.as_str())?;
+        Ok(arguments)
+    };
+    let rows = retry_transient("count the rows", async || {
+        statement::count(&projector.database, "measurements", COUNT, after).await
+    });
+    let mut progress = Progress::start(rows.await?);
     let mut counts = Counts::default();
     let mut left = Vec::new();
     let mut pace = Pace::new(PAGE);
@@ -121,43 +126,15 @@ async fn compare_page(
     Ok(Some((newest, sessions as u64)))
 }
 
-/// How many rows there are after this one: counted, or, where that takes too long, as PostgreSQL estimates
-/// the whole table. It is for the progress bar alone.
-async fn count(database: &Database, after: &str) -> Result<i64, Error> {
-    let key = || {
+async fn next(database: &Database, after: &str, pace: &mut Pace) -> Result<Vec<Held>, Error> {
+    let arguments = |limit| {
         let mut arguments = PgArguments::default();
         arguments.add(after)?;
+        arguments.add(i64::try_from(limit)?)?;
         Ok(arguments)
     };
-    let rows = match database.fetch(COUNT, key, Deadline::NONE).await {
-        Err(error) if error.too_much() => {
-            database.fetch(ESTIMATE, || Ok(PgArguments::default()), Deadline::NONE).await?
-        }
-        rows => rows?,
-    };
-    rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(Error::Database)
-}
-
-/// The rows after this one, fewer where the database is slow.
-async fn next(database: &Database, after: &str, pace: &mut Pace) -> Result<Vec<Held>, Error> {
-    loop {
-        let limit = pace.limit();
-        let arguments = || {
-            let mut arguments = PgArguments::default();
-            arguments.add(after)?;
-            arguments.add(i64::try_from(limit)?)?;
-            Ok(arguments)
-        };
-        let start = Instant::now();
-        match database.fetch(NEXT, arguments, Deadline::NONE).await {
-            Ok(rows) => {
-                pace.done(limit, start.elapsed());
-                return rows.iter().map(held).collect::<Result<_, _>>().map_err(Error::Database);
-            }
-            Err(error) if error.too_much() && limit > 1 => pace.too_much(limit, start.elapsed()),
-            Err(error) => return Err(error),
-        }
-    }
+    let (_, rows) = statement::page(database, pace, NEXT, arguments).await?;
+    rows.iter().map(held).collect::<Result<_, _>>().map_err(Error::Database)
 }
 
 fn held(row: &PgRow) -> Result<Held, sqlx::Error> {

@@ -9,21 +9,21 @@ use std::time::Instant;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use projector::apply::Counts;
+use projector::apply::{Counts, Pace};
 use projector::database::Database;
-use projector::deadline::Deadline;
 use serde_json::Value as Json;
 use sqlx::postgres::PgArguments;
 use sqlx::{Arguments as _, Row as _};
 
 use crate::Outcome;
 use crate::cli::{RedriveArguments, Settings};
-use crate::deliver::{Delivery, retry_transient, try_out};
+use crate::deliver::{Delivery, try_out};
 use crate::progress::{Progress, note};
+use crate::statement::{self, retry_transient};
 use crate::summary::{self, Reasons, say};
 
 /// So many records are held at once; each may have a mesh of 400 KB.
-const BATCH: i64 = 100;
+const BATCH: usize = 100;
 
 /// By identity, so that rows that stay are not asked for twice.
 const NEXT: &str = "SELECT identity, record::text FROM rejected_records
@@ -47,12 +47,14 @@ pub(crate) async fn run(
     let mut delivery = Delivery::of_rejected(config.projector().await?);
     let pattern = arguments.reason.as_deref();
     let rows = count(&delivery.projector().database, pattern).await?;
-    let mut progress = Progress::start(rows.unsigned_abs());
+    let mut progress = Progress::start(rows);
+    let mut pace = Pace::new(BATCH);
     let (mut counts, mut reasons) = (Counts::default(), Reasons::default());
     let mut removed = 0;
     let mut last = String::new();
     loop {
-        let (identities, records) = next(&delivery.projector().database, &last, pattern).await?;
+        let (identities, records) =
+            next(&delivery.projector().database, &last, pattern, &mut pace).await?;
         let Some(newest) = identities.last() else { break };
         last.clone_from(newest);
         let count = identities.len() as u64;
@@ -66,7 +68,7 @@ pub(crate) async fn run(
                 .filter(|(position, _)| set_aside.binary_search(position).is_err())
                 .map(|(_, identity)| identity.as_str())
                 .collect();
-            removed += remove(&delivery.projector().database, &stored).await?;
+            removed += remove(&delivery.projector().database, &stored, &mut pace).await?;
         }
         progress.advance(count, if arguments.dry_run { &counts } else { &delivery.counts });
     }
@@ -80,35 +82,36 @@ pub(crate) async fn run(
     Ok(Outcome::of(&delivery.counts))
 }
 
-async fn count(database: &Database, pattern: Option<&str>) -> anyhow::Result<i64> {
+async fn count(database: &Database, pattern: Option<&str>) -> anyhow::Result<u64> {
     let arguments = || {
         let mut arguments = PgArguments::default();
         arguments.add(pattern)?;
         Ok(arguments)
     };
-    let rows = retry_transient("count the rejected records", || {
-        database.fetch(COUNT, arguments, Deadline::NONE)
-    });
-    Ok(rows.await?.first().map_or(Ok(0), |row| row.try_get(0))?)
+    retry_transient("count the rejected records", async || {
+        statement::count(database, "rejected_records", COUNT, arguments).await
+    })
+    .await
 }
 
 async fn next(
     database: &Database,
     after: &str,
     pattern: Option<&str>,
+    pace: &mut Pace,
 ) -> anyhow::Result<(Vec<String>, Vec<Vec<u8>>)> {
-    let arguments = || {
+    let arguments = |limit| {
         let mut arguments = PgArguments::default();
         arguments.add(after)?;
         arguments.add(pattern)?;
-        arguments.add(BATCH)?;
+        arguments.add(i64::try_from(limit)?)?;
         Ok(arguments)
     };
-    let rows = retry_transient("read the rejected records", || {
-        database.fetch(NEXT, arguments, Deadline::NONE)
+    let rows = retry_transient("read the rejected records", async || {
+        statement::page(database, pace, NEXT, arguments).await
     });
     let mut page = (Vec::new(), Vec::new());
-    for row in &rows.await? {
+    for row in &rows.await?.1 {
         page.0.push(row.try_get(0)?);
         page.1.push(as_it_came(row.try_get(1)?));
     }
@@ -129,20 +132,28 @@ fn as_it_came(record: String) -> Vec<u8> {
     }
 }
 
-async fn remove(database: &Database, identities: &[&str]) -> anyhow::Result<u64> {
-    if identities.is_empty() {
-        return Ok(0);
+/// Removes these records, and returns how many were there. As many at a time as were read at a time.
+async fn remove(
+    database: &Database,
+    identities: &[&str],
+    pace: &mut Pace,
+) -> anyhow::Result<usize> {
+    let (mut remaining, mut removed) = (identities, 0);
+    while !remaining.is_empty() {
+        let arguments = |limit: usize| {
+            let mut arguments = PgArguments::default();
+            arguments.add(&remaining[..limit.min(remaining.len())])?;
+            Ok(arguments)
+        };
+        let rows = retry_transient("remove rejected records that are stored now", async || {
+            statement::page(database, pace, REMOVE, arguments).await
+        });
+        let (sent, rows) =
+            rows.await.context("a role that redrives needs DELETE on rejected_records")?;
+        removed += rows.len();
+        remaining = &remaining[sent.min(remaining.len())..];
     }
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(identities)?;
-        Ok(arguments)
-    };
-    let removed = retry_transient("remove rejected records that are stored now", || {
-        database.fetch(REMOVE, arguments, Deadline::NONE)
-    });
-    let removed = removed.await.context("a role that redrives needs DELETE on rejected_records")?;
-    Ok(removed.len() as u64)
+    Ok(removed)
 }
 
 #[cfg(test)]

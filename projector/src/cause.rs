@@ -314,19 +314,18 @@ const S3_STATUSES: &[(u16, Consequence, &str)] = &[
 pub(crate) fn of_s3(operation: &str, status: Option<u16>, code: Option<&str>) -> Cause {
     let Some(status) = status else { return Cause::new(Retry, "S3 cannot be reached") };
     let code = code.unwrap_or_default();
-    let by_code = S3_CODES
-        .iter()
-        .find(|(known, ..)| code == *known || (known.ends_with('.') && code.starts_with(known)));
+    let known = |known: &str| code == known || (known.ends_with('.') && code.starts_with(known));
+    let by_code = S3_CODES.iter().find(|(code, ..)| known(code));
     let by_status = S3_STATUSES.iter().find(|(known, ..)| *known == status);
-    match (by_code, by_status) {
-        // A GET or a HEAD is refused for another right than a PUT.
-        (Some(("AccessDenied", ..)), _) | (None, Some((403, ..))) if operation != "PUT" => {
-            Cause::new(Retry, MAY_NOT_READ)
-        }
-        (Some((_, consequence, message)), _) => Cause::new(*consequence, *message),
-        (None, Some((_, consequence, message))) => Cause::new(*consequence, *message),
-        (None, None) => Cause::new(Retry, "S3 refuses"),
+    // A GET or a HEAD is refused for want of another right than a PUT.
+    let denied = by_code.map_or(status == 403, |(code, ..)| *code == "AccessDenied");
+    if denied && operation != "PUT" {
+        return Cause::new(Retry, MAY_NOT_READ);
     }
+    let of_code = by_code.map(|(_, consequence, message)| (*consequence, *message));
+    let of_status = by_status.map(|(_, consequence, message)| (*consequence, *message));
+    let (consequence, message) = of_code.or(of_status).unwrap_or((Retry, "S3 refuses"));
+    Cause::new(consequence, message)
 }
 
 #[cfg(test)]

@@ -119,9 +119,9 @@ impl Refusals {
 ///
 /// # Errors
 /// Only what is [`Consequence::Fatal`].
-pub(super) async fn store<'a>(
+pub(super) async fn store(
     projector: &Projector,
-    sessions: Vec<SessionChanges<'a>>,
+    sessions: Vec<SessionChanges<'_>>,
     deadline: Deadline,
 ) -> Result<Stored, Error> {
     let total = sessions.len();
@@ -396,7 +396,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         let session_id = session.session_id;
         match narrow(session) {
             Narrowed::Parts(parts) => {
-                self.suspects.extend(parts.into_iter().map(|part| vec![part]))
+                self.suspects.extend(parts.into_iter().map(|part| vec![part]));
             }
             Narrowed::Refused(position, rest) => {
                 self.suspects.extend(rest.map(|rest| vec![rest]));

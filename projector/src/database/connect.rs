@@ -203,7 +203,6 @@ impl Connection {
         arguments: PgArguments,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
         let persistent = matches!(self.route, Route::Direct(_));
-        #[expect(clippy::disallowed_methods, reason = "this is what Database::fetch runs")]
         let query = sqlx::query_with(sql, arguments).persistent(persistent);
         if !matches!(self.route, Route::Pooler) {
             return query.fetch_all(&mut self.pg).await;

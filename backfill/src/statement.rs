@@ -1,0 +1,91 @@
+//! The commands' own statements: each has a time limit, waits out what passes, and takes less at a time where
+//! the database is slow.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use projector::apply::Pace;
+use projector::database::Database;
+use projector::deadline::Deadline;
+use projector::error::{self, Consequence, Error};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{Arguments as _, Row as _};
+
+use crate::deliver::{DELIVERIES, pause_after};
+use crate::progress::note;
+
+/// Waits out what passes: a failover, a restart, a slow moment.
+///
+/// # Errors
+/// What does not pass, or has not passed after some five minutes.
+pub(crate) async fn retry_transient<T>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, Error>,
+) -> anyhow::Result<T> {
+    let mut failures = 0;
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        failures += 1;
+        let passing = match error.consequence() {
+            Consequence::Retry | Consequence::Split | Consequence::Reconnect => true,
+            Consequence::Reject | Consequence::Fatal => false,
+        };
+        if !passing || failures == DELIVERIES {
+            return Err(error).with_context(|| format!("cannot {what}"));
+        }
+        let pause = pause_after(failures);
+        note(&format!("cannot {what} ({}); again in {} s", error::chain(&error), pause.as_secs()));
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Runs a statement that takes a number of rows or keys at a time, fewer if that many take too long. Returns
+/// how many it took at most, and its rows.
+pub(crate) async fn page(
+    database: &Database,
+    pace: &mut Pace,
+    sql: &'static str,
+    arguments: impl Fn(usize) -> Result<PgArguments, BoxDynError>,
+) -> Result<(usize, Vec<PgRow>), Error> {
+    loop {
+        let (limit, start) = (pace.limit(), Instant::now());
+        match database.fetch(sql, || arguments(limit), Deadline::NONE).await {
+            Ok(rows) => {
+                pace.done(limit, start.elapsed());
+                return Ok((limit, rows));
+            }
+            Err(error) if error.too_much() && limit > 1 => pace.too_much(limit, start.elapsed()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+const ESTIMATE: &str =
+    "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = $1::text::regclass";
+
+/// The number that a statement counts or, where that takes too long, PostgreSQL's estimate of the table's rows.
+/// It is for a progress bar alone.
+pub(crate) async fn count(
+    database: &Database,
+    table: &str,
+    sql: &'static str,
+    arguments: impl Fn() -> Result<PgArguments, BoxDynError>,
+) -> Result<u64, Error> {
+    let of_table = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(table)?;
+        Ok(arguments)
+    };
+    let rows = match database.fetch(sql, arguments, Deadline::NONE).await {
+        Err(error) if error.too_much() => {
+            database.fetch(ESTIMATE, of_table, Deadline::NONE).await?
+        }
+        rows => rows?,
+    };
+    let count: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(Error::Database)?;
+    Ok(count.unsigned_abs())
+}
