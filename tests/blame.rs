@@ -301,7 +301,7 @@ async fn answers_of_s3_are_told_apart_by_their_code() {
         match projector.apply(&json, Deadline::NONE).await {
             Ok(applied) => assert!(!fatal && applied.failed == [0], "{code}"),
             Err(error) => {
-                assert!(fatal && matches!(error, Error::NoBucket { .. }), "{code}: {error}")
+                assert!(fatal && matches!(error, Error::NoBucket { .. }), "{code}: {error}");
             }
         }
         s3.set_rule(|_| Fault::Pass);

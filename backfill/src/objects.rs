@@ -62,13 +62,13 @@ pub(crate) async fn run(
     let mut left = Vec::new();
     let mut pace = Pace::new(PAGE);
     loop {
-        let page =
+        let comparing =
             compare_page(archive, &projector.database, &last, &mut pace, &mut counts, &mut left);
-        let page = page.await.with_context(|| {
+        let compared = comparing.await.with_context(|| {
             let after = if last.is_empty() { String::new() } else { format!(" --after '{last}'") };
             format!("stopped; `backfill objects{after}` goes on from here")
         })?;
-        let Some((newest, sessions)) = page else { break };
+        let Some((newest, sessions)) = compared else { break };
         last = newest;
         counts.records += sessions;
         progress.advance(sessions, &counts);
@@ -107,10 +107,10 @@ async fn compare_page(
     counts: &mut Counts,
     left: &mut Vec<Held>,
 ) -> anyhow::Result<Option<(String, u64)>> {
-    let page = retry_transient("read the rows", async || next(database, after, pace).await).await?;
-    let Some((newest, _)) = page.last() else { return Ok(None) };
-    let (newest, sessions) = (newest.clone(), page.len());
-    let mut failed = bring_up(archive, database, page, counts).await?;
+    let rows = retry_transient("read the rows", async || next(database, after, pace).await).await?;
+    let Some((newest, _)) = rows.last() else { return Ok(None) };
+    let (newest, sessions) = (newest.clone(), rows.len());
+    let mut failed = bring_up(archive, database, rows, counts).await?;
     for delivery in TRIES..DELIVERIES {
         // S3 is away: there is no use in going on to the next page.
         if failed.len() < sessions {

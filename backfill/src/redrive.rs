@@ -110,12 +110,12 @@ async fn next(
     let rows = retry_transient("read the rejected records", async || {
         statement::page(database, pace, NEXT, arguments).await
     });
-    let mut page = (Vec::new(), Vec::new());
+    let (mut identities, mut records) = (Vec::new(), Vec::new());
     for row in &rows.await?.1 {
-        page.0.push(row.try_get(0)?);
-        page.1.push(as_it_came(row.try_get(1)?));
+        identities.push(row.try_get(0)?);
+        records.push(as_it_came(row.try_get(1)?));
     }
-    Ok(page)
+    Ok((identities, records))
 }
 
 /// The bytes that were set aside: what was no JSON is kept as a JSON string of it, what was no text
