@@ -232,7 +232,7 @@ impl Projector {
         batch: &mut Applied,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        match rejected::store(&self.database, records, &rejections, deadline).await {
+        match Box::pin(rejected::store(&self.database, records, &rejections, deadline)).await {
             Ok(()) => {
                 batch.counts.rejected += rejections.len() as u64;
                 batch.rejections.extend(rejections);

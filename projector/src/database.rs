@@ -17,7 +17,7 @@ use aws_config::SdkConfig;
 use sqlx::PgConnection;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 pub use self::connect::ROLE_SETTINGS;
@@ -153,71 +153,32 @@ impl Database {
         }
     }
 
-    /// Runs one statement that may be repeated without harm, and gives its rows.
+    /// Waits for one of the connections.
     ///
     /// # Errors
-    /// [`Error::Database`] or [`Error::StatementTimeout`] of the last try; [`Error::Connect`] where there
-    /// is no connection, also to whoever waited while another found that out; [`Error::OutOfTime`] shortly
-    /// before the deadline.
+    /// [`Error::OutOfTime`] at the deadline.
+    pub async fn lease(&self, deadline: Deadline) -> Result<Lease<'_>, Error> {
+        let asked = Instant::now();
+        tokio::select! {
+            permit = self.permits.acquire() => {
+                let _permit = permit.expect("the semaphore is never closed");
+                Ok(Lease { database: self, asked, deadline, _permit })
+            }
+            () = deadline.passed() => Err(Error::OutOfTime),
+        }
+    }
+
+    /// Waits for one of the connections, and runs one statement over it.
+    ///
+    /// # Errors
+    /// As [`Database::lease`] and [`Lease::fetch`].
     pub async fn fetch(
         &self,
         sql: &'static str,
         arguments: impl Fn() -> Result<PgArguments, BoxDynError>,
         deadline: Deadline,
     ) -> Result<Vec<PgRow>, Error> {
-        let asked = Instant::now();
-        let permit = self.permits.acquire();
-        let _permit = tokio::select! {
-            permit = permit => permit.expect("the semaphore is never closed"),
-            () = deadline.passed() => return Err(Error::OutOfTime),
-        };
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let arguments =
-                arguments().map_err(|error| Error::Database(sqlx::Error::Encode(error)))?;
-            let (mut connection, was_warm) = match self.warm() {
-                Some(connection) => (connection, true),
-                None => (self.open_or_fail_together(asked, deadline).await?, false),
-            };
-            let Some(limit) = statement_limit(deadline, tokio::time::Instant::now()) else {
-                self.keep(connection);
-                return Err(Error::OutOfTime);
-            };
-            let Ok(answer) = timeout(limit, connection.run(sql, arguments)).await else {
-                let backend = connection.backend();
-                // Closed first: the server may take no more connections.
-                drop(connection);
-                if let Some(backend) = backend {
-                    self.cancel(&backend, deadline).await;
-                }
-                return Err(Error::StatementTimeout { limit });
-            };
-            let error = match answer {
-                Ok(rows) => {
-                    self.keep(connection);
-                    return Ok(rows);
-                }
-                Err(error) => error,
-            };
-            match next(&error, was_warm, tries) {
-                Next::Again => {
-                    self.keep(connection);
-                    let pause_ms = fastrand::u64(5..50) << tries;
-                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-                }
-                Next::Reconnect => {
-                    // The server closes idle connections when it restarts or fails over, so the others
-                    // are no better.
-                    self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                }
-                Next::FailAndKeep => {
-                    self.keep(connection);
-                    return Err(Error::Database(error));
-                }
-                Next::Fail => return Err(Error::Database(error)),
-            }
-        }
+        self.lease(deadline).await?.fetch(sql, arguments).await
     }
 
     /// Opens a connection, unless somebody has failed to since `asked`: whoever waited for a connection
@@ -291,5 +252,77 @@ impl Database {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|connection| connection.idle_since.elapsed() < MAX_IDLE);
         idle.pop()
+    }
+}
+
+/// The right to use one connection.
+#[derive(Debug)]
+pub struct Lease<'a> {
+    database: &'a Database,
+    asked: Instant,
+    deadline: Deadline,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Lease<'_> {
+    /// Runs one statement that may be repeated without harm, and gives its rows.
+    ///
+    /// # Errors
+    /// [`Error::Database`] or [`Error::StatementTimeout`] of the last try; [`Error::Connect`] where there
+    /// is no connection, also to whoever waited while another found that out; [`Error::OutOfTime`] shortly
+    /// before the deadline.
+    pub async fn fetch(
+        &self,
+        sql: &'static str,
+        arguments: impl Fn() -> Result<PgArguments, BoxDynError>,
+    ) -> Result<Vec<PgRow>, Error> {
+        let Self { database, asked, deadline, .. } = *self;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let arguments =
+                arguments().map_err(|error| Error::Database(sqlx::Error::Encode(error)))?;
+            let (mut connection, was_warm) = match database.warm() {
+                Some(connection) => (connection, true),
+                None => (database.open_or_fail_together(asked, deadline).await?, false),
+            };
+            let Some(limit) = statement_limit(deadline, tokio::time::Instant::now()) else {
+                database.keep(connection);
+                return Err(Error::OutOfTime);
+            };
+            let Ok(answer) = timeout(limit, connection.run(sql, arguments)).await else {
+                let backend = connection.backend();
+                // Closed first: the server may take no more connections.
+                drop(connection);
+                if let Some(backend) = backend {
+                    database.cancel(&backend, deadline).await;
+                }
+                return Err(Error::StatementTimeout { limit });
+            };
+            let error = match answer {
+                Ok(rows) => {
+                    database.keep(connection);
+                    return Ok(rows);
+                }
+                Err(error) => error,
+            };
+            match next(&error, was_warm, tries) {
+                Next::Again => {
+                    database.keep(connection);
+                    let pause_ms = fastrand::u64(5..50) << tries;
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                }
+                Next::Reconnect => {
+                    // The server closes idle connections when it restarts or fails over, so the others
+                    // are no better.
+                    database.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                }
+                Next::FailAndKeep => {
+                    database.keep(connection);
+                    return Err(Error::Database(error));
+                }
+                Next::Fail => return Err(Error::Database(error)),
+            }
+        }
     }
 }

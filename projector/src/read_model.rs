@@ -10,7 +10,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
-use crate::database::Database;
+use crate::database::{Database, Lease};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
@@ -77,28 +77,26 @@ impl Upserted {
 /// As [`Database::fetch`]. Where the server was lost in mid-statement it may have committed all the same;
 /// the redelivery finds out.
 pub async fn upsert(
-    database: &Database,
+    lease: &Lease<'_>,
     sessions: &[SessionChanges<'_>],
     returned: Returned,
     ask_first: bool,
-    deadline: Deadline,
 ) -> Result<Vec<Option<Upserted>>, Error> {
     let mut upserted: Vec<Option<Upserted>> = sessions.iter().map(|_| None).collect();
     if ask_first {
-        ask(database, sessions, &mut upserted, deadline).await?;
+        ask(lease, sessions, &mut upserted).await?;
     }
-    write(database, sessions, returned, &mut upserted, deadline).await?;
+    write(lease, sessions, returned, &mut upserted).await?;
     // Asked for after the statement: whoever kept it from writing a row has committed by now.
-    ask(database, sessions, &mut upserted, deadline).await?;
+    ask(lease, sessions, &mut upserted).await?;
     Ok(upserted)
 }
 
 /// Marks as unchanged each pending session whose row already has every version in its patch.
 async fn ask(
-    database: &Database,
+    lease: &Lease<'_>,
     sessions: &[SessionChanges<'_>],
     upserted: &mut [Option<Upserted>],
-    deadline: Deadline,
 ) -> Result<(), Error> {
     let open = sessions.iter().zip(&*upserted).filter(|(_, upserted)| upserted.is_none());
     let keys: Vec<&str> = open.map(|(session, _)| session.session_id).collect();
@@ -110,7 +108,7 @@ async fn ask(
         arguments.add(keys.as_slice())?;
         Ok(arguments)
     };
-    let rows = database.fetch(statement::VERSIONS.as_str(), arguments, deadline).await?;
+    let rows = lease.fetch(statement::VERSIONS.as_str(), arguments).await?;
     mark(sessions, &rows, upserted, Upserted::Unchanged)
 }
 
@@ -156,9 +154,8 @@ fn versions(row: &PgRow) -> Result<FoundVersions, sqlx::Error> {
 /// # Errors
 /// As [`Database::fetch`].
 pub async fn locked(
-    database: &Database,
+    lease: &Lease<'_>,
     sessions: &[SessionChanges<'_>],
-    deadline: Deadline,
 ) -> Result<HashSet<String>, Error> {
     let keys: Vec<String> = sessions.iter().map(|session| session.session_id.to_owned()).collect();
     let arguments = || {
@@ -166,7 +163,7 @@ pub async fn locked(
         arguments.add(keys.as_slice())?;
         Ok(arguments)
     };
-    let rows = database.fetch(statement::LOCKED, arguments, deadline).await?;
+    let rows = lease.fetch(statement::LOCKED, arguments).await?;
     rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(Error::Database)
 }
 
@@ -198,11 +195,10 @@ fn place_of(sessions: &[SessionChanges<'_>], session_id: &str) -> Option<usize> 
 
 /// Sends the sessions that are open yet, and answers those whose rows were written.
 async fn write(
-    database: &Database,
+    lease: &Lease<'_>,
     sessions: &[SessionChanges<'_>],
     returned: Returned,
     upserted: &mut [Option<Upserted>],
-    deadline: Deadline,
 ) -> Result<(), Error> {
     let open = sessions.iter().zip(&*upserted).filter(|(_, upserted)| upserted.is_none());
     let open: Vec<&SessionChanges<'_>> = open.map(|(session, _)| session).collect();
@@ -211,7 +207,7 @@ async fn write(
     }
     if returned == Returned::Versions {
         let sql = statement::UPSERT.as_str();
-        let rows = database.fetch(sql, || upsert_arguments(&open, None), deadline).await?;
+        let rows = lease.fetch(sql, || upsert_arguments(&open, None)).await?;
         let written =
             |versions| Upserted::Written { inserted: false, held: Held::Versions(versions) };
         // A trigger can write something else than was sent.
@@ -219,7 +215,7 @@ async fn write(
     }
     let everything = Some(returned == Returned::Rows);
     let sql = statement::UPSERT_RETURNING_ROWS.as_str();
-    let rows = database.fetch(sql, || upsert_arguments(&open, everything), deadline).await?;
+    let rows = lease.fetch(sql, || upsert_arguments(&open, everything)).await?;
     for row in &rows {
         let session_id = row.try_get(0).map_err(Error::Database)?;
         let inserted = row.try_get(1).map_err(Error::Database)?;

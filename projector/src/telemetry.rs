@@ -25,8 +25,16 @@ pub fn log_filter() -> Result<Targets, ConfigError> {
     filter_of(&std::env::var("RUST_LOG").unwrap_or_default())
 }
 
-/// The crates whose logs we know to hold no value of a record and no part of a login.
-const OURS: [&str; 2] = ["projector", "backfill"];
+/// The most that is heard of a target: all of our own crates, whose logs hold no value of a record and no part
+/// of a login; of sqlx warnings, for at `info` it repeats the server's notices, and somebody's trigger may say a
+/// value in one.
+fn most(target: &str) -> LevelFilter {
+    match target.split("::").next() {
+        Some("projector" | "backfill") => LevelFilter::TRACE,
+        Some("sqlx") => LevelFilter::WARN,
+        _ => LevelFilter::INFO,
+    }
+}
 
 fn filter_of(text: &str) -> Result<Targets, ConfigError> {
     // `Targets` reads " sqlx" as the name of a target, and nothing behind a comma as a level.
@@ -37,16 +45,11 @@ fn filter_of(text: &str) -> Result<Targets, ConfigError> {
         problem: format!("cannot be read, expected a level or target=level,...: {error}"),
     })?;
     let default = wanted.default_level().unwrap_or(LevelFilter::OFF);
-    let ours = OURS.map(|target| (target.to_owned(), default));
-    let capped = wanted.iter().map(|(target, level)| {
-        let name = target.split("::").next().unwrap_or_default();
-        let level = if OURS.contains(&name) { level } else { level.min(LevelFilter::INFO) };
-        (target.to_owned(), level)
-    });
+    let capped = |target: &str, level: LevelFilter| (target.to_owned(), level.min(most(target)));
     Ok(Targets::new()
-        .with_default(default.min(LevelFilter::INFO))
-        .with_targets(ours)
-        .with_targets(capped))
+        .with_default(default.min(most("")))
+        .with_targets(["projector", "backfill", "sqlx"].map(|target| capped(target, default)))
+        .with_targets(wanted.iter().map(|(target, level)| capped(target, level))))
 }
 
 /// JSON logs to standard output, as CloudWatch Logs Insights reads them.
@@ -166,6 +169,7 @@ mod tests {
     use crate::apply::{Applied, Counts};
     use std::time::Duration;
     use time::macros::datetime;
+    use tracing::Level;
 
     #[test]
     fn a_filter_is_read_whatever_its_spaces_and_commas() {
@@ -175,6 +179,17 @@ mod tests {
         assert_eq!(filter("info ,"), filter("info"));
         assert_eq!(filter("info, sqlx=warn"), filter("info,sqlx=warn"));
         assert!(filter_of("projector=loud").is_err());
+        let heard = |text: &str, target: &str, level| {
+            filter_of(text).expect("a filter").would_enable(target, &level)
+        };
+        for text in ["trace", "lambda_runtime=trace,sqlx=trace,projector=trace"] {
+            assert!(heard(text, "projector::apply", Level::TRACE));
+            assert!(!heard(text, "lambda_runtime::layers::api_response", Level::DEBUG));
+            assert!(!heard(text, "sqlx::postgres::notice", Level::INFO));
+        }
+        assert!(
+            heard("trace", "lambda_runtime", Level::INFO) && !heard("warn", "aws", Level::INFO)
+        );
     }
 
     #[test]

@@ -181,14 +181,8 @@ async fn run_returning(
 ) -> anyhow::Result<f64> {
     let start = Instant::now();
     for sessions in sessions.chunks(1_000) {
-        let upserted = read_model::upsert(
-            &projector.database,
-            sessions,
-            Returned::SmallRows,
-            ask_first,
-            Deadline::NONE,
-        )
-        .await?;
+        let lease = projector.database.lease(Deadline::NONE).await?;
+        let upserted = read_model::upsert(&lease, sessions, Returned::SmallRows, ask_first).await?;
         ensure!(upserted.iter().all(Option::is_some));
     }
     Ok(sessions.len() as f64 / start.elapsed().as_secs_f64())

@@ -168,8 +168,9 @@ async fn round_trips(s3_server: &MemoryS3, rounds: usize) -> anyhow::Result<(f64
         let arrivals = [Arrival { position: 0, change }];
         let sessions = fold::fold(&arrivals);
         let start = Instant::now();
-        read_model::upsert(&projector.database, &sessions, Returned::Rows, false, Deadline::NONE)
-            .await?;
+        let lease = projector.database.lease(Deadline::NONE).await?;
+        read_model::upsert(&lease, &sessions, Returned::Rows, false).await?;
+        drop(lease);
         let statement = start.elapsed();
         let row =
             read_model::read(&projector.database, sessions[0].session_id, Deadline::NONE).await?;

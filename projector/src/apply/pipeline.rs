@@ -162,22 +162,27 @@ async fn upsert<'a>(
     returned: Returned,
     deadline: Deadline,
 ) -> Statement<'a> {
+    let mut locked = HashSet::new();
+    let lease = match projector.database.lease(deadline).await {
+        Ok(lease) => lease,
+        Err(error) => {
+            return Statement { sessions, took: Duration::ZERO, upserted: Err(error), locked };
+        }
+    };
+    // The wait for a connection says nothing of the statement.
     let start = Instant::now();
     let ask_first = projector.learned.mostly_unchanged();
-    let upserted =
-        read_model::upsert(&projector.database, &sessions, returned, ask_first, deadline).await;
+    let upserted = read_model::upsert(&lease, &sessions, returned, ask_first).await;
     if let Ok(upserted) = &upserted {
         projector.learned.see(upserted);
     }
     let took = start.elapsed();
-    let mut locked = HashSet::new();
     if let Err(error) = &upserted
         && error.locked()
         && sessions.len() > 1
     {
         // That this cannot be found out only means that they are searched for.
-        locked =
-            read_model::locked(&projector.database, &sessions, deadline).await.unwrap_or_default();
+        locked = read_model::locked(&lease, &sessions).await.unwrap_or_default();
     }
     Statement { sessions, took, upserted, locked }
 }
