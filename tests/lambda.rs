@@ -168,7 +168,7 @@ async fn an_invocation_answers_before_its_deadline_when_the_database_says_nothin
     let lambda = Lambda::start(&[
         ("DATABASE_URL", &gated.database_url),
         ("ARCHIVE_BUCKET", &gated.bucket),
-        ("AWS_LAMBDA_FUNCTION_TIMEOUT", "3"),
+        ("AWS_LAMBDA_FUNCTION_TIMEOUT", "6"),
     ])
     .await;
     let records = [session("s1", "u").place(LABEL, 999), session("s2", "u").place(LABEL, 1000)];

@@ -289,9 +289,9 @@ fn a_shard_keeps_the_order_of_each_item() {
 async fn slow_stores_make_no_function_time_out() {
     let (stores, destination) = (Stores::fresh().await, Stores::unmigrated().await.bucket);
     let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
-    gate.set_rule(|_| Fault::Delay(Duration::from_millis(600)));
+    gate.set_rule(|_| Fault::Delay(Duration::from_millis(1500)));
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN PERFORM pg_sleep(0.05); RETURN new; END $$;
+        BEGIN PERFORM pg_sleep(0.1); RETURN new; END $$;
         CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON measurements FOR EACH ROW EXECUTE FUNCTION slow();";
     sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
     let functions = lanes(
@@ -301,7 +301,7 @@ async fn slow_stores_make_no_function_time_out() {
             ("ARCHIVE_BUCKET", &stores.bucket),
             ("AWS_ENDPOINT_URL_S3", &gate.url),
             // The emulator's own: it ends the function then.
-            ("AWS_LAMBDA_FUNCTION_TIMEOUT", "3"),
+            ("AWS_LAMBDA_FUNCTION_TIMEOUT", "6"),
         ],
     )
     .await;

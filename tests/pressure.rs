@@ -72,8 +72,12 @@ async fn each_delivery_to_a_slow_database_acknowledges_more() {
     slow_down(&stores, 10).await;
     let projector = stores.projector_without_archive(&stores.database_url, 1);
     // Keys in another order than the records.
-    let records: Vec<Record> = (0..500_u128)
-        .map(|index| session(&format!("s{:04}", index * 7 % 500), "u").place(LABEL, 1 + index))
+    let mut keys: Vec<usize> = (0..500).collect();
+    fastrand::Rng::with_seed(1).shuffle(&mut keys);
+    let records: Vec<Record> = keys
+        .iter()
+        .zip(1_u128..)
+        .map(|(key, number)| session(&format!("s{key:04}"), "u").place(LABEL, number))
         .collect();
     let mut pending = records.as_slice();
     let mut deliveries = 0;
@@ -174,6 +178,69 @@ async fn one_locked_row_keeps_nobody_else_out_and_no_connections_pile_up() {
     sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
     assert_eq!(try_apply(&lanes[5], &updates[5], within(60)).await.failed, [0; 0]);
     assert_eq!(stores.rows().await, oracle::rows(&updates[5]));
+}
+
+/// With a `statement_timeout` of a few seconds a wait for a lock would end as a statement that is too slow, and
+/// make all the next ones small.
+#[tokio::test]
+async fn a_locked_row_is_not_taken_for_a_slow_database() {
+    let stores = Stores::fresh().await;
+    let records = sessions(100);
+    set(&stores, "statement_timeout = '2s'").await;
+    let projector = stores.projector_without_archive(&stores.database_url, 1);
+    apply(&projector, &records).await;
+    let mut owner = stores.connect().await;
+    let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's0017' FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let updates: Vec<Record> = (0..100)
+        .map(|index| session(&format!("s{index:04}"), "v").place(LABEL, 1_000 + index))
+        .collect();
+    assert_eq!(try_apply(&projector, &updates, within(60)).await.failed, [17]);
+    let limit = projector.learned.pace.lock().expect("not poisoned").limit();
+    assert_eq!(limit, 10_000, "the database is not slow");
+}
+
+/// An index is built, or somebody updates every row: the batch is given up soon, not session by session.
+#[tokio::test]
+async fn a_locked_table_fails_the_batch_soon() {
+    let stores = Stores::fresh().await;
+    let records = sessions(500);
+    set(&stores, "lock_timeout = '500ms'").await;
+    let projector = stores.projector_without_archive(&stores.database_url, 1);
+    apply(&projector, &records).await;
+    let mut owner = stores.connect().await;
+    let updates: Vec<Record> = (0..500)
+        .map(|index| session(&format!("s{index:04}"), "v").place(LABEL, 1_000 + index))
+        .collect();
+    for lock in ["LOCK TABLE measurements IN SHARE MODE", "SELECT 1 FROM measurements FOR UPDATE"] {
+        sqlx::raw_sql(&format!("BEGIN; {lock}")).execute(&mut owner).await.expect("a lock");
+        let start = Instant::now();
+        let applied = try_apply(&projector, &updates, Deadline::NONE).await;
+        assert_eq!(applied.failed.len(), 500);
+        assert!(start.elapsed() < Duration::from_secs(20), "{lock}: {:?}", start.elapsed());
+        sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
+    }
+    apply(&projector, &updates).await;
+}
+
+/// The other table may be as slow, and one rejection that it does not take keeps no other out.
+#[tokio::test]
+async fn rejections_make_slow_progress_too_and_keep_each_other_out_of_nothing() {
+    let stores = Stores::fresh().await;
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF new.sequence_number LIKE '%00017' THEN RAISE EXCEPTION 'corrupt' USING ERRCODE = 'XX001'; END IF;
+            PERFORM pg_sleep(0.01); RETURN new; END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON rejected_records FOR EACH ROW EXECUTE FUNCTION slow();";
+    sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
+    set(&stores, "statement_timeout = '500ms'").await;
+    let mut records = sessions(200);
+    for record in &mut records {
+        record.json = record.json.replace("2026-11-22T08:00:00Z", "yesterday");
+    }
+    let projector = stores.projector_without_archive(&stores.database_url, 1);
+    let applied = try_apply(&projector, &records, Deadline::NONE).await;
+    assert_eq!((applied.failed, applied.counts.rejected), (vec![16], 199));
+    assert_eq!(stores.rejected().await, 199);
 }
 
 /// Connections of projectors to this database, other than those of a cancel request.

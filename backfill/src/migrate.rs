@@ -1,12 +1,14 @@
 //! The schema: applies what is pending, says what it did, and grants.
 
 use std::collections::HashSet;
+use std::future::Future;
 
 use anyhow::{Context as _, bail};
 use projector::config::ConfigError;
-use projector::database::{Database, ROLE_SETTINGS};
+use projector::database::{ROLE_SETTINGS, STATEMENT_TIMEOUT};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection as _, PgConnection};
+use tokio::time::timeout;
 
 use crate::Outcome;
 use crate::cli::{MigrateArguments, Settings};
@@ -30,19 +32,9 @@ pub(crate) async fn run(
     let mut config = settings.config()?;
     config.archive = None;
     let projector = config.projector().await?;
-    let mut connection = connect(&projector.database).await?;
-    require_utf8(&mut connection).await?;
-    // A name that is wrong is found before anything is changed.
-    let mut grants = Vec::new();
-    for (role, statements) in [
-        (&arguments.grant_to, GRANT_PROJECTOR.as_slice()),
-        (&arguments.grant_backfill_to, &GRANT_BACKFILL),
-    ] {
-        if let Some(role) = role {
-            grants.push((Role::find(&mut connection, role).await?, statements));
-        }
-    }
-    let applied = applied(&mut connection).await?;
+    let mut connection = projector.database.connect().await?;
+    let looking = look(&mut connection, arguments);
+    let (grants, applied) = limited("reading the database's state", looking).await?;
     for migration in MIGRATOR.iter().filter(|migration| applied.contains(&migration.version)) {
         say!("already applied  {}  {}", migration.version, migration.description);
     }
@@ -53,21 +45,52 @@ pub(crate) async fn run(
         }
         return Ok(Outcome::Done);
     }
-    MIGRATOR.run(&mut connection).await.context("the migrations stopped")?;
+    // No limit of its own: it may build an index. But it waits for no lock for long.
+    MIGRATOR.run(&mut connection).await.context(
+        "the migrations stopped (if a lock timed out: another `backfill migrate` runs, or somebody uses the table; see pg_locks, and run this again)",
+    )?;
     for migration in pending {
         say!("applied          {}  {}", migration.version, migration.description);
     }
-    for (role, statements) in &grants {
-        role.grant(&mut connection, statements).await?;
-        role.set(&mut connection).await?;
-    }
+    let granting = async {
+        for (role, statements) in &grants {
+            role.grant(&mut connection, statements).await?;
+            role.set(&mut connection).await?;
+        }
+        Ok(())
+    };
+    limited("granting", granting).await?;
     connection.close().await.context("closing the connection")?;
     say!("the schema is up to date");
     Ok(Outcome::Done)
 }
 
-async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
-    Ok(database.connect().await?)
+/// What is asked before anything is changed: a database or a role that will not do is found here.
+async fn look(
+    connection: &mut PgConnection,
+    arguments: &MigrateArguments,
+) -> anyhow::Result<(Vec<(Role, &'static [&'static str])>, HashSet<i64>)> {
+    require_utf8(connection).await?;
+    let mut grants = Vec::new();
+    for (role, statements) in [
+        (&arguments.grant_to, GRANT_PROJECTOR.as_slice()),
+        (&arguments.grant_backfill_to, &GRANT_BACKFILL),
+    ] {
+        if let Some(role) = role {
+            grants.push((Role::find(connection, role).await?, statements));
+        }
+    }
+    Ok((grants, applied(connection).await?))
+}
+
+/// A few small statements, which a connection that has gone silent must not hold for good.
+async fn limited<T>(
+    what: &str,
+    statements: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    timeout(STATEMENT_TIMEOUT, statements)
+        .await
+        .with_context(|| format!("{what}: the database did not answer within 25 s"))?
 }
 
 /// The versions that are applied; none where the bookkeeping table is not there yet.
@@ -147,7 +170,7 @@ impl Role {
     /// What the role has of its own stays.
     async fn set(&self, connection: &mut PgConnection) -> anyhow::Result<()> {
         for (name, value) in ROLE_SETTINGS {
-            if let Some(own) = own_setting(&self.settings, name) {
+            if let Some(own) = own_setting(&self.settings, name, value) {
                 say!("kept             {} has {own} of its own", self.quoted);
                 continue;
             }
@@ -179,29 +202,48 @@ fn code_of(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
 
-/// A setting of the role's own that is as good as ours: a time limit, whatever it is, or a
+/// A setting of the role's own that is as good as ours: a time limit that is no higher, or a
 /// `synchronous_commit` that waits for the disk.
-fn own_setting<'a>(settings: &'a [String], name: &str) -> Option<&'a str> {
+fn own_setting<'a>(settings: &'a [String], name: &str, ours: &str) -> Option<&'a str> {
     let own = settings.iter().find(|own| own.split('=').next() == Some(name))?;
     let value = own.split_once('=')?.1;
-    let useless = match name {
-        "synchronous_commit" => matches!(value, "off" | "local" | "false" | "no" | "0"),
-        _ => {
-            value.trim_start_matches('0').chars().next().is_none_or(|first| !first.is_ascii_digit())
-        }
+    let as_good = match name {
+        "synchronous_commit" => !matches!(value, "off" | "local" | "false" | "no" | "0"),
+        _ => milliseconds(value).is_some_and(|own| own > 0 && Some(own) <= milliseconds(ours)),
     };
-    (!useless).then_some(own)
+    as_good.then_some(own)
+}
+
+/// A time in a setting: a number of milliseconds, or with a unit (PostgreSQL documentation, "Parameter Names
+/// and Values").
+fn milliseconds(value: &str) -> Option<u64> {
+    let digits = value.find(|character: char| !character.is_ascii_digit()).unwrap_or(value.len());
+    let (number, unit) = value.split_at(digits);
+    let unit_ms = match unit.trim() {
+        "" | "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit_ms)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::own_setting;
+    use super::{ROLE_SETTINGS, own_setting};
 
     #[test]
     fn a_setting_of_the_role_stays_unless_it_is_none() {
-        let kept = |setting: &str, name| own_setting(&[setting.to_owned()], name).is_some();
+        let ours = |name| ROLE_SETTINGS.iter().find(|(known, _)| *known == name).expect("ours").1;
+        let kept =
+            |setting: &str, name| own_setting(&[setting.to_owned()], name, ours(name)).is_some();
         assert!(kept("statement_timeout=3s", "statement_timeout"));
-        assert!(kept("lock_timeout=30000", "lock_timeout"));
+        assert!(kept("statement_timeout=20000", "statement_timeout"));
+        assert!(!kept("statement_timeout=1h", "statement_timeout"));
+        assert!(!kept("statement_timeout=-1", "statement_timeout"));
+        assert!(!kept("lock_timeout=30000", "lock_timeout"));
         assert!(!kept("statement_timeout=0", "statement_timeout"));
         assert!(!kept("statement_timeout=0ms", "statement_timeout"));
         assert!(!kept("lock_timeout=3s", "statement_timeout"));

@@ -28,6 +28,8 @@ use crate::summary::{say, span};
 const PAGE: usize = 1_000;
 /// How often an object is tried before it is left for the end, where others of its page pass.
 const TRIES: u32 = 3;
+/// After more pages of one session in a row that failed, S3 is away.
+const PAGES_IN_VAIN: u32 = 2;
 /// So many sessions whose object could not be brought up are named.
 const NAMED: usize = 20;
 
@@ -60,10 +62,18 @@ pub(crate) async fn run(
     let mut progress = Progress::start(rows.await?);
     let mut counts = Counts::default();
     let mut left = Vec::new();
-    let mut pace = Pace::new(PAGE);
+    let (mut pace, mut pages_in_vain) = (Pace::new(PAGE), 0);
     loop {
-        let comparing =
-            compare_page(archive, &projector.database, &last, &mut pace, &mut counts, &mut left);
+        let database = &projector.database;
+        let comparing = compare_page(
+            archive,
+            database,
+            &last,
+            &mut pace,
+            &mut counts,
+            &mut left,
+            &mut pages_in_vain,
+        );
         let compared = comparing.await.with_context(|| {
             let after = if last.is_empty() { String::new() } else { format!(" --after '{last}'") };
             format!("stopped; `backfill objects{after}` goes on from here")
@@ -106,6 +116,7 @@ async fn compare_page(
     pace: &mut Pace,
     counts: &mut Counts,
     left: &mut Vec<Held>,
+    pages_in_vain: &mut u32,
 ) -> anyhow::Result<Option<(String, u64)>> {
     let rows = retry_transient("read the rows", async || next(database, after, pace).await).await?;
     let Some((newest, _)) = rows.last() else { return Ok(None) };
@@ -119,7 +130,9 @@ async fn compare_page(
         tokio::time::sleep(pause_after(delivery)).await;
         failed = bring_up(archive, database, failed, counts).await?;
     }
-    if failed.len() == sessions && sessions > 1 {
+    // One session alone may be at fault itself: a slow database gives pages of one.
+    *pages_in_vain = if failed.len() == sessions { *pages_in_vain + 1 } else { 0 };
+    if *pages_in_vain > 0 && (sessions > 1 || *pages_in_vain > PAGES_IN_VAIN) {
         bail!("no object could be compared or written for some minutes, the log above says why");
     }
     left.append(&mut failed);

@@ -55,7 +55,7 @@ pub(crate) async fn page(
         let (limit, start) = (pace.limit(), Instant::now());
         match database.fetch(sql, || arguments(limit), Deadline::NONE).await {
             Ok(rows) => {
-                pace.done(limit, start.elapsed());
+                pace.done(rows.len(), start.elapsed());
                 return Ok((limit, rows));
             }
             Err(error) if error.too_much() && limit > 1 => pace.too_much(limit, start.elapsed()),

@@ -15,13 +15,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgDatabaseError;
 use time::OffsetDateTime;
 
 pub use self::pace::Pace;
 pub use self::pipeline::Stored;
 pub use self::reconcile::{Reconciled, reconcile, reconcile_row};
 use crate::archive::Archive;
+use crate::cause;
 use crate::change::{self, Decoded, Tables};
 use crate::database::Database;
 use crate::deadline::Deadline;
@@ -68,11 +68,18 @@ pub struct Learned {
     pub mostly_unchanged: AtomicBool,
     /// How many sessions a statement takes.
     pub pace: Mutex<Pace>,
+    /// For which reason PostgreSQL refused every session of a large batch, as long as it has taken none since.
+    /// Lambda halves that batch down to single records; those are not at fault either.
+    pub refusing: Mutex<Option<String>>,
 }
 
 impl Default for Learned {
     fn default() -> Self {
-        Self { mostly_unchanged: AtomicBool::default(), pace: Mutex::new(Pace::new(MOST_SESSIONS)) }
+        Self {
+            mostly_unchanged: AtomicBool::default(),
+            pace: Mutex::new(Pace::new(MOST_SESSIONS)),
+            refusing: Mutex::default(),
+        }
     }
 }
 
@@ -232,17 +239,13 @@ impl Projector {
         batch: &mut Applied,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        match Box::pin(rejected::store(&self.database, records, &rejections, deadline)).await {
-            Ok(()) => {
-                batch.counts.rejected += rejections.len() as u64;
-                batch.rejections.extend(rejections);
-                Ok(())
-            }
-            Err(error) => {
-                batch.failed.extend(rejections.iter().map(|rejection| rejection.position));
-                pipeline::log_unless_fatal(error)
-            }
-        }
+        let storing = Box::pin(rejected::store(&self.database, records, &rejections, deadline));
+        let rejected::Stored { failed, error } = storing.await?;
+        let stored = rejections.into_iter().filter(|one| !failed.contains(&one.position));
+        batch.rejections.extend(stored);
+        batch.failed.extend(failed);
+        batch.counts.rejected = batch.rejections.len() as u64;
+        error.map_or(Ok(()), pipeline::log_unless_fatal)
     }
 
     /// Both stores, for sessions that are decoded and folded already.
@@ -276,8 +279,8 @@ impl Projector {
                 }
                 Decoded::Change(change) => arrivals.push(Arrival { position, change }),
                 Decoded::Malformed(why) => {
-                    let reason = why.to_string();
-                    malformed.push(Rejection { position, logged: reason.clone(), reason });
+                    let (reason, logged) = (why.to_string(), why.without_values());
+                    malformed.push(Rejection { position, reason, logged });
                 }
             }
         }
@@ -285,11 +288,15 @@ impl Projector {
     }
 }
 
+/// So many reasons of one batch are logged each in a line of its own.
+const REASONS: usize = 10;
+
 /// One line per reason and batch: what is rejected and acknowledged never goes by in silence.
 fn log_rejections(rejections: &[Rejection]) {
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for rejection in rejections {
-        *reasons.entry(&rejection.logged).or_default() += 1;
+        let known = reasons.len() < REASONS || reasons.contains_key(rejection.logged.as_str());
+        *reasons.entry(if known { &rejection.logged } else { "other reasons" }).or_default() += 1;
     }
     for (reason, records) in reasons {
         tracing::warn!(records, reason, "records are rejected, and stored in rejected_records");
@@ -300,30 +307,13 @@ fn log_rejections(rejections: &[Rejection]) {
 /// the log not even that, since somebody's trigger may quote them, too.
 fn refusal(error: &Error) -> (String, String) {
     let Error::Database(error) = error else { return (error.to_string(), error.to_string()) };
-    let Some(error) = error.as_database_error() else {
-        let reason = format!("the row cannot be sent to PostgreSQL: {error}");
-        return (reason.clone(), reason);
+    let message = match error.as_database_error() {
+        Some(error) => format!("PostgreSQL refuses the row: {}", error.message()),
+        None => format!("the row cannot be sent to PostgreSQL: {error}"),
     };
-    let reason = format!("PostgreSQL refuses the row: {}", error.message());
-    let mut logged =
-        format!("PostgreSQL refuses the row: SQLSTATE {}", error.code().unwrap_or_default());
-    if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
-        let by = [
-            ("constraint", error.constraint()),
-            ("column", error.column()),
-            ("raised by", error.r#where().and_then(function)),
-        ];
-        for (what, name) in by {
-            if let Some(name) = name {
-                logged = format!("{logged}, {what} {name}");
-            }
-        }
-    }
-    (reason, logged)
-}
-
-/// The function that PostgreSQL's context names: `PL/pgSQL function refuse() line 3 at RAISE`.
-fn function(context: &str) -> Option<&str> {
-    let (name, _) = context.lines().next()?.strip_prefix("PL/pgSQL function ")?.split_once(' ')?;
-    Some(name)
+    let logged = match cause::without_values(error) {
+        Some(error) => format!("PostgreSQL refuses the row: {error}"),
+        None => "the row cannot be sent to PostgreSQL".to_owned(),
+    };
+    (message, logged)
 }

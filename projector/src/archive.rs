@@ -129,10 +129,14 @@ impl Archive {
         self.error("PUT", key, remedy, "foreign format")
     }
 
-    /// The object cannot be read although its metadata is ours.
+    /// What the object holds cannot be made out, so it is not written over.
     #[must_use]
-    pub fn unreadable(&self, key: &str, error: serde_json::Error) -> Error {
-        let remedy = "its body is not what its metadata says: move the object away";
+    pub fn unreadable(
+        &self,
+        key: &str,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        let remedy = "its body does not say what it holds: move the object away";
         self.error("GET", key, remedy, error)
     }
 

@@ -6,9 +6,7 @@
 
 use std::borrow::Cow;
 
-use sqlx::postgres::PgDatabaseError;
-
-use crate::measurement::{COLUMNS, Part};
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// What becomes of the records that an error concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +45,7 @@ use Consequence::{Fatal, Reconnect, Reject, Retry, Split};
 
 const SCHEMA: &str = "the database lacks today's schema: run `backfill migrate` against it";
 const FOREIGN_SCHEMA: &str = "the table is not as the migrations made it: undo what was changed in it, or run `backfill migrate`";
+const NO_DATABASE: &str = "the database that DATABASE_URL names does not exist";
 const VALUES: &str = "the database refuses the values";
 const LOCKED: &str = "another session holds a lock on the row: see pg_locks for who";
 
@@ -59,6 +58,8 @@ const DATABASE: &[(&str, Consequence, &str)] = &[
     ("22", Reject, VALUES),
     ("23", Reject, VALUES),
     ("25", Reconnect, "the database's session is in a state in which it takes no statement"),
+    // transaction_timeout, of version 17: the server closes the connection.
+    ("25P04", Split, "the database ended the transaction at its time limit"),
     // After a failover the connection still leads to the old primary.
     (
         "25006",
@@ -71,7 +72,8 @@ const DATABASE: &[(&str, Consequence, &str)] = &[
         Reconnect,
         "the database does not know the statement that was prepared: is there a pooler before it?",
     ),
-    ("3D000", Fatal, "the database that DATABASE_URL names does not exist"),
+    ("28", Reconnect, "the database refused the login of a connection behind a proxy"),
+    ("3D000", Fatal, NO_DATABASE),
     ("3F000", Fatal, SCHEMA),
     ("40", Split, "the database rolled the statement back for the sake of another"),
     ("42", Fatal, FOREIGN_SCHEMA),
@@ -139,31 +141,30 @@ pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<String> {
         .map(std::borrow::Cow::into_owned)
 }
 
-/// What an error of a statement, or of connecting, comes to.
+/// What an error of a statement comes to.
 pub(crate) fn of_database(error: &sqlx::Error) -> Cause {
     use sqlx::Error as E;
     if let Some(code) = sqlstate(error) {
-        if let Some(column) = missing_default(error) {
+        let details = details(error);
+        if code == "23502" {
+            return Cause::new(Fatal, not_null(details));
+        }
+        // Not a value, although it has the code of one that is too large for an index.
+        let routine = details.and_then(PgDatabaseError::routine).unwrap_or_default();
+        if code == "54000" && routine.starts_with("GetNew") {
             return Cause::new(
-                Fatal,
-                format!(
-                    "the column {column} must not be NULL, and the projector does not write it: \
-                     give it a default, or drop its NOT NULL"
-                ),
+                Retry,
+                "the database takes no more writes, to keep its transaction ids from wrapping around: vacuum it",
             );
         }
         return of_sqlstate(&code);
     }
     match error {
-        error if is_tls(error) => Cause::new(
-            Fatal,
-            "cannot agree on TLS with the database: see sslmode and sslrootcert in DATABASE_URL",
-        ),
         E::Configuration(_) => Cause::new(Fatal, "DATABASE_URL cannot be used"),
         E::Encode(_) | E::InvalidArgument(_) => {
             Cause::new(Reject, "the values cannot be sent to the database")
         }
-        E::Io(_) => Cause::new(Reconnect, "the database cannot be reached"),
+        E::Io(_) | E::Tls(_) => Cause::new(Reconnect, "the database cannot be reached"),
         E::Protocol(_) | E::WorkerCrashed => {
             Cause::new(Reconnect, "the exchange with the database failed")
         }
@@ -171,21 +172,46 @@ pub(crate) fn of_database(error: &sqlx::Error) -> Cause {
     }
 }
 
-fn of_sqlstate(code: &str) -> Cause {
-    match row(code) {
-        Some((_, consequence @ (Retry | Split | Reject), message)) => {
-            Cause::new(*consequence, format!("{message} (SQLSTATE {code})"))
-        }
+/// What comes of an error while connecting: no statement was sent, so it says nothing about records.
+const CONNECTING: &[(&str, Consequence, &str)] = &[
+    ("22", Fatal, "the database refuses a setting: see the options in DATABASE_URL"),
+    ("3D000", Fatal, NO_DATABASE),
+    ("42501", Fatal, "the database role may not connect: GRANT CONNECT ON DATABASE to it"),
+    ("42704", Fatal, "the database does not know a setting: see the options in DATABASE_URL"),
+    (
+        "53300",
+        Retry,
+        "the database has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS or the function's concurrency",
+    ),
+    ("57P03", Retry, "the database is starting or stopping"),
+];
+
+/// What an error of connecting comes to. `asked_anew`: the login comes from a secret or from IAM, whose
+/// password may be in the middle of its rotation; one that stands in `DATABASE_URL` stays wrong.
+pub(crate) fn of_connecting(error: &sqlx::Error, asked_anew: bool) -> Cause {
+    let Some(code) = sqlstate(error) else {
+        return match error {
+            error if is_tls(error) => Cause::new(
+                Fatal,
+                "cannot agree on TLS with the database: see sslmode and sslrootcert in DATABASE_URL",
+            ),
+            sqlx::Error::Configuration(_) => Cause::new(Fatal, "DATABASE_URL cannot be used"),
+            _ => Cause::new(Retry, "the database cannot be reached"),
+        };
+    };
+    if code.starts_with("28") {
+        return of_login(asked_anew);
+    }
+    match CONNECTING.iter().find(|(prefix, ..)| code.starts_with(prefix)) {
         Some((_, consequence, message)) => Cause::new(*consequence, *message),
-        None => Cause::new(Split, format!("the database answered with error {code}")),
+        None => {
+            Cause::new(Retry, format!("the database does not take a connection (SQLSTATE {code})"))
+        }
     }
 }
 
-/// What a refused login comes to. A password that is asked for anew for each connection may be in the
-/// middle of its rotation; one that stands in `DATABASE_URL` stays wrong.
-pub(crate) fn of_login(error: &sqlx::Error, asked_anew: bool) -> Option<Cause> {
-    sqlstate(error).filter(|code| code.starts_with("28"))?;
-    Some(if asked_anew {
+fn of_login(asked_anew: bool) -> Cause {
+    if asked_anew {
         Cause::new(
             Retry,
             "the database refused the user or its password: passing while a secret is rotated; otherwise \
@@ -196,40 +222,66 @@ pub(crate) fn of_login(error: &sqlx::Error, asked_anew: bool) -> Option<Cause> {
             Fatal,
             "the database refused the user or its password: check DATABASE_URL, DATABASE_SECRET_ARN or DATABASE_AUTH",
         )
-    })
+    }
 }
 
-/// The column that somebody added with NOT NULL and without a default: every row is refused for it, and
-/// no record is at fault.
-fn missing_default(error: &sqlx::Error) -> Option<String> {
-    let error = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
-    let column = error.column().filter(|_| error.code() == "23502")?;
-    let rejected = [
-        "identity",
-        "table_name",
-        "stream_label",
-        "sequence_number",
-        "event_id",
-        "reason",
-        "record",
+fn details(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()
+}
+
+/// A column that must not be NULL: by the migrations none but the keys is so, since a row begins with one of
+/// its parts. Every row would be refused, or every row that is not whole yet, and no record is at fault.
+fn not_null(details: Option<&PgDatabaseError>) -> String {
+    let table = details.and_then(PgDatabaseError::table).unwrap_or("measurements");
+    let column = details.and_then(PgDatabaseError::column).unwrap_or("?");
+    format!(
+        "the column {table}.{column} must not be NULL, as somebody has declared: drop its NOT NULL"
+    )
+}
+
+/// Whether the connection ended with the error.
+pub(crate) fn ended_connection(error: &sqlx::Error) -> bool {
+    details(error)
+        .is_none_or(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
+}
+
+/// What may be logged of an error that the server sent: by whom it comes, and its message only where no
+/// value can stand in it, nor a name out of `DATABASE_URL`.
+pub(crate) fn without_values(error: &sqlx::Error) -> Option<String> {
+    let error = details(error)?;
+    let mut text = format!("SQLSTATE {}", error.code());
+    let by = [
+        ("constraint", error.constraint()),
+        ("column", error.column()),
+        ("raised by", error.r#where().and_then(function)),
     ];
-    let of_part = |part: Part| {
-        column
-            .strip_prefix(part.name())
-            .is_some_and(|rest| matches!(rest, "_version" | "_changed_at"))
-    };
-    let written = match error.table() {
-        Some("rejected_records") => rejected.contains(&column),
-        _ => {
-            column == "session_id"
-                || COLUMNS.iter().any(|known| known.name == column)
-                || Part::ALL.into_iter().any(of_part)
+    for (what, name) in by {
+        if let Some(name) = name {
+            text = format!("{text}, {what} {name}");
         }
-    };
-    (!written).then(|| match error.table() {
-        Some(table) => format!("{table}.{column}"),
-        None => column.to_owned(),
-    })
+    }
+    let silent =
+        ["08", "22", "23", "28", "3D", "P0"].iter().any(|class| error.code().starts_with(class));
+    if !silent && error.r#where().is_none() {
+        text = format!("{text}: {}", error.message());
+    }
+    Some(text)
+}
+
+/// The function that PostgreSQL's context names: `PL/pgSQL function refuse() line 3 at RAISE`.
+fn function(context: &str) -> Option<&str> {
+    let (name, _) = context.lines().next()?.strip_prefix("PL/pgSQL function ")?.split_once(' ')?;
+    Some(name)
+}
+
+fn of_sqlstate(code: &str) -> Cause {
+    match row(code) {
+        Some((_, consequence @ (Retry | Split | Reject), message)) => {
+            Cause::new(*consequence, format!("{message} (SQLSTATE {code})"))
+        }
+        Some((_, consequence, message)) => Cause::new(*consequence, *message),
+        None => Cause::new(Split, format!("the database answered with error {code}")),
+    }
 }
 
 /// Whether the two sides cannot agree on TLS. A certificate that is not trusted comes as invalid data
@@ -260,7 +312,7 @@ pub(crate) fn locked(error: &sqlx::Error) -> bool {
 
 /// Whether the statement was too large for the time or the memory that it had.
 pub(crate) fn too_much(error: &sqlx::Error) -> bool {
-    matches!(sqlstate(error).as_deref(), Some("57014" | "53200"))
+    matches!(sqlstate(error).as_deref(), Some("57014" | "53200" | "25P04"))
 }
 
 const ANOTHER_REGION: &str =
@@ -268,6 +320,7 @@ const ANOTHER_REGION: &str =
 const CREDENTIALS: &str =
     "S3 does not accept the AWS credentials: are they expired, or another account's?";
 const MAY_NOT_WRITE: &str = "the role needs s3:PutObject, s3:GetObject and s3:PutObjectTagging on the prefix, and the key's kms:GenerateDataKey and kms:Decrypt";
+const MAY_NOT_HEAD: &str = "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403); or S3 does not accept the credentials, or this machine's clock is wrong";
 const MAY_NOT_READ: &str = "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403)";
 const KMS: &str = "the bucket's KMS key cannot be used: enable it, and allow the role kms:GenerateDataKey and kms:Decrypt";
 
@@ -320,7 +373,7 @@ pub(crate) fn of_s3(operation: &str, status: Option<u16>, code: Option<&str>) ->
     // A GET or a HEAD is refused for want of another right than a PUT.
     let denied = by_code.map_or(status == 403, |(code, ..)| *code == "AccessDenied");
     if denied && operation != "PUT" {
-        return Cause::new(Retry, MAY_NOT_READ);
+        return Cause::new(Retry, if by_code.is_some() { MAY_NOT_READ } else { MAY_NOT_HEAD });
     }
     let of_code = by_code.map(|(_, consequence, message)| (*consequence, *message));
     let of_status = by_status.map(|(_, consequence, message)| (*consequence, *message));
@@ -331,7 +384,9 @@ pub(crate) fn of_s3(operation: &str, status: Option<u16>, code: Option<&str>) ->
 #[cfg(test)]
 mod tests {
     use super::Consequence::{self, Fatal, Reconnect, Reject, Retry, Split};
-    use super::{DATABASE, S3_CODES, S3_STATUSES, of_s3, of_sqlstate};
+    use super::{
+        CONNECTING, DATABASE, S3_CODES, S3_STATUSES, of_connecting, of_login, of_s3, of_sqlstate,
+    };
 
     /// Each row of the table, written out a second time by the codes that a server sends.
     const SQLSTATES: &[(&str, Consequence, &str)] = &[
@@ -344,7 +399,9 @@ mod tests {
         ("23505", Reject, "values"),
         ("25P02", Reconnect, "session"),
         ("25P03", Reconnect, "session"),
+        ("25P04", Split, "time limit"),
         ("25006", Reconnect, "replica"),
+        ("28P01", Reconnect, "behind a proxy"),
         ("26000", Reconnect, "pooler"),
         ("3D000", Fatal, "DATABASE_URL"),
         ("3F000", Fatal, "backfill migrate"),
@@ -395,6 +452,19 @@ mod tests {
                 "the row {prefix} has no test"
             );
         }
+    }
+
+    #[test]
+    fn an_error_while_connecting_says_nothing_about_records() {
+        for (prefix, consequence, _) in CONNECTING {
+            assert!(matches!(consequence, Retry | Fatal), "{prefix}");
+        }
+        assert_eq!(of_login(true).consequence, Retry);
+        assert_eq!(of_login(false).consequence, Fatal);
+        let lost = sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
+        assert_eq!(of_connecting(&lost, false).consequence, Retry);
+        let tls = sqlx::Error::Io(std::io::ErrorKind::InvalidData.into());
+        assert_eq!(of_connecting(&tls, false).consequence, Fatal);
     }
 
     const ANSWERS: &[(u16, &str, Consequence, &str)] = &[

@@ -94,6 +94,33 @@ pub enum Malformed {
     OutOfRange(&'static str),
 }
 
+impl Malformed {
+    /// The same for the log, without anything that the record's author could have written as a value.
+    #[must_use]
+    pub fn without_values(&self) -> String {
+        match self {
+            Self::NotARecord(error) => format!("not a stream record: {:?}", error.classify()),
+            Self::EventName(_) => "eventName is none of INSERT, MODIFY, REMOVE".to_owned(),
+            Self::Type { name, expected, .. } => {
+                format!("the attribute {name} is not tagged {expected}")
+            }
+            Self::Attribute { source: AttributeError::UnknownType(_), .. } => {
+                "an attribute has a type that this version does not know".to_owned()
+            }
+            Self::Attribute { source, .. } => format!("an attribute {source}"),
+            Self::MissingMember(_)
+            | Self::Version(_)
+            | Self::CreationTime
+            | Self::SessionId
+            | Self::Side
+            | Self::ForeignImage(_)
+            | Self::MissingAttribute(_)
+            | Self::Time(_)
+            | Self::OutOfRange(_) => self.to_string(),
+        }
+    }
+}
+
 /// What is wrong with the wiring. Nothing of the batch is acknowledged.
 #[derive(Debug, thiserror::Error)]
 pub enum Misconfigured {

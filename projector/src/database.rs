@@ -9,7 +9,6 @@ mod login;
 mod url;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 pub use self::connect::ROLE_SETTINGS;
-use self::connect::{Backend, Connection, Purpose, Route};
+use self::connect::{Backend, Between, Connection, Purpose, Route};
 pub use self::login::Login;
 pub use self::url::parse_url;
 use crate::cause;
@@ -73,8 +72,8 @@ pub struct Database {
     aws: Option<SdkConfig>,
     idle: Mutex<Vec<Connection>>,
     permits: Semaphore,
-    /// There is a pooler or a proxy before the database.
-    pooled: AtomicBool,
+    /// What is between us and the server, where a connection has shown it.
+    between: Mutex<Option<Between>>,
     /// The last time that nobody could connect, and why.
     failed: Mutex<Option<(Instant, Arc<Error>)>>,
 }
@@ -104,19 +103,20 @@ fn next(error: &sqlx::Error, was_warm: bool, tries: u32) -> Next {
         Consequence::Reconnect if again && (was_warm || cause::stale_statement(error)) => {
             Next::Reconnect
         }
-        // Only an error that the server sent shows that the connection lives.
-        Consequence::Split | Consequence::Reject if error.as_database_error().is_some() => {
+        // Only an error that the server sent, and that did not end the connection, shows that it lives.
+        Consequence::Split | Consequence::Reject if !cause::ended_connection(error) => {
             Next::FailAndKeep
         }
         _ => Next::Fail,
     }
 }
 
-/// How long a statement may take: half of the time that is left before the deadline, so that one which turns
-/// out to be too much leaves time for a smaller one. `None` where there is too little left for any.
-fn statement_limit(deadline: Deadline, now: tokio::time::Instant) -> Option<Duration> {
-    let most = STATEMENT_TIMEOUT * 2 + CANCEL_BEFORE_DEADLINE;
-    let limit = deadline.limit(now, most).saturating_sub(CANCEL_BEFORE_DEADLINE) / 2;
+/// How long a statement may take before the deadline; with `half`, no more than half of that, so that one which
+/// turns out to be too much leaves time for a smaller one. `None` where there is too little left for any.
+fn statement_limit(deadline: Deadline, now: tokio::time::Instant, half: bool) -> Option<Duration> {
+    let share = if half { 2 } else { 1 };
+    let most = STATEMENT_TIMEOUT * share + CANCEL_BEFORE_DEADLINE;
+    let limit = deadline.limit(now, most).saturating_sub(CANCEL_BEFORE_DEADLINE) / share;
     (limit >= LEAST_STATEMENT_TIME).then_some(limit)
 }
 
@@ -127,7 +127,7 @@ impl Database {
         Self {
             permits: Semaphore::new(config.connections),
             idle: Mutex::default(),
-            pooled: AtomicBool::default(),
+            between: Mutex::default(),
             failed: Mutex::default(),
             config,
             aws,
@@ -162,9 +162,9 @@ impl Database {
         tokio::select! {
             permit = self.permits.acquire() => {
                 let _permit = permit.expect("the semaphore is never closed");
-                Ok(Lease { database: self, asked, deadline, _permit })
+                Ok(Lease { database: self, asked, deadline, half: false, _permit })
             }
-            () = deadline.passed() => Err(Error::OutOfTime),
+            () = deadline.passed() => Err(Error::OutOfTime { waiting_for: "a free connection" }),
         }
     }
 
@@ -196,7 +196,7 @@ impl Database {
         }
         match self.open(Purpose::Statements, deadline).await {
             Ok(connection) => Ok(connection),
-            Err(Error::OutOfTime) => Err(Error::OutOfTime),
+            Err(error @ Error::OutOfTime { .. }) => Err(error),
             Err(error) => {
                 let error = Arc::new(error);
                 *failed() = Some((Instant::now(), Arc::clone(&error)));
@@ -209,20 +209,22 @@ impl Database {
         let opening = async {
             let options = self.options().await?;
             let asked_anew = self.config.login != Login::Url;
-            let pooled = self.pooled.load(Ordering::Relaxed);
-            connect::open(&options, asked_anew, pooled, purpose).await
+            let known = *self.between.lock().unwrap_or_else(PoisonError::into_inner);
+            connect::open(&options, asked_anew, known, purpose).await
         };
         let limit = deadline.limit(tokio::time::Instant::now(), CONNECT_TIMEOUT);
         let connection = timeout(limit, opening).await.map_err(|_| {
             if limit < CONNECT_TIMEOUT {
-                Error::OutOfTime
+                Error::OutOfTime { waiting_for: "the database to accept a connection" }
             } else {
                 Error::ConnectTimeout { seconds: CONNECT_TIMEOUT.as_secs() }
             }
         })??;
-        if !matches!(connection.route, Route::Direct(_)) {
-            self.pooled.store(true, Ordering::Relaxed);
-        }
+        *self.between.lock().unwrap_or_else(PoisonError::into_inner) = match connection.route {
+            Route::Direct(_) => None,
+            Route::Pooler => Some(Between::Pooler),
+            Route::Proxy => Some(Between::Proxy),
+        };
         Ok(connection)
     }
 
@@ -261,10 +263,18 @@ pub struct Lease<'a> {
     database: &'a Database,
     asked: Instant,
     deadline: Deadline,
+    half: bool,
     _permit: SemaphorePermit<'a>,
 }
 
 impl Lease<'_> {
+    /// A statement of it gets no more than half of the time before the deadline: what can be tried again in
+    /// smaller pieces.
+    #[must_use]
+    pub fn halved(self) -> Self {
+        Self { half: true, ..self }
+    }
+
     /// Runs one statement that may be repeated without harm, and gives its rows.
     ///
     /// # Errors
@@ -276,7 +286,7 @@ impl Lease<'_> {
         sql: &'static str,
         arguments: impl Fn() -> Result<PgArguments, BoxDynError>,
     ) -> Result<Vec<PgRow>, Error> {
-        let Self { database, asked, deadline, .. } = *self;
+        let Self { database, asked, deadline, half, .. } = *self;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -286,11 +296,12 @@ impl Lease<'_> {
                 Some(connection) => (connection, true),
                 None => (database.open_or_fail_together(asked, deadline).await?, false),
             };
-            let Some(limit) = statement_limit(deadline, tokio::time::Instant::now()) else {
+            let now = tokio::time::Instant::now();
+            let Some(limit) = statement_limit(deadline, now, half) else {
                 database.keep(connection);
-                return Err(Error::OutOfTime);
+                return Err(Error::OutOfTime { waiting_for: "a statement" });
             };
-            let Ok(answer) = timeout(limit, connection.run(sql, arguments)).await else {
+            let Ok(answer) = timeout(limit, connection.run(sql, arguments, limit)).await else {
                 let backend = connection.backend();
                 // Closed first: the server may take no more connections.
                 drop(connection);

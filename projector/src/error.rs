@@ -33,16 +33,16 @@ pub enum Error {
     /// No connection to the database, for the one who asked first and for all who waited with it.
     #[error(transparent)]
     Connect(Arc<Error>),
-    /// The database refused the login.
+    /// The database took no connection.
     #[error("{}", .cause.message)]
-    Login {
-        /// Whether it may pass.
+    Refused {
+        /// What that comes to.
         cause: Cause,
         /// What the server said.
         #[source]
         source: sqlx::Error,
     },
-    /// A statement failed, or connecting did.
+    /// A statement failed.
     #[error("{}", cause::of_database(.0).message)]
     Database(#[source] sqlx::Error),
     /// The database did not accept a connection in time.
@@ -58,8 +58,13 @@ pub enum Error {
         limit: Duration,
     },
     /// The invocation's deadline came first.
-    #[error("the time of this invocation is up: what is not in both stores comes again")]
-    OutOfTime,
+    #[error(
+        "the time of this invocation is up while it waits for {waiting_for}: what is not in both stores comes again"
+    )]
+    OutOfTime {
+        /// What there was no time left for.
+        waiting_for: &'static str,
+    },
     /// There is a pooler before the database, and a session of its own is needed.
     #[error(
         "DATABASE_URL leads through a connection pooler (RDS Proxy, or PgBouncer in transaction mode), and this \
@@ -68,7 +73,7 @@ pub enum Error {
     Pooled,
     /// Behind a proxy, on whose connections nothing may be set, a commit would not be durable.
     #[error(
-        "synchronous_commit is {0} for this role, so that a crash loses what was committed: run \
+        "synchronous_commit is {0} for this role, so a crash or a failover can lose what was committed: run \
          `backfill migrate --grant-to ROLE` against the database instance itself, which sets it for the role"
     )]
     NotDurable(String),
@@ -155,12 +160,12 @@ impl Error {
             | Self::NotDurable(_)
             | Self::AllRefused { .. } => Consequence::Fatal,
             Self::Connect(error) => error.consequence(),
-            Self::Login { cause, .. } => cause.consequence,
+            Self::Refused { cause, .. } => cause.consequence,
             Self::Database(error) => cause::of_database(error).consequence,
             Self::StatementTimeout { .. } => Consequence::Split,
             Self::Credentials { .. }
             | Self::ConnectTimeout { .. }
-            | Self::OutOfTime
+            | Self::OutOfTime { .. }
             | Self::RowVanished(_)
             | Self::RowNotWritten { .. }
             | Self::RejectionNotStored { .. }
@@ -204,11 +209,11 @@ impl Error {
             Self::Misconfigured(_) => "Misconfigured",
             Self::Credentials { .. } => "Credentials",
             Self::Connect(error) => error.name(),
-            Self::Login { .. } => "Login",
+            Self::Refused { .. } => "Refused",
             Self::Database(_) => "Database",
             Self::ConnectTimeout { .. } => "ConnectTimeout",
             Self::StatementTimeout { .. } => "StatementTimeout",
-            Self::OutOfTime => "OutOfTime",
+            Self::OutOfTime { .. } => "OutOfTime",
             Self::Pooled => "Pooled",
             Self::NotDurable(_) => "NotDurable",
             Self::RowVanished(_) => "RowVanished",
@@ -231,14 +236,16 @@ fn and_others(others: usize) -> String {
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
+    while let Some(current) = source {
+        // PostgreSQL's own text may quote values.
+        let of_database = current.downcast_ref::<sqlx::Error>().and_then(cause::without_values);
+        let current_text = of_database.unwrap_or_else(|| current.to_string());
         // Transparent wrappers repeat what they wrap.
-        if !text.ends_with(&cause_text) {
+        if !text.ends_with(&current_text) {
             text.push_str(": ");
-            text.push_str(&cause_text);
+            text.push_str(&current_text);
         }
-        source = cause.source();
+        source = current.source();
     }
     text
 }

@@ -6,15 +6,15 @@
 //! was seen: a trigger or a rule can swallow an insert without an error.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
-use sqlx::Arguments as _;
 use sqlx::postgres::PgArguments;
+use sqlx::{Arguments as _, Row as _};
 
 use crate::change;
 use crate::database::Database;
@@ -44,71 +44,126 @@ ON CONFLICT (identity) DO NOTHING";
 /// Asked for after the insert has committed.
 const STORED: &str = "SELECT identity FROM rejected_records WHERE identity = ANY($1::text[])";
 
-/// Stores the records in `rejected_records`: one row per record, however often it is delivered.
+/// So many rows go into one statement; each may hold 400 KB.
+const ROWS: usize = 100;
+/// After so many rows that failed alone, without a success between them, the rest is not tried.
+const GIVE_UP_AFTER: u32 = 16;
+
+/// A row of `rejected_records`, and whose it is.
+struct Row {
+    labels: Labels,
+    reason: String,
+    /// The records' indices in the batch: two deliveries of one record are one row.
+    positions: Vec<usize>,
+    escaped: bool,
+}
+
+/// What became of rejections.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The records whose rows are not there, by their index in the batch.
+    pub failed: Vec<usize>,
+    /// Why not; the first reason.
+    pub error: Option<Error>,
+}
+
+/// Stores the records in `rejected_records`: one row per record, however often it is delivered. One that cannot
+/// be stored keeps no other out, and a slow database takes fewer at a time.
 ///
 /// # Errors
-/// As [`Database::fetch`], or [`Error::RejectionNotStored`] where a row is not there afterwards; then all of
-/// them must come again.
+/// Only what is [`Consequence::Fatal`].
 pub async fn store<R: AsRef<[u8]>>(
     database: &Database,
     records: &[R],
     rejections: &[Rejection],
     deadline: Deadline,
-) -> Result<(), Error> {
-    if rejections.is_empty() {
-        return Ok(());
+) -> Result<Stored, Error> {
+    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    for rejection in rejections {
+        let labels = Labels::of(records[rejection.position].as_ref());
+        let reason = || storable_text(&rejection.reason).into_owned();
+        let row = rows.entry(labels.identity.clone()).or_insert_with(|| Row {
+            labels,
+            reason: reason(),
+            positions: Vec::new(),
+            escaped: false,
+        });
+        row.positions.push(rejection.position);
     }
-    // Two deliveries of one record in one batch are one row.
-    let mut rows: BTreeMap<String, (Labels, String)> = rejections
-        .iter()
-        .map(|rejection| {
-            let labels = Labels::of(records[rejection.position].as_ref());
-            (labels.identity.clone(), (labels, storable_text(&rejection.reason).into_owned()))
-        })
-        .collect();
-    if let Err(error) = insert(database, &rows, deadline).await {
-        if error.consequence() != Consequence::Reject {
-            return Err(error);
+    let mut rows = rows.into_values();
+    let mut pieces = VecDeque::new();
+    while rows.len() > 0 {
+        pieces.push_back(rows.by_ref().take(ROWS).collect::<Vec<Row>>());
+    }
+    let mut stored = Stored::default();
+    let mut failed_alone = 0;
+    while let Some(mut piece) = pieces.pop_front() {
+        let error = match put(database, &piece, deadline).await {
+            Ok(found) => {
+                failed_alone = 0;
+                let missing: Vec<&Row> =
+                    piece.iter().filter(|row| !found.contains(&row.labels.identity)).collect();
+                if !missing.is_empty() {
+                    let records = missing.len();
+                    stored.error.get_or_insert(Error::RejectionNotStored { records });
+                    stored.failed.extend(missing.iter().flat_map(|row| &row.positions));
+                }
+                continue;
+            }
+            Err(error) => error,
+        };
+        match error.consequence() {
+            Consequence::Fatal => return Err(error),
+            // A database of another encoding than UTF-8 has not every character. ASCII they all have.
+            Consequence::Reject if piece.iter().any(|row| !row.escaped) => {
+                piece.iter_mut().for_each(Row::escape);
+                pieces.push_front(piece);
+                continue;
+            }
+            Consequence::Split | Consequence::Reject if piece.len() > 1 => {
+                let rest = piece.split_off(piece.len() / 2);
+                pieces.push_front(rest);
+                pieces.push_front(piece);
+                continue;
+            }
+            Consequence::Split | Consequence::Reject => failed_alone += 1,
+            Consequence::Retry | Consequence::Reconnect => failed_alone = GIVE_UP_AFTER,
         }
-        // A database of another encoding than UTF-8 has not every character. ASCII they all have.
-        for (labels, reason) in rows.values_mut() {
-            labels.escape();
-            *reason = escaped(reason);
+        stored.error.get_or_insert(error);
+        stored.failed.extend(piece.iter().flat_map(|row| &row.positions));
+        if failed_alone >= GIVE_UP_AFTER {
+            stored.failed.extend(pieces.drain(..).flatten().flat_map(|row| row.positions));
         }
-        insert(database, &rows, deadline).await?;
     }
-    let identities: Vec<&str> = rows.values().map(|(labels, _)| labels.identity.as_str()).collect();
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(identities.as_slice())?;
-        Ok(arguments)
-    };
-    let stored = database.fetch(STORED, arguments, deadline).await?.len();
-    match identities.len() - stored {
-        0 => Ok(()),
-        records => Err(Error::RejectionNotStored { records }),
-    }
+    Ok(stored)
 }
 
-async fn insert(
+/// Inserts the rows, and returns the identities of those that are there afterwards.
+async fn put(
     database: &Database,
-    rows: &BTreeMap<String, (Labels, String)>,
+    rows: &[Row],
     deadline: Deadline,
-) -> Result<(), Error> {
+) -> Result<BTreeSet<String>, Error> {
     let arguments = || {
-        let column =
-            |of: fn(&(Labels, String)) -> Option<&str>| rows.values().map(of).collect::<Vec<_>>();
+        let column = |of: fn(&Row) -> Option<&str>| rows.iter().map(of).collect::<Vec<_>>();
         let mut arguments = PgArguments::default();
-        arguments.add(column(|(labels, _)| Some(&labels.identity)))?;
-        arguments.add(column(|(labels, _)| labels.table_name.as_deref()))?;
-        arguments.add(column(|(labels, _)| labels.stream_label.as_deref()))?;
-        arguments.add(column(|(labels, _)| labels.sequence_number.as_deref()))?;
-        arguments.add(column(|(labels, _)| labels.event_id.as_deref()))?;
-        arguments.add(column(|(_, reason)| Some(reason)))?;
-        arguments.add(column(|(labels, _)| Some(&labels.record)))?;
+        arguments.add(column(|row| Some(&row.labels.identity)))?;
+        arguments.add(column(|row| row.labels.table_name.as_deref()))?;
+        arguments.add(column(|row| row.labels.stream_label.as_deref()))?;
+        arguments.add(column(|row| row.labels.sequence_number.as_deref()))?;
+        arguments.add(column(|row| row.labels.event_id.as_deref()))?;
+        arguments.add(column(|row| Some(&row.reason)))?;
+        arguments.add(column(|row| Some(&row.labels.record)))?;
         Ok(arguments)
     };
-    database.fetch(INSERT, arguments, deadline).await.map(drop)
+    database.fetch(INSERT, arguments, deadline).await?;
+    let identities = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(rows.iter().map(|row| row.labels.identity.as_str()).collect::<Vec<_>>())?;
+        Ok(arguments)
+    };
+    let found = database.fetch(STORED, identities, deadline).await?;
+    found.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(Error::Database)
 }
 
 /// The sequence number of a record that may be malformed, where one can be made out.
@@ -118,6 +173,14 @@ pub fn sequence_number(record: &[u8]) -> Option<String> {
     let sequence_number = json.pointer("/dynamodb/SequenceNumber")?.as_str()?;
     Version::new("label", sequence_number).ok()?;
     Some(sequence_number.to_owned())
+}
+
+impl Row {
+    fn escape(&mut self) {
+        self.escaped = true;
+        self.labels.escape();
+        self.reason = escaped(&self.reason);
+    }
 }
 
 /// What can be made out of a malformed record, in a form that PostgreSQL takes.

@@ -191,7 +191,7 @@ async fn put(state: &State, request: Request<Incoming>) -> anyhow::Result<Respon
     let path = request.uri().path().to_owned();
     let (mut head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
-    let new = versions_in(&head.headers).or_else(|| object::versions_of(&body));
+    let new = versions_in(&head.headers).or_else(|| object::versions_of(&body).ok().flatten());
     let old = replaced(state, &path, &head.headers).await?;
     if state.strip_conditions.load(Ordering::Relaxed) {
         head.headers.remove("if-match");
@@ -233,14 +233,19 @@ async fn replaced(
         send(state, request.body(Full::default())?).await
     };
     let head = ask(Method::HEAD).await?;
-    if !head.status().is_success() {
+    if head.status() == StatusCode::NOT_FOUND {
         return Ok(None);
     }
+    anyhow::ensure!(
+        head.status().is_success(),
+        "the gate cannot see what is replaced: {}",
+        head.status()
+    );
     if let Some(versions) = versions_in(head.headers()) {
         return Ok(Some(versions));
     }
     let body = ask(Method::GET).await?.into_body().collect().await?.to_bytes();
-    Ok(object::versions_of(&body))
+    Ok(object::versions_of(&body).ok().flatten())
 }
 
 fn refusal(status: u16, code: &str) -> Response<Full<Bytes>> {

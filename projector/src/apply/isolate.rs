@@ -23,20 +23,20 @@ pub(super) fn split(mut sessions: Vec<SessionChanges<'_>>) -> VecDeque<Vec<Sessi
     pieces
 }
 
-/// Splits sessions that waited in vain for a lock: those that somebody has locked, each by itself, behind all
-/// others together. While a statement waits for one row it holds the rows before it, and who waits for those
-/// waits as long; so locked ones are not searched for by splitting again and again.
+/// Splits sessions that waited in vain for a lock into those that nobody has locked, together, and each of the
+/// locked ones alone. While a statement waits for one row it holds the rows before it, and whoever waits for those
+/// waits as long; so the locked ones are not searched for by splitting again and again.
 pub(super) fn split_locked<'a>(
     sessions: Vec<SessionChanges<'a>>,
     locked: &HashSet<String>,
-) -> VecDeque<Vec<SessionChanges<'a>>> {
+) -> (VecDeque<Vec<SessionChanges<'a>>>, Vec<Vec<SessionChanges<'a>>>) {
     let (locked, free): (Vec<_>, Vec<_>) =
         sessions.into_iter().partition(|session| locked.contains(session.session_id));
     if locked.is_empty() {
-        return split(free);
+        return (split(free), Vec::new());
     }
     let free = (!free.is_empty()).then_some(free);
-    free.into_iter().chain(locked.into_iter().map(|session| vec![session])).collect()
+    (free.into_iter().collect(), locked.into_iter().map(|session| vec![session]).collect())
 }
 
 /// What to try next of one session that PostgreSQL refuses.
@@ -145,13 +145,15 @@ mod tests {
     fn locked_sessions_are_tried_alone_behind_all_others() {
         let arrivals = arrivals(5, 1);
         let locked = HashSet::from(["s00001".to_owned(), "s00003".to_owned()]);
-        let pieces = split_locked(fold(&arrivals), &locked);
-        let ids: Vec<Vec<&str>> = pieces
+        let (free, alone) = split_locked(fold(&arrivals), &locked);
+        let ids: Vec<Vec<&str>> = free
             .iter()
+            .chain(&alone)
             .map(|piece| piece.iter().map(|session| session.session_id).collect())
             .collect();
         assert_eq!(ids, [vec!["s00000", "s00002", "s00004"], vec!["s00001"], vec!["s00003"]]);
-        assert_eq!(split_locked(fold(&arrivals), &HashSet::new()).len(), 5);
+        let (free, alone) = split_locked(fold(&arrivals), &HashSet::new());
+        assert_eq!((free.len(), alone.len()), (5, 0));
     }
 
     #[test]

@@ -37,8 +37,16 @@ const OVERLAP_SESSIONS: usize = 1_000;
 const WHOLE_ROWS: usize = 8;
 /// After so many failures without a success between them the rest of a batch is not tried: it comes again.
 const GIVE_UP_AFTER: u32 = 16;
-/// So many sessions that were all refused for one reason show what is at fault, before the rest is tried.
+/// A session that fails alone at a time limit counts as so many: each costs its whole limit.
+const TIMEOUT_WEIGHT: u32 = 4;
+/// A statement that took so long before its connection was lost may be why it was.
+const LONG: Duration = Duration::from_secs(1);
+/// So many sessions that were all refused for one reason show what is at fault, before the rest is tried,
 const ENOUGH_REFUSED: usize = 50;
+/// if so many from elsewhere in the batch are refused for it, too.
+const OTHERS: usize = 8;
+/// A batch of so many sessions that was refused as a whole is remembered, until some row is written.
+const REMEMBERED: usize = 10;
 
 /// What became of the sessions of a batch.
 #[derive(Debug, Default)]
@@ -58,8 +66,9 @@ struct Statement<'a> {
     sessions: Vec<SessionChanges<'a>>,
     took: Duration,
     upserted: Result<Vec<Option<Upserted>>, Error>,
-    /// Sessions whose rows somebody else has locked, if it waited for one in vain.
-    locked: HashSet<String>,
+    /// Sessions whose rows somebody else has locked, if it waited for one in vain; `None` if that cannot be
+    /// found out, because the whole table is locked.
+    locked: Option<HashSet<String>>,
 }
 
 /// The state of one batch.
@@ -148,11 +157,13 @@ pub(super) async fn store(
             Some(statement) = upserts.next() => pipeline.on_upsert(statement)?,
             Some((session, done)) = objects.next() => pipeline.on_object(&session, done)?,
             () = deadline.passed() => {
-                log_unless_fatal(Error::OutOfTime)?;
+                log_unless_fatal(Error::OutOfTime { waiting_for: "the stores" })?;
                 break;
             }
         }
     }
+    // They hold connections.
+    drop((upserts, objects));
     pipeline.finish(total).await
 }
 
@@ -162,13 +173,15 @@ async fn upsert<'a>(
     returned: Returned,
     deadline: Deadline,
 ) -> Statement<'a> {
-    let mut locked = HashSet::new();
+    let mut locked = Some(HashSet::new());
     let lease = match projector.database.lease(deadline).await {
         Ok(lease) => lease,
         Err(error) => {
             return Statement { sessions, took: Duration::ZERO, upserted: Err(error), locked };
         }
     };
+    // What can be tried again in smaller pieces leaves time for them.
+    let lease = if sessions.len() > 1 { lease.halved() } else { lease };
     // The wait for a connection says nothing of the statement.
     let start = Instant::now();
     let ask_first = projector.learned.mostly_unchanged();
@@ -181,8 +194,7 @@ async fn upsert<'a>(
         && error.locked()
         && sessions.len() > 1
     {
-        // That this cannot be found out only means that they are searched for.
-        locked = read_model::locked(&lease, &sessions).await.unwrap_or_default();
+        locked = read_model::locked(&lease, &sessions).await.ok();
     }
     Statement { sessions, took, upserted, locked }
 }
@@ -221,7 +233,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             chunk = chunk.min(OVERLAP_SESSIONS);
         }
         // What fits into one statement keeps the order of the keys. Of more, the oldest records go first.
-        if sessions.len() > chunk {
+        let limit = projector.learned.pace.lock().unwrap_or_else(PoisonError::into_inner).limit();
+        if sessions.len() > chunk.min(limit) {
             sessions.sort_by_cached_key(|session| record_indices(session).min());
         }
         Self {
@@ -242,6 +255,10 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             first_object: None,
             stored: Stored::default(),
         }
+    }
+
+    fn refusing(&self) -> MutexGuard<'p, Option<String>> {
+        self.projector.learned.refusing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pace(&self) -> MutexGuard<'p, Pace> {
@@ -279,14 +296,27 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             Ok(upserted) => {
                 self.pace().done(sessions.len(), took);
                 self.failed_alone = 0;
-                self.refusals.passed = true;
+                // What is unchanged was not written, and says nothing of what the table takes.
+                let written =
+                    |one: &Option<Upserted>| matches!(one, Some(Upserted::Written { .. }));
+                if upserted.iter().any(written) {
+                    self.refusals.passed = true;
+                    *self.refusing() = None;
+                }
                 self.on_stored(sessions, upserted)
             }
             Err(error) => match error.consequence() {
                 Consequence::Fatal => Err(error),
-                Consequence::Split if error.locked() => self.on_locked(sessions, &locked, error),
+                Consequence::Split if error.locked() => {
+                    self.on_locked(sessions, locked.as_ref(), error)
+                }
                 Consequence::Split => self.on_split(sessions, took, error),
                 Consequence::Reject => self.on_refused(sessions, &error),
+                // A server that goes down over a large statement, or a pooler that cuts it off.
+                Consequence::Reconnect if sessions.len() > 1 && took >= LONG => {
+                    self.on_too_much(sessions, took, &error);
+                    Ok(())
+                }
                 Consequence::Retry | Consequence::Reconnect => {
                     // Those behind it would wait as long for the same.
                     self.give_up_rows();
@@ -333,24 +363,35 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         took: Duration,
         error: Error,
     ) -> Result<(), Error> {
-        if error.too_much() {
-            self.pace().too_much(sessions.len(), took);
-        }
         if sessions.len() > 1 && error.too_much() {
-            tracing::info!(
-                error = error::chain(&error),
-                sessions = sessions.len(),
-                next = self.pace().limit(),
-                "a statement was too much, the next ones take fewer sessions"
-            );
-            self.put_back(sessions);
+            self.on_too_much(sessions, took, &error);
             return Ok(());
         }
         if sessions.len() > 1 {
-            self.suspects.extend(split(sessions));
+            self.try_next(split(sessions).into_iter());
             return Ok(());
         }
-        self.on_failed_alone(error)
+        let weight = if error.too_much() { TIMEOUT_WEIGHT } else { 1 };
+        self.on_failed_alone(error, weight)
+    }
+
+    fn on_too_much(&mut self, sessions: Vec<SessionChanges<'a>>, took: Duration, error: &Error) {
+        self.pace().too_much(sessions.len(), took);
+        tracing::info!(
+            error = error::chain(error),
+            sessions = sessions.len(),
+            next = self.pace().limit(),
+            "statement too slow or too large: reducing sessions per statement"
+        );
+        self.put_back(sessions);
+    }
+
+    /// Pieces of a statement that failed go before the other suspects: so single sessions are soon reached, and
+    /// with them the bounds on what is tried in vain.
+    fn try_next(&mut self, pieces: impl DoubleEndedIterator<Item = Vec<SessionChanges<'a>>>) {
+        for piece in pieces.rev() {
+            self.suspects.push_front(piece);
+        }
     }
 
     /// Somebody has locked a row. That may be another lane, which itself waits for a third: what fails alone
@@ -358,22 +399,35 @@ impl<'p, 'a> Pipeline<'p, 'a> {
     fn on_locked(
         &mut self,
         mut sessions: Vec<SessionChanges<'a>>,
-        locked: &HashSet<String>,
+        locked: Option<&HashSet<String>>,
         error: Error,
     ) -> Result<(), Error> {
+        let Some(locked) = locked else {
+            // The table is locked, or there is no time left.
+            self.give_up_rows();
+            return log_unless_fatal(error);
+        };
         if sessions.len() > 1 {
-            self.suspects.extend(split_locked(sessions, locked));
+            let (free, locked) = split_locked(sessions, locked);
+            self.try_next(free.into_iter());
+            self.suspects.extend(locked);
             return Ok(());
         }
         if self.last_round {
-            return self.on_failed_alone(error);
+            return self.on_failed_alone(error, 1);
         }
         self.locked.append(&mut sessions);
+        self.failed_alone += 1;
+        if self.failed_alone >= GIVE_UP_AFTER {
+            self.give_up_rows();
+            return log_unless_fatal(error);
+        }
         Ok(())
     }
 
-    fn on_failed_alone(&mut self, error: Error) -> Result<(), Error> {
-        self.failed_alone += 1;
+    /// One session failed alone. After some in a row the rest is not tried.
+    fn on_failed_alone(&mut self, error: Error, weight: u32) -> Result<(), Error> {
+        self.failed_alone += weight;
         if self.failed_alone >= GIVE_UP_AFTER {
             self.give_up_rows();
         }
@@ -394,29 +448,42 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         error: &Error,
     ) -> Result<(), Error> {
         if sessions.len() > 1 {
-            self.suspects.extend(split(sessions));
+            self.try_next(split(sessions).into_iter());
             return Ok(());
         }
         let Some(session) = sessions.pop() else { return Ok(()) };
         let session_id = session.session_id;
         match narrow(session) {
-            Narrowed::Parts(parts) => {
-                self.suspects.extend(parts.into_iter().map(|part| vec![part]));
-            }
+            Narrowed::Parts(parts) => self.try_next(parts.into_iter().map(|part| vec![part])),
             Narrowed::Refused(position, rest) => {
-                self.suspects.extend(rest.map(|rest| vec![rest]));
+                self.try_next(rest.map(|rest| vec![rest]).into_iter());
                 self.pending[position] = false;
                 let (reason, logged) = refusal(error);
                 self.refusals.add(session_id, &logged);
                 self.stored.rejections.push(Rejection { position, reason, logged });
-                if let Some(error) = self.refusals.set_up_at_fault(ENOUGH_REFUSED)
+                if self.refusals.sessions.len() == ENOUGH_REFUSED {
+                    self.try_others_next();
+                }
+                if let Some(error) = self.refusals.set_up_at_fault(ENOUGH_REFUSED + OTHERS)
                     && self.projector.all_refused_at_least <= ENOUGH_REFUSED
                 {
+                    self.refusing().clone_from(&self.refusals.same);
                     return Err(error);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Those that were refused so far may stand beside each other. Before that is held against the table, some
+    /// from elsewhere are tried: one of each piece at the end of the queue, and the last that was not tried.
+    fn try_others_next(&mut self) {
+        let mut others: Vec<_> = self.untried.pop_back().into_iter().collect();
+        for piece in self.suspects.iter_mut().rev().take(OTHERS) {
+            others.extend(piece.pop());
+        }
+        self.suspects.retain(|piece| !piece.is_empty());
+        self.try_next(others.into_iter().map(|session| vec![session]));
     }
 
     fn on_object(
@@ -458,15 +525,28 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         }
     }
 
-    async fn finish(mut self, total: usize) -> Result<Stored, Error> {
+    /// Whether what PostgreSQL refused is the table's fault: every session of the batch, for one reason; or the
+    /// sessions of a batch that Lambda has halved out of such a one.
+    fn set_up_at_fault(&self, total: usize) -> Option<Error> {
         let at_least = self.projector.all_refused_at_least;
-        if self.refusals.sessions.len() == total
-            && let Some(error) = self.refusals.set_up_at_fault(at_least)
-        {
+        if self.refusals.sessions.len() != total || at_least == usize::MAX {
+            return None;
+        }
+        let remembered = self.refusals.same.is_some() && *self.refusing() == self.refusals.same;
+        self.refusals.set_up_at_fault(if remembered { 1 } else { at_least })
+    }
+
+    async fn finish(mut self, total: usize) -> Result<Stored, Error> {
+        if let Some(error) = self.set_up_at_fault(total) {
+            if total >= REMEMBERED {
+                self.refusing().clone_from(&self.refusals.same);
+            }
             return Err(error);
         }
-        self.stored.counts.stale_created_later =
-            self.overtaken.created_later(&self.projector.database, self.deadline).await;
+        match self.overtaken.created_later(&self.projector.database, self.deadline).await {
+            Ok(later) => self.stored.counts.stale_created_later = later,
+            Err(unknown) => unknown.into_iter().for_each(|index| self.pending[index] = true),
+        }
         let pending = self.pending.iter().enumerate().filter(|(_, pending)| **pending);
         self.stored.failed = pending.map(|(index, _)| index).collect();
         self.stored.durations.archive =

@@ -203,14 +203,16 @@ async fn merge(
     let Some((body, metadata)) = archive.get(key, etag).await? else { return Ok(Put::Lost) };
     let described = seen.is_some_and(|seen| seen.described.is_some());
     let merged = match object::parse(&body, metadata.as_ref()) {
-        Ok(other) => object::join(row, other),
+        Ok(other) if other.session_id == row.session_id => object::join(row, other),
+        Ok(_) => return Err(archive.unreadable(key, "it is the object of another session")),
         Err(error) if described => return Err(archive.unreadable(key, error)),
-        // Not ours, or of another version of ours: then it says at least which versions it holds.
+        // Of another version of ours, or not ours: JSON says at least which versions it holds, if any.
         Err(_) => match object::versions_of(&body) {
-            Some(versions) if !object::dominates(&row.versions, &versions) => {
+            Ok(Some(versions)) if !object::dominates(&row.versions, &versions) => {
                 return Err(archive.foreign_format(key));
             }
-            _ => row,
+            Ok(_) => row,
+            Err(error) => return Err(archive.unreadable(key, error)),
         },
     };
     drop(body);

@@ -14,9 +14,20 @@ use crate::fold::SessionChanges;
 use crate::measurement::{Part, Versions};
 use crate::read_model;
 
+/// So many sessions are asked for in one statement.
+const AT_ONCE: usize = 100;
+
 /// Changes of a batch that are stale against a change of another stream.
 #[derive(Default)]
-pub(super) struct OvertakenByLabel<'a>(Vec<(&'a str, Part, OffsetDateTime)>);
+pub(super) struct OvertakenByLabel<'a>(Vec<Overtaken<'a>>);
+
+struct Overtaken<'a> {
+    session_id: &'a str,
+    part: Part,
+    created: OffsetDateTime,
+    /// The record's index in the batch.
+    position: usize,
+}
 
 /// The stream that a version is from. Within one stream the sequence number is the order of creation, so
 /// only another label is a reason to look at times.
@@ -37,43 +48,55 @@ impl<'a> OvertakenByLabel<'a> {
             if version < held
                 && label(version) != label(held)
                 && let Some(created) = change.changed_at
+                && let Some(arrival) = session.arrivals.iter().find(|arrival| {
+                    arrival.change.part == part && arrival.change.version == change.version
+                })
             {
-                self.0.push((session.session_id, part, created));
+                let (session_id, position) = (session.session_id, arrival.position);
+                self.0.push(Overtaken { session_id, part, created, position });
             }
         }
     }
 
-    /// How many of them were created later than what their rows hold. They are logged, once for a batch. That
-    /// this cannot be found out changes nothing for the batch.
-    pub(super) async fn created_later(&self, database: &Database, deadline: Deadline) -> u64 {
-        let mut session_ids: Vec<String> =
-            self.0.iter().map(|(session_id, ..)| (*session_id).to_owned()).collect();
-        session_ids.dedup();
-        if session_ids.is_empty() {
-            return 0;
-        }
-        let times = match read_model::change_times(database, &session_ids, deadline).await {
-            Ok(times) => times,
-            Err(error) => {
-                let error = error::chain(&error);
-                tracing::warn!(error, "cannot tell whether stale changes were created later");
-                return 0;
+    /// How many of them were created later than what their rows hold; they are logged, once for a batch.
+    ///
+    /// # Errors
+    /// The records for which this could not be found out: they are not acknowledged.
+    pub(super) async fn created_later(
+        &self,
+        database: &Database,
+        deadline: Deadline,
+    ) -> Result<u64, Vec<usize>> {
+        let mut later = 0;
+        let mut example: Option<&Overtaken<'_>> = None;
+        for (index, some) in self.0.chunks(AT_ONCE).enumerate() {
+            let mut ids: Vec<String> = some.iter().map(|one| one.session_id.to_owned()).collect();
+            ids.dedup();
+            let times = match read_model::change_times(database, &ids, deadline).await {
+                Ok(times) => times,
+                Err(error) => {
+                    let error = error::chain(&error);
+                    tracing::warn!(error, "cannot tell whether stale changes were created later");
+                    return Err(self.0[index * AT_ONCE..].iter().map(|one| one.position).collect());
+                }
+            };
+            for one in some {
+                let held = times.get(one.session_id).and_then(|times| times[one.part as usize]);
+                if held.is_some_and(|held| one.created > held) {
+                    later += 1;
+                    example.get_or_insert(one);
+                }
             }
-        };
-        let later = |(session_id, part, created): &&(&str, Part, OffsetDateTime)| {
-            let held = times.get(*session_id).and_then(|times| times[*part as usize]);
-            held.is_some_and(|held| *created > held)
-        };
-        let later: Vec<_> = self.0.iter().filter(later).collect();
-        if let Some((session_id, part, _)) = later.first() {
+        }
+        if let Some(Overtaken { session_id, part, .. }) = example {
             tracing::warn!(
-                changes = later.len(),
+                changes = later,
                 session_id,
                 part = part.name(),
                 "changes are older by version but were created later than what their rows hold, and were not \
                  applied: after a failover between replicas of a global table, see RUNBOOK.md, \"Changes out of order\""
             );
         }
-        later.len() as u64
+        Ok(later)
     }
 }

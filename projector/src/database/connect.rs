@@ -11,7 +11,7 @@
 //! - [`Route::Proxy`]: RDS Proxy, which pins a client to a connection for any `SET` (Amazon RDS User Guide,
 //!   "Avoiding pinning an RDS Proxy"). Nothing is set; `backfill migrate --grant-to` sets it for the role.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions as _, Executor as _, PgConnection, Row as _};
@@ -22,6 +22,7 @@ use crate::error::Error;
 /// How long the server lets a statement run. Below [`super::STATEMENT_TIMEOUT`], so that the server ends
 /// what we are about to give up on. A role or a database may have a lower limit, which holds then.
 const SERVER_STATEMENT_TIMEOUT: &str = "20s";
+const SERVER_STATEMENT_TIMEOUT_MS: u128 = 20_000;
 /// How long a statement waits for a row that somebody else has locked.
 const LOCK_TIMEOUT: &str = "5s";
 /// When the server closes a session that does nothing: a function that is frozen does not say goodbye.
@@ -59,6 +60,15 @@ pub(super) enum Route {
     Proxy,
 }
 
+/// What is between us and the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Between {
+    /// A pooler in transaction mode.
+    Pooler,
+    /// RDS Proxy.
+    Proxy,
+}
+
 /// A server process, also after its id was given to another one.
 #[derive(Clone, Debug)]
 pub(super) struct Backend {
@@ -74,25 +84,25 @@ pub(super) struct Connection {
     pub(super) idle_since: Instant,
 }
 
-/// Opens a connection. `pooled`: an earlier one showed that there is a pooler, so the startup packet
-/// carries nothing that one refuses.
+/// Opens a connection. `known`: what an earlier one showed to be before the server, so that the startup packet
+/// carries nothing that it refuses.
 ///
 /// # Errors
-/// [`Error::Database`], [`Error::Login`], or [`Error::NotDurable`].
+/// [`Error::Refused`] or [`Error::NotDurable`].
 pub(super) async fn open(
     options: &PgConnectOptions,
     asked_anew: bool,
-    pooled: bool,
+    known: Option<Between>,
     purpose: Purpose,
 ) -> Result<Connection, Error> {
-    let refused = |source: sqlx::Error| match cause::of_login(&source, asked_anew) {
-        Some(cause) => Error::Login { cause, source },
-        None => Error::Database(source),
+    let refused = |source: sqlx::Error| {
+        let cause = cause::of_connecting(&source, asked_anew);
+        Error::Refused { cause, source }
     };
     let probe = format!("{:016x}", fastrand::u64(..));
     let probing = options.clone().options([("projector.probe", &probe)]);
-    let proxy = is_rds_proxy(options.get_host());
-    let (mut pg, proxy) = if pooled || proxy {
+    let proxy = known == Some(Between::Proxy) || is_rds_proxy(options.get_host());
+    let (mut pg, proxy) = if known.is_some() || proxy {
         (options.connect().await.map_err(refused)?, proxy)
     } else {
         match probing.connect().await {
@@ -105,7 +115,7 @@ pub(super) async fn open(
             Err(error) => return Err(refused(error)),
         }
     };
-    let route = prepare(&mut pg, &probe, proxy, purpose).await?;
+    let route = prepare(&mut pg, &probe, proxy, purpose, refused).await?;
     Ok(Connection { pg, route, idle_since: Instant::now() })
 }
 
@@ -121,6 +131,7 @@ async fn prepare(
     probe: &str,
     proxy: bool,
     purpose: Purpose,
+    refused: impl Fn(sqlx::Error) -> Error,
 ) -> Result<Route, Error> {
     let direct =
         format!("(current_setting('projector.probe', true) IS NOT DISTINCT FROM '{probe}')");
@@ -128,47 +139,59 @@ async fn prepare(
         "SELECT {direct}, pg_backend_pid(), \
          (SELECT backend_start::text FROM pg_stat_get_activity(pg_backend_pid())), \
          current_setting('synchronous_commit'), CASE WHEN {direct} THEN concat({}) END",
-        settings(purpose, false)
+        settings(purpose, None)
     );
-    let row = pg.fetch_one(sql.as_str()).await.map_err(Error::Database)?;
-    let direct: bool = row.try_get(0).map_err(Error::Database)?;
+    let row = pg.fetch_one(sql.as_str()).await.map_err(&refused)?;
+    let direct: bool = row.try_get(0).map_err(&refused)?;
     if direct {
-        let pid = row.try_get(1).map_err(Error::Database)?;
-        let start = row.try_get(2).map_err(Error::Database)?;
+        let (pid, start) = (row.try_get(1).map_err(&refused)?, row.try_get(2).map_err(&refused)?);
         return Ok(Route::Direct(Backend { pid, start }));
     }
     if !proxy {
         return Ok(Route::Pooler);
     }
-    let synchronous_commit: String = row.try_get(3).map_err(Error::Database)?;
+    let synchronous_commit: String = row.try_get(3).map_err(&refused)?;
     match synchronous_commit.as_str() {
         "off" | "local" => Err(Error::NotDurable(synchronous_commit)),
         _ => Ok(Route::Proxy),
     }
 }
 
-/// The settings, as calls of `set_config`; with `local`, for the transaction alone. A lower time limit of
-/// the role's or the database's own is kept, and so is a `synchronous_commit` that waits for more.
-fn settings(purpose: Purpose, local: bool) -> String {
+/// The settings, as calls of `set_config`; with a limit, for one transaction of at most that long. A lower time
+/// limit of the role's or the database's own is kept, and so is a `synchronous_commit` that waits for more. A wait
+/// for a lock ends before the statement's limit, or it would pass for a slow database.
+fn settings(purpose: Purpose, transaction: Option<Duration>) -> String {
+    let local = transaction.is_some();
+    let most = transaction.map_or(SERVER_STATEMENT_TIMEOUT_MS, |limit| {
+        limit.as_millis().clamp(1, SERVER_STATEMENT_TIMEOUT_MS)
+    });
     let lower = |name: &str, limit: &str| {
         format!(
-            "CASE WHEN current_setting('{name}', true) IS NOT NULL THEN set_config('{name}', \
-             CASE WHEN current_setting('{name}')::interval BETWEEN '1 ms' AND '{limit}' \
-             THEN current_setting('{name}') ELSE '{limit}' END, {local}) END"
+            "CASE WHEN current_setting('{name}')::interval BETWEEN '1 ms' AND {limit} \
+             THEN current_setting('{name}')::interval ELSE {limit} END"
         )
+    };
+    let set_interval = |name: &str, interval: &str| {
+        format!("set_config('{name}', (extract(epoch FROM {interval}) * 1000)::int::text, {local})")
+    };
+    let statement = match purpose {
+        Purpose::Statements => lower("statement_timeout", &format!("interval '{most} ms'")),
+        // A migration may build an index; it is watched by who runs it.
+        Purpose::Session => "interval '0'".to_owned(),
+    };
+    let half = match purpose {
+        Purpose::Statements => format!("least(interval '{LOCK_TIMEOUT}', ({statement}) / 2)"),
+        Purpose::Session => format!("interval '{LOCK_TIMEOUT}'"),
     };
     let mut settings = vec![
         format!(
             "set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
              WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, {local})"
         ),
-        lower("lock_timeout", LOCK_TIMEOUT),
+        // First, for it reads the other.
+        set_interval("lock_timeout", &lower("lock_timeout", &half)),
+        set_interval("statement_timeout", &statement),
     ];
-    match purpose {
-        Purpose::Statements => settings.push(lower("statement_timeout", SERVER_STATEMENT_TIMEOUT)),
-        // A migration may build an index; it is watched by who runs it.
-        Purpose::Session => settings.push(format!("set_config('statement_timeout', '0', {local})")),
-    }
     if !local {
         let idle = match purpose {
             Purpose::Statements => IDLE_SESSION_TIMEOUT,
@@ -201,14 +224,19 @@ impl Connection {
         &mut self,
         sql: &'static str,
         arguments: PgArguments,
+        limit: Duration,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
         let persistent = matches!(self.route, Route::Direct(_));
         let query = sqlx::query_with(sql, arguments).persistent(persistent);
         if !matches!(self.route, Route::Pooler) {
             return query.fetch_all(&mut self.pg).await;
         }
-        let begin = format!("BEGIN; SELECT {}", settings(Purpose::Statements, true));
-        self.pg.execute(begin.as_str()).await?;
+        let begin = format!("BEGIN; SELECT {}", settings(Purpose::Statements, Some(limit)));
+        if let Err(error) = self.pg.execute(begin.as_str()).await {
+            // The connection may be kept: not in a transaction.
+            let _ = self.pg.execute("ROLLBACK").await;
+            return Err(error);
+        }
         let answer = query.fetch_all(&mut self.pg).await;
         let end = if answer.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = self.pg.execute(end).await;
@@ -236,7 +264,7 @@ pub(super) async fn cancel(
     let mut connection = options.connect().await?;
     let sql = format!(
         "SELECT pg_cancel_backend(pid) FROM pg_stat_get_activity({}) \
-         WHERE backend_start = '{}'::timestamptz AND state = 'active'",
+         WHERE backend_start = '{}'::timestamptz AND application_name = 'projector' AND state = 'active'",
         backend.pid, backend.start
     );
     connection.execute(sql.as_str()).await?;
@@ -246,6 +274,7 @@ pub(super) async fn cancel(
 #[cfg(test)]
 mod tests {
     use super::{Purpose, is_rds_proxy, settings};
+    use std::time::Duration;
 
     #[test]
     fn rds_proxy_is_known_by_its_name_in_china_too() {
@@ -262,7 +291,8 @@ mod tests {
 
     #[test]
     fn behind_a_pooler_every_setting_ends_with_its_transaction() {
-        let local = settings(Purpose::Statements, true);
+        let local = settings(Purpose::Statements, Some(Duration::from_millis(1_500)));
+        assert!(local.contains("interval '1500 ms'"), "{local}");
         assert!(!local.contains("false)") && local.contains("'synchronous_commit'"), "{local}");
     }
 }
