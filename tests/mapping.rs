@@ -314,3 +314,28 @@ async fn slow_stores_make_no_function_time_out() {
     assert!(seen.partial_failures > 0, "nothing was too slow: {seen:?}");
     assert_equal(&stores, &records).await;
 }
+
+/// Somebody's trigger refuses every row. Lambda halves the batch down to single records, and not even those are
+/// taken for the ones at fault: they lie in the bucket of failures, and apply when the trigger is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_takes_no_row_rejects_nothing_however_the_batch_is_halved() {
+    let (stores, destination) = (Stores::fresh().await, Stores::unmigrated().await.bucket);
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'not %', new.session_id; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION refuse();";
+    let mut owner = stores.connect().await;
+    sqlx::raw_sql(refuse).execute(&mut owner).await.expect("a trigger");
+    let variables = [("DATABASE_URL", &*stores.database_url), ("ARCHIVE_BUCKET", &stores.bucket)];
+    let functions = lanes(1, &variables).await;
+    let records: Vec<Record> =
+        shard(20, 36).into_iter().filter(|record| !record.malformed).take(40).collect();
+    let mapping = Mapping { batch_size: 40, maximum_retry_attempts: 1, ..mapping(&destination) };
+    let seen = mapping
+        .deliver(&records, &functions, async |records| assert_held(&stores, records).await)
+        .await;
+    assert_eq!((seen.given_up.len(), stores.rejected().await), (records.len(), 0), "{seen:?}");
+
+    sqlx::raw_sql("DROP TRIGGER refuse ON measurements").execute(&mut owner).await.expect("gone");
+    assert_code(&replay_destination(&stores, &destination).await, 0);
+    assert_equal(&stores, &records).await;
+}

@@ -48,7 +48,7 @@ async fn set(stores: &Stores, setting: &str) {
     sqlx::raw_sql(&sql).execute(&mut stores.connect().await).await.expect("a setting");
 }
 
-/// Of a statement that fails at its time limit and is sent again unchanged, no row would ever arrive.
+/// If a statement that timed out is sent again unchanged, no row is ever written.
 #[tokio::test]
 async fn a_slow_database_means_slow_progress_in_the_function() {
     let stores = Stores::fresh().await;
@@ -266,7 +266,7 @@ async fn the_server_stops_what_was_given_up_at_the_deadline() {
     panic!("the statement runs on");
 }
 
-/// As long as the server says no word, its limit is of no use: ours ends the wait, and the limit what it left.
+/// The server's limits, which end what the client gives up on; and commits that survive a crash.
 #[tokio::test]
 async fn limits_and_durability_are_set_on_each_connection() {
     let stores = Stores::fresh().await;

@@ -1,8 +1,8 @@
 //! THE table of causes: what PostgreSQL or S3 answered → what becomes of the records → what happened and
 //! what to do about it, in one line. Pure, and tested row by row.
 //!
-//! What is not in a table is taken for passing, or for the statement's own: the records come again, and
-//! nothing is lost.
+//! An answer of S3 that is not listed is retried; a SQLSTATE that is not listed is split. Either way the
+//! records come again, and nothing is lost.
 
 use std::borrow::Cow;
 

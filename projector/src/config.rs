@@ -24,8 +24,8 @@ pub const VARIABLES: [&str; 9] = [
     "TTL_REMOVALS",
 ];
 
-/// Two sessions that PostgreSQL refuses for one reason, and none that it takes, and the function stops: the
-/// event source mapping halves the batch, and a record that is at fault is rejected when it comes alone.
+/// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same reason. The event
+/// source mapping then halves the batch, and a record that is at fault is rejected when it comes alone.
 const ALL_REFUSED_AT_LEAST: usize = 2;
 
 /// A variable that is missing or wrong.

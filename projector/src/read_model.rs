@@ -19,8 +19,8 @@ use crate::measurement::{COLUMNS, Document, Kind, Measurement, Part, PerPart, Va
 /// What comes back of the rows that were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returned {
-    /// No more than their versions.
-    Versions,
+    /// No more than which they are.
+    Nothing,
     /// The rows, of a large one only its versions.
     SmallRows,
     /// The rows, each whole.
@@ -32,14 +32,17 @@ pub enum Returned {
 pub enum Held {
     /// The whole row. Boxed: most sessions of a replay have none.
     Row(Box<Measurement>),
-    /// Its versions alone: it is too large to come with others, or rows were not asked for.
+    /// Its versions alone: it is too large to come with others, or it holds a part of a later stream.
     Versions(Versions),
+    /// What was sent. Rows were not asked for, and each part is from a stream that was sent, so if it is not the
+    /// patch's then it is newer.
+    Patch,
 }
 
 /// What the upsert made of one session of the batch.
 #[derive(Debug)]
 pub enum Upserted {
-    /// The row was written. It was seen to hold at least the patch.
+    /// The row was written. If rows were asked for, it was seen to hold at least the patch.
     Written {
         /// Whether the row is known to be new; not where rows were not asked for.
         inserted: bool,
@@ -51,14 +54,15 @@ pub enum Upserted {
 }
 
 impl Upserted {
-    /// The versions that the row was seen to hold.
+    /// The versions that the row was seen to hold, if it was looked at.
     #[must_use]
-    pub fn versions(&self) -> &Versions {
+    pub fn versions(&self) -> Option<&Versions> {
         match self {
-            Self::Written { held: Held::Row(row), .. } => &row.versions,
+            Self::Written { held: Held::Row(row), .. } => Some(&row.versions),
             Self::Written { held: Held::Versions(versions), .. } | Self::Unchanged(versions) => {
-                versions
+                Some(versions)
             }
+            Self::Written { held: Held::Patch, .. } => None,
         }
     }
 }
@@ -71,7 +75,8 @@ impl Upserted {
 ///
 /// `sessions` are sorted by `session_id`, without repetition, as [`crate::fold::fold`] gives them.
 /// The answer has one entry per session, in the same order; `None` where the row stays older than the
-/// patch, because something in the database keeps it from being written: a trigger, a rule.
+/// patch, because something in the database keeps it from being written: a trigger, a rule. (One that
+/// writes older versions than were sent is noticed only if rows come back.)
 ///
 /// # Errors
 /// As [`Database::fetch`]. Where the server was lost in mid-statement it may have committed all the same;
@@ -108,7 +113,7 @@ async fn ask(
         arguments.add(keys.as_slice())?;
         Ok(arguments)
     };
-    let rows = lease.fetch(statement::VERSIONS.as_str(), arguments).await?;
+    let rows = lease.fetch(statement::VERSIONS, arguments).await?;
     mark(sessions, &rows, upserted, Upserted::Unchanged)
 }
 
@@ -205,17 +210,15 @@ async fn write(
     if open.is_empty() {
         return Ok(());
     }
-    if returned == Returned::Versions {
-        let sql = statement::UPSERT.as_str();
-        let rows = lease.fetch(sql, || upsert_arguments(&open, None)).await?;
-        let written =
-            |versions| Upserted::Written { inserted: false, held: Held::Versions(versions) };
-        // A trigger can write something else than was sent.
-        return mark(sessions, &rows, upserted, written);
+    if returned == Returned::Nothing {
+        return write_returning_nothing(lease, sessions, &open, upserted).await;
     }
-    let everything = Some(returned == Returned::Rows);
-    let sql = statement::UPSERT_RETURNING_ROWS.as_str();
-    let rows = lease.fetch(sql, || upsert_arguments(&open, everything)).await?;
+    let arguments = || {
+        let mut arguments = upsert_arguments(&open)?;
+        arguments.add(returned == Returned::Rows)?;
+        Ok(arguments)
+    };
+    let rows = lease.fetch(statement::UPSERT_RETURNING_ROWS.as_str(), arguments).await?;
     for row in &rows {
         let session_id = row.try_get(0).map_err(Error::Database)?;
         let inserted = row.try_get(1).map_err(Error::Database)?;
@@ -232,6 +235,48 @@ async fn write(
         }
     }
     Ok(())
+}
+
+async fn write_returning_nothing(
+    lease: &Lease<'_>,
+    sessions: &[SessionChanges<'_>],
+    open: &[&SessionChanges<'_>],
+    upserted: &mut [Option<Upserted>],
+) -> Result<(), Error> {
+    let arguments = || {
+        let mut arguments = upsert_arguments(open)?;
+        for part in Part::ALL {
+            let sent = open.iter().filter_map(|session| session.patch[part as usize]);
+            // The character after the one that ends a label.
+            let label = sent.map(|change| change.version.label()).min();
+            arguments.add(label.map(|label| format!("{label}0")))?;
+        }
+        Ok(arguments)
+    };
+    let rows = lease.fetch(statement::UPSERT.as_str(), arguments).await?;
+    let mut of_later_stream: Vec<String> = Vec::new();
+    for row in &rows {
+        // NULL where there is none.
+        let written: Option<Vec<String>> = row.try_get(0).map_err(Error::Database)?;
+        for session_id in written.unwrap_or_default() {
+            if let Some(place) = place_of(sessions, &session_id) {
+                upserted[place] = Some(Upserted::Written { inserted: false, held: Held::Patch });
+            }
+        }
+        let later: Option<Vec<String>> = row.try_get(1).map_err(Error::Database)?;
+        of_later_stream.extend(later.unwrap_or_default());
+    }
+    if of_later_stream.is_empty() {
+        return Ok(());
+    }
+    let keys = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(of_later_stream.as_slice())?;
+        Ok(arguments)
+    };
+    let rows = lease.fetch(statement::VERSIONS, keys).await?;
+    let written = |versions| Upserted::Written { inserted: false, held: Held::Versions(versions) };
+    mark(sessions, &rows, upserted, written)
 }
 
 /// Whether some part of the patch is newer than the versions held.
@@ -267,10 +312,7 @@ pub async fn read(
 ///
 /// # Errors
 /// Where a value cannot be sent.
-pub fn upsert_arguments(
-    sessions: &[&SessionChanges<'_>],
-    everything: Option<bool>,
-) -> Result<PgArguments, BoxDynError> {
+pub fn upsert_arguments(sessions: &[&SessionChanges<'_>]) -> Result<PgArguments, BoxDynError> {
     let mut arguments = PgArguments::default();
     arguments.add(sessions.iter().map(|session| session.session_id).collect::<Vec<_>>())?;
     for column in COLUMNS.iter() {
@@ -320,9 +362,6 @@ pub fn upsert_arguments(
             .iter()
             .map(|session| session.patch[part as usize].and_then(|change| change.changed_at));
         arguments.add(times.collect::<Vec<_>>())?;
-    }
-    if let Some(everything) = everything {
-        arguments.add(everything)?;
     }
     Ok(arguments)
 }

@@ -54,6 +54,12 @@ impl Version {
         Ok(Self([stream_label, "/", &ZEROS[sequence_number.len()..], sequence_number].concat()))
     }
 
+    /// The stream's label.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.0.split('/').next().unwrap_or_default()
+    }
+
     /// The text that the row, the JSON and the metadata hold.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -132,7 +132,7 @@ async fn run_unguarded(
     let start = Instant::now();
     let sessions: Vec<&SessionChanges<'_>> = sessions.iter().collect();
     let arguments =
-        read_model::upsert_arguments(&sessions, None).map_err(|error| anyhow::anyhow!(error))?;
+        read_model::upsert_arguments(&sessions).map_err(|error| anyhow::anyhow!(error))?;
     let done = sqlx::query_with(sql, arguments).execute(connection).await?;
     let seconds = start.elapsed().as_secs_f64();
     ensure!(done.rows_affected() == sessions.len() as u64, "{done:?}");

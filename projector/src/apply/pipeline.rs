@@ -225,7 +225,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         let mut chunk =
             sessions.len().div_ceil(projector.database.connections()).max(SPLIT_SESSIONS);
         let returned = match &projector.archive {
-            None => Returned::Versions,
+            None => Returned::Nothing,
             Some(_) if sessions.len() <= WHOLE_ROWS => Returned::Rows,
             Some(_) => Returned::SmallRows,
         };
@@ -339,7 +339,9 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 continue;
             };
             count(&session, &upserted, &mut self.stored.counts);
-            self.overtaken.add(&session, upserted.versions());
+            if let Some(held) = upserted.versions() {
+                self.overtaken.add(&session, held);
+            }
             if self.projector.archive.is_none() {
                 self.settle(&session);
             } else if self.failed_objects < GIVE_UP_AFTER {
@@ -568,15 +570,16 @@ pub(super) fn log_unless_fatal(error: Error) -> Result<(), Error> {
     Ok(())
 }
 
-/// Counts what each record of a session came to. Where the row was written, a change that it holds counts as
-/// applied, also one that it held already.
+/// Counts what each record of a session came to. If the row was written, a change that it holds counts as applied,
+/// also one that it held already.
 fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
     let written = matches!(upserted, Upserted::Written { .. });
     counts.rows_written += u64::from(written);
     let held = upserted.versions();
     for part in Part::ALL {
         let newest = session.patch[part as usize].map(|change| change.version.as_str());
-        let held = held[part as usize].as_deref();
+        // A row that was not looked at holds what was sent.
+        let held = held.map_or(newest, |held| held[part as usize].as_deref());
         let mut applied = false;
         let of_part = |arrival: &&&Arrival| arrival.change.part == part;
         for arrival in session.arrivals.iter().filter(of_part) {

@@ -93,13 +93,13 @@ pub async fn reconcile(
             }
         }
         // It is too large to have come with the others, and new: it has no object, or the PUT says so.
-        Upserted::Written { inserted: true, held: Held::Versions(_) } => {
+        Upserted::Written { inserted: true, held: Held::Versions(_) | Held::Patch } => {
             compare(database, archive, &key, session_id, Start::Absent, deadline).await
         }
         Upserted::Written { inserted: false, held: Held::Row(row) } => {
             compare(database, archive, &key, session_id, Start::Row(row), deadline).await
         }
-        Upserted::Written { inserted: false, held: Held::Versions(_) } => {
+        Upserted::Written { inserted: false, held: Held::Versions(_) | Held::Patch } => {
             compare(database, archive, &key, session_id, Start::Head, deadline).await
         }
         Upserted::Unchanged(versions) => {

@@ -133,7 +133,7 @@ ON CONFLICT (session_id) DO UPDATE SET
     left_changed_at = CASE WHEN excluded.left_version > coalesce(m.left_version, '') THEN excluded.left_changed_at ELSE m.left_changed_at END,
     right_changed_at = CASE WHEN excluded.right_version > coalesce(m.right_version, '') THEN excluded.right_changed_at ELSE m.right_changed_at END
 WHERE excluded.session_version > coalesce(m.session_version, '') OR excluded.left_version > coalesce(m.left_version, '') OR excluded.right_version > coalesce(m.right_version, '')
-RETURNING m.session_id, m.session_version, m.left_version, m.right_version
+RETURNING m.session_id, (m.session_version > $32 OR m.left_version > $33 OR m.right_version > $34) IS TRUE AS of_later_stream
 )
-SELECT array_agg(session_id), array_agg(session_version), array_agg(left_version), array_agg(right_version)
+SELECT array_agg(session_id), array_agg(session_id) FILTER (WHERE of_later_stream)
 FROM written
