@@ -11,8 +11,8 @@ mod reconcile;
 mod regions;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -86,6 +86,10 @@ impl Default for Learned {
 impl Learned {
     fn mostly_unchanged(&self) -> bool {
         self.mostly_unchanged.load(Ordering::Relaxed)
+    }
+
+    fn sessions_per_statement(&self) -> usize {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).limit()
     }
 
     fn see(&self, upserted: &[Option<Upserted>]) {

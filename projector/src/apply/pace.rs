@@ -37,10 +37,10 @@ impl Pace {
 
     /// A statement of `sessions` was too much: it ran into a time limit after `took`, or the server ran
     /// out of memory. The next takes half at most, and no more than would have met the target if it had needed
-    /// twice that time; how much it had needed is not known.
+    /// four times that time. How much it had needed is not known, and to try too much again costs a whole limit.
     pub fn too_much(&mut self, sessions: usize, took: Duration) {
         self.target = self.target.min(took / 2).max(LEAST_TARGET);
-        self.limit = self.limit.min(sessions / 2).min(self.at_target(sessions, took * 2)).max(1);
+        self.limit = self.limit.min(sessions / 2).min(self.at_target(sessions, took * 4)).max(1);
     }
 
     /// A statement of `sessions` took so long. Slower than the target: the next is smaller. In less than
@@ -127,17 +127,17 @@ mod tests {
     fn a_database_that_has_recovered_is_trusted_again_slowly() {
         let mut pace = Pace::new(10_000);
         pace.too_much(10_000, Duration::from_secs(20));
-        assert_eq!(pace.limit(), 1_000);
-        pace.done(1_000, TARGET);
-        assert_eq!(pace.limit(), 1_000);
+        assert_eq!(pace.limit(), 500);
+        pace.done(500, TARGET);
+        assert_eq!(pace.limit(), 500);
         // A small batch says nothing of large ones.
         pace.done(10, Duration::from_millis(1));
-        assert_eq!(pace.limit(), 1_000);
+        assert_eq!(pace.limit(), 500);
         let mut statements = 0;
         while pace.limit() < 10_000 {
             pace.done(pace.limit(), Duration::from_millis(100));
             statements += 1;
         }
-        assert_eq!(statements, 11);
+        assert_eq!(statements, 14);
     }
 }

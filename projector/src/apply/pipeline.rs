@@ -65,7 +65,8 @@ pub struct Stored {
 struct Statement<'a> {
     sessions: Vec<SessionChanges<'a>>,
     took: Duration,
-    upserted: Result<Vec<Option<Upserted>>, Error>,
+    /// `None` if it was not sent: while it waited for a connection, others of its size were too much.
+    upserted: Option<Result<Vec<Option<Upserted>>, Error>>,
     /// Sessions whose rows somebody else has locked, if it waited for one in vain; `None` if that cannot be
     /// found out, because the whole table is locked.
     locked: Option<HashSet<String>>,
@@ -177,9 +178,13 @@ async fn upsert<'a>(
     let lease = match projector.database.lease(deadline).await {
         Ok(lease) => lease,
         Err(error) => {
-            return Statement { sessions, took: Duration::ZERO, upserted: Err(error), locked };
+            let upserted = Some(Err(error));
+            return Statement { sessions, took: Duration::ZERO, upserted, locked };
         }
     };
+    if sessions.len() > projector.learned.sessions_per_statement() {
+        return Statement { sessions, took: Duration::ZERO, upserted: None, locked };
+    }
     // What can be tried again in smaller pieces leaves time for them.
     let lease = if sessions.len() > 1 { lease.halved() } else { lease };
     // The wait for a connection says nothing of the statement.
@@ -196,7 +201,7 @@ async fn upsert<'a>(
     {
         locked = read_model::locked(&lease, &sessions).await.ok();
     }
-    Statement { sessions, took, upserted, locked }
+    Statement { sessions, took, upserted: Some(upserted), locked }
 }
 
 async fn reconcile_session<'a>(
@@ -233,8 +238,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             chunk = chunk.min(OVERLAP_SESSIONS);
         }
         // What fits into one statement keeps the order of the keys. Of more, the oldest records go first.
-        let limit = projector.learned.pace.lock().unwrap_or_else(PoisonError::into_inner).limit();
-        if sessions.len() > chunk.min(limit) {
+        if sessions.len() > chunk.min(projector.learned.sessions_per_statement()) {
             sessions.sort_by_cached_key(|session| record_indices(session).min());
         }
         Self {
@@ -271,7 +275,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         if self.waiting.len() > OVERLAP_SESSIONS {
             return None;
         }
-        let limit = self.pace().limit();
+        let limit = self.projector.learned.sessions_per_statement();
         if !self.untried.is_empty() {
             let count = self.untried.len().min(self.chunk).min(limit);
             let mut sessions: Vec<_> = self.untried.drain(..count).collect();
@@ -292,6 +296,10 @@ impl<'p, 'a> Pipeline<'p, 'a> {
     fn on_upsert(&mut self, statement: Statement<'a>) -> Result<(), Error> {
         let Statement { sessions, took, upserted, locked } = statement;
         self.stored.durations.database += took;
+        let Some(upserted) = upserted else {
+            self.put_back(sessions);
+            return Ok(());
+        };
         match upserted {
             Ok(upserted) => {
                 self.pace().done(sessions.len(), took);
