@@ -321,6 +321,13 @@ async fn the_granted_privileges_suffice_and_a_missing_one_is_named() {
         .output()
         .expect("backfill runs");
     assert!(status.status.success(), "{status:?}");
+    // Behind a proxy these are all the limits that there are.
+    let settings =
+        format!("SELECT array_to_string(rolconfig, ' ') FROM pg_roles WHERE rolname = '{role}'");
+    assert_eq!(
+        stores.ask(&settings).await,
+        "synchronous_commit=on statement_timeout=20s lock_timeout=5s idle_session_timeout=10min"
+    );
     apply(&as_role.projector().await, &records).await;
     apply(&as_role.projector().await, &records).await;
     assert_eq!((stores.rows().await.len(), stores.rejected().await), (2, 1));

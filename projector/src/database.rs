@@ -161,8 +161,8 @@ impl Database {
         let asked = Instant::now();
         tokio::select! {
             permit = self.permits.acquire() => {
-                let _permit = permit.expect("the semaphore is never closed");
-                Ok(Lease { database: self, asked, deadline, half: false, _permit })
+                let permit = permit.expect("the semaphore is never closed");
+                Ok(Lease { database: self, asked, deadline, half: false, _permit: permit })
             }
             () = deadline.passed() => Err(Error::OutOfTime { waiting_for: "a free connection" }),
         }

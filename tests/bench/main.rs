@@ -75,7 +75,7 @@ async fn main() -> anyhow::Result<()> {
     for part in parts {
         eprintln!("measuring: {part:?} ...");
         let section = match part {
-            Part::Database => database::measure(quick, out).await?,
+            Part::Database => Box::pin(database::measure(quick, out)).await?,
             Part::Function => function::measure(quick, out).await?,
             Part::Archive => archive::measure(quick, out).await?,
             Part::Peers => peers::measure(quick, out).await?,
