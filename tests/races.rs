@@ -310,7 +310,7 @@ async fn metadata(stores: &Stores) -> Option<String> {
 async fn an_object_that_has_lost_its_metadata_does_not_go_back() {
     let race = Race::start().await;
     let (old, new) = (session("s1", "old").place(LABEL, 1), session("s1", "new").place(LABEL, 2));
-    apply(&race.newer, &[old.clone()]).await;
+    apply(&race.newer, std::slice::from_ref(&old)).await;
     let behind = race.stores.restored_with_its_bucket().await;
     apply(&race.newer, &[new]).await;
     let newest = race.object().await;
