@@ -19,8 +19,8 @@ pub(crate) const BATCH_BYTES: usize = 32 << 20;
 /// up: with the pauses of [`pause_after`] some five minutes.
 pub(crate) const DELIVERIES: u32 = 14;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// So many sessions of a batch that PostgreSQL refuses, for one and the same reason, while it takes none,
-/// end the run: the table is at fault. Nobody halves our batches, so a few may well be at fault themselves.
+/// The run ends if PostgreSQL refuses at least this many sessions of a batch, all for the same reason, and takes
+/// none: the table is at fault. Nobody halves our batches, so a few records may well be at fault themselves.
 const ALL_REFUSED_AT_LEAST: usize = 20;
 
 /// The pause after so many failures in a row: it doubles from two seconds to [`MAX_PAUSE`].

@@ -4,10 +4,12 @@
 //! model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
 //! is named in [`Applied::failed`] and may not be acknowledged.
 
+mod counts;
 mod isolate;
 mod pace;
 mod pipeline;
 mod reconcile;
+mod refusals;
 mod regions;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
+pub use self::counts::Counts;
 pub use self::pace::Pace;
 pub use self::pipeline::Stored;
 pub use self::reconcile::{Reconciled, reconcile, reconcile_row};
@@ -97,67 +100,6 @@ impl Learned {
             |upserted: &&Option<Upserted>| matches!(upserted, Some(Upserted::Unchanged(_)));
         let mostly = upserted.iter().filter(unchanged).count() > upserted.len() / 2;
         self.mostly_unchanged.store(mostly, Ordering::Relaxed);
-    }
-}
-
-/// How many records of a batch went which way, and how many objects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Records delivered.
-    pub records: u64,
-    /// Changes that the rows written now hold.
-    pub applied: u64,
-    /// Changes already present in an unchanged row, or repeated in this batch.
-    pub duplicate: u64,
-    /// Changes older than what their row holds.
-    pub stale: u64,
-    /// Of those, the ones that were created later than what their row holds: see `apply/regions.rs`.
-    pub stale_created_later: u64,
-    /// Changes overtaken by a newer one of the same part within the batch.
-    pub superseded: u64,
-    /// Removals by time to live whose values were kept, as configured.
-    pub ttl_kept: u64,
-    /// Records rejected, and stored in `rejected_records`.
-    pub rejected: u64,
-    /// Records that are not in both stores; they come again.
-    pub failed: u64,
-    /// Rows inserted or updated.
-    pub rows_written: u64,
-    /// Objects written.
-    pub objects_written: u64,
-    /// Objects that held the row already.
-    pub objects_current: u64,
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        // Destructured whole, so that a new count cannot be forgotten here.
-        let Self {
-            records,
-            applied,
-            duplicate,
-            stale,
-            stale_created_later,
-            superseded,
-            ttl_kept,
-            rejected,
-            failed,
-            rows_written,
-            objects_written,
-            objects_current,
-        } = other;
-        self.records += records;
-        self.applied += applied;
-        self.duplicate += duplicate;
-        self.stale += stale;
-        self.stale_created_later += stale_created_later;
-        self.superseded += superseded;
-        self.ttl_kept += ttl_kept;
-        self.rejected += rejected;
-        self.failed += failed;
-        self.rows_written += rows_written;
-        self.objects_written += objects_written;
-        self.objects_current += objects_current;
     }
 }
 
@@ -292,7 +234,7 @@ impl Projector {
     }
 }
 
-/// So many reasons of one batch are logged each in a line of its own.
+/// At most this many reasons of one batch get a log line each; the others share one.
 const REASONS: usize = 10;
 
 /// One line per reason and batch: what is rejected and acknowledged never goes by in silence.

@@ -140,7 +140,7 @@ impl Archive {
         self.error("GET", key, remedy, error)
     }
 
-    /// Others wrote the object under each of so many conditional writes.
+    /// Others wrote the object during each of these conditional writes.
     #[must_use]
     pub fn contended(&self, key: &str, tries: u32) -> Error {
         Error::Contended { bucket: self.config.bucket.clone(), key: key.to_owned(), tries }

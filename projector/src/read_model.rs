@@ -79,7 +79,7 @@ impl Upserted {
 /// writes older versions than were sent is noticed only if rows come back.)
 ///
 /// # Errors
-/// As [`Database::fetch`]. Where the server was lost in mid-statement it may have committed all the same;
+/// As [`Database::fetch`]. If the server was lost in mid-statement it may have committed anyway;
 /// the redelivery finds out.
 pub async fn upsert(
     lease: &Lease<'_>,

@@ -44,9 +44,9 @@ ON CONFLICT (identity) DO NOTHING";
 /// Asked for after the insert has committed.
 const STORED: &str = "SELECT identity FROM rejected_records WHERE identity = ANY($1::text[])";
 
-/// So many rows go into one statement; each may hold 400 KB.
+/// Rows per statement; each may hold 400 KB.
 const ROWS: usize = 100;
-/// After so many rows that failed alone, without a success between them, the rest is not tried.
+/// After this many rows in a row that failed alone, the rest is not tried.
 const GIVE_UP_AFTER: u32 = 16;
 
 /// A row of `rejected_records`, and whose it is.

@@ -8,7 +8,7 @@
 //! nothing else is left, so that one bad session does not hold up the others. Sessions that somebody has
 //! locked, tried last of all. And sessions whose row is stored and whose object is not yet reconciled.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use super::isolate::{Narrowed, narrow, split, split_locked};
 use super::pace::Pace;
 use super::reconcile::{Reconciled, reconcile};
+use super::refusals::{ENOUGH_REFUSED, OTHERS, Refusals};
 use super::regions::OvertakenByLabel;
-use super::{Counts, Durations, Projector, refusal};
+use super::{Counts, Durations, Projector, counts, refusal};
 use crate::archive::Archive;
 use crate::deadline::Deadline;
 use crate::error::{self, Consequence, Error};
-use crate::fold::{Arrival, SessionChanges};
-use crate::measurement::Part;
+use crate::fold::SessionChanges;
 use crate::read_model::{self, Returned, Upserted};
 use crate::rejected::Rejection;
 
@@ -35,17 +35,13 @@ const OVERLAP_SESSIONS: usize = 1_000;
 /// The rows of a batch of so few sessions are returned whole whatever their size; of a larger one, only
 /// the small ones, so that what waits for its object is bounded.
 const WHOLE_ROWS: usize = 8;
-/// After so many failures without a success between them the rest of a batch is not tried: it comes again.
+/// After this many failures in a row the rest of a batch is not tried: it comes again.
 const GIVE_UP_AFTER: u32 = 16;
-/// A session that fails alone at a time limit counts as so many: each costs its whole limit.
+/// A session that fails alone at a time limit counts as this many failures: each costs its whole limit.
 const TIMEOUT_WEIGHT: u32 = 4;
 /// A statement that took so long before its connection was lost may be why it was.
 const LONG: Duration = Duration::from_secs(1);
-/// So many sessions that were all refused for one reason show what is at fault, before the rest is tried,
-const ENOUGH_REFUSED: usize = 50;
-/// if so many from elsewhere in the batch are refused for it, too.
-const OTHERS: usize = 8;
-/// A batch of so many sessions that was refused as a whole is remembered, until some row is written.
+/// A refused batch of at least this many sessions is remembered until some row is written.
 const REMEMBERED: usize = 10;
 
 /// What became of the sessions of a batch.
@@ -96,31 +92,6 @@ struct Pipeline<'p, 'a> {
     failed_objects: u32,
     first_object: Option<Instant>,
     stored: Stored,
-}
-
-/// What PostgreSQL refused so far.
-#[derive(Default)]
-struct Refusals {
-    sessions: BTreeSet<String>,
-    /// The reason of all; `None` where there are several.
-    same: Option<String>,
-    several: bool,
-    /// Some session was taken.
-    passed: bool,
-}
-
-impl Refusals {
-    fn add(&mut self, session_id: &str, reason: &str) {
-        self.sessions.insert(session_id.to_owned());
-        self.several |= self.same.get_or_insert_with(|| reason.to_owned()) != reason;
-    }
-
-    /// Every session of the batch so far is refused for one reason: the table is at fault, or a trigger.
-    fn set_up_at_fault(&self, at_least: usize) -> Option<Error> {
-        let reason = self.same.clone().filter(|_| !self.several && !self.passed)?;
-        let sessions = self.sessions.len();
-        (sessions >= at_least).then_some(Error::AllRefused { sessions, reason })
-    }
 }
 
 /// Stores the sessions of a batch. As many statements are in the database at once as there are connections;
@@ -346,7 +317,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 *others += 1;
                 continue;
             };
-            count(&session, &upserted, &mut self.stored.counts);
+            counts::count(&session, &upserted, &mut self.stored.counts);
             if let Some(held) = upserted.versions() {
                 self.overtaken.add(&session, held);
             }
@@ -417,6 +388,14 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             self.give_up_rows();
             return log_unless_fatal(error);
         };
+        if sessions.len() > 1 && locked.is_empty() {
+            // Somebody inserts one of these rows, or the table is locked against writes: an index is built.
+            self.failed_alone += TIMEOUT_WEIGHT;
+            if self.failed_alone >= GIVE_UP_AFTER {
+                self.give_up_rows();
+                return log_unless_fatal(error);
+            }
+        }
         if sessions.len() > 1 {
             let (free, locked) = split_locked(sessions, locked);
             self.try_next(free.into_iter());
@@ -576,35 +555,4 @@ pub(super) fn log_unless_fatal(error: Error) -> Result<(), Error> {
     }
     tracing::warn!(error = error::chain(&error), "not applied, will be delivered again");
     Ok(())
-}
-
-/// Counts what each record of a session came to. If the row was written, a change that it holds counts as applied,
-/// also one that it held already.
-fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
-    let written = matches!(upserted, Upserted::Written { .. });
-    counts.rows_written += u64::from(written);
-    let held = upserted.versions();
-    for part in Part::ALL {
-        let newest = session.patch[part as usize].map(|change| change.version.as_str());
-        // A row that was not looked at holds what was sent.
-        let held = held.map_or(newest, |held| held[part as usize].as_deref());
-        let mut applied = false;
-        let of_part = |arrival: &&&Arrival| arrival.change.part == part;
-        for arrival in session.arrivals.iter().filter(of_part) {
-            let version = Some(arrival.change.version.as_str());
-            let count = if version == held {
-                if written && !applied {
-                    applied = true;
-                    &mut counts.applied
-                } else {
-                    &mut counts.duplicate
-                }
-            } else if written && version != newest {
-                &mut counts.superseded
-            } else {
-                &mut counts.stale
-            };
-            *count += 1;
-        }
-    }
 }

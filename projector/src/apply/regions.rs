@@ -14,7 +14,7 @@ use crate::fold::SessionChanges;
 use crate::measurement::{Part, Versions};
 use crate::read_model;
 
-/// So many sessions are asked for in one statement.
+/// Sessions per statement.
 const AT_ONCE: usize = 100;
 
 /// Changes of a batch that are stale against a change of another stream.
