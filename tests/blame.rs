@@ -336,6 +336,6 @@ async fn a_change_that_is_older_by_version_and_was_created_later_is_told() {
         let counts = apply(&projector, &[record]).await.counts;
         assert_eq!((counts.stale, counts.stale_created_later), (1, 0));
     }
-    // The version decides all the same.
+    // The version still decides.
     assert_eq!(stores.rows().await["s1"]["user_id"], "first region");
 }

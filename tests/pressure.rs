@@ -22,7 +22,7 @@ fn sessions(count: usize) -> Vec<Record> {
         .collect()
 }
 
-/// A deadline in so many seconds from now, as an invocation has it.
+/// The deadline of an invocation that has this many seconds left.
 fn within(seconds: u64) -> Deadline {
     Deadline::of_invocation(tokio::time::Instant::now(), Duration::from_secs(seconds))
 }

@@ -327,7 +327,7 @@ async fn an_object_that_has_lost_its_metadata_does_not_go_back() {
     assert_code(&output, 0);
     assert_eq!((race.object().await, metadata(&race.stores).await.is_some()), (newest, true));
 
-    // A part that the row knows better is written all the same.
+    // A part that is newer in the row is still written.
     lose_metadata(&race.stores).await;
     apply(&older, &[scan("s1", "left", "245.3").place(LABEL, 3)]).await;
     let object = race.object().await;

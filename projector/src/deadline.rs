@@ -7,11 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The longest invocation that Lambda allows (AWS Lambda Developer Guide, "Configure Lambda function
-/// timeout"). A deadline beyond it is an emulator's.
+/// timeout"). A deadline beyond it, or in the past, is an emulator's: Lambda itself ends an invocation then.
 const LONGEST_INVOCATION: Duration = Duration::from_mins(15);
-/// What remains of an invocation whose deadline is in the past: an emulator's, for Lambda ends such
-/// an invocation itself.
-const DEADLINE_OF_AN_EMULATOR: Duration = LONGEST_INVOCATION;
 
 /// When an answer is due, if somebody waits for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +23,7 @@ impl Deadline {
     #[must_use]
     pub fn of_invocation(now: Instant, remaining: Duration) -> Self {
         let remaining = match remaining.min(LONGEST_INVOCATION) {
-            Duration::ZERO => DEADLINE_OF_AN_EMULATOR,
+            Duration::ZERO => LONGEST_INVOCATION,
             remaining => remaining,
         };
         let reserve = Duration::from_millis(200)..Duration::from_secs(2);

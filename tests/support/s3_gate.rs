@@ -30,7 +30,7 @@ pub enum Fault {
     RefuseWith(u16, &'static str),
     /// Hands it on after a while.
     Delay(Duration),
-    /// Hands it on, and then answers 500 all the same.
+    /// Hands it on, and then answers 500 anyway.
     HideAnswer,
     /// Holds it back until told.
     Hold(Arc<Notify>),
@@ -110,7 +110,7 @@ impl S3Gate {
         seen.iter().filter(|((of, _), _)| of == method).map(|(_, count)| count).sum()
     }
 
-    /// Waits until so many requests of a method have come.
+    /// Waits until this many requests of a method have come.
     pub async fn until(&self, method: &str, count: usize) {
         loop {
             let arrived = self.state.arrived.notified();
