@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -18,12 +18,11 @@ use crate::deliver::{BATCH_BYTES, Delivery};
 use crate::progress::{self, StreamProgress};
 use crate::reader::{Page, Standing};
 use crate::shards::StreamRun;
+use crate::stop::{GRACE, Stop};
 use crate::summary::say;
 
 /// A batch is not held back for longer than this for the sake of more records.
 const LINGER: Duration = Duration::from_millis(500);
-/// What is under way when the run is told to stop may take so long to come to its end.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// How the reading ended, where nothing failed.
 pub(crate) enum Ended {
@@ -103,7 +102,7 @@ impl Collector<'_> {
         &mut self,
         pages: &mut mpsc::Receiver<Page>,
         mut readers: JoinSet<anyhow::Result<()>>,
-        stop: watch::Receiver<bool>,
+        stop: &Stop,
     ) -> anyhow::Result<Ended> {
         let collecting = self.collect(pages, stop);
         tokio::pin!(collecting);
@@ -141,13 +140,13 @@ impl Collector<'_> {
     async fn collect(
         &mut self,
         pages: &mut mpsc::Receiver<Page>,
-        mut stop: watch::Receiver<bool>,
+        stop: &Stop,
     ) -> anyhow::Result<Ended> {
         loop {
             let waiting = Instant::now();
             let first = tokio::select! {
                 biased;
-                () = stopped(&mut stop) => {
+                () = stop.wait() => {
                     return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
                 }
                 first = timeout(progress::LINE_EVERY, pages.recv()) => first,
@@ -181,7 +180,7 @@ impl Collector<'_> {
             tokio::select! {
                 stored = store => stored?,
                 // What is not stored by then is read again by the next run.
-                () = async { stopped(&mut stop.clone()).await; tokio::time::sleep(GRACE).await } => {
+                () = stop.grace_over() => {
                     return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
                 }
             }
@@ -226,11 +225,5 @@ impl Collector<'_> {
         for progress in self.progress.iter_mut() {
             progress.show();
         }
-    }
-}
-
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending::<()>().await;
     }
 }

@@ -15,12 +15,17 @@ use crate::cli::{FileArguments, Settings};
 use crate::deliver::{BATCH_BYTES, Delivery, try_out};
 use crate::document::{Kind, event, failed_batch, kind};
 use crate::progress::Progress;
+use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
 /// So many batches are on their way at once: one is decoded while another is in the database.
 const UNDER_WAY: usize = 2;
 
-pub(crate) async fn run(settings: &Settings, arguments: &FileArguments) -> anyhow::Result<Outcome> {
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &FileArguments,
+    _stop: &Stop,
+) -> anyhow::Result<Outcome> {
     let config =
         if arguments.dry_run { settings.config_without_database() } else { settings.config() }?;
     // Before anything is written: a misspelt path is found at once.

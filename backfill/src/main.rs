@@ -20,6 +20,7 @@ mod resume;
 mod shards;
 mod source;
 mod statement;
+mod stop;
 mod stream;
 mod summary;
 
@@ -35,6 +36,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::cli::{Cli, Command};
 use crate::position::Lost;
 use crate::progress::{LogWriter, note};
+use crate::stop::Stop;
 
 /// What a run came to; the exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,13 +106,41 @@ fn is_configuration(error: &anyhow::Error) -> bool {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    match cli.command {
-        Command::Migrate(arguments) => migrate::run(&cli.settings, &arguments).await,
-        Command::Check(arguments) => check::run(&cli.settings, &arguments).await,
-        Command::Stream(arguments) => stream::run(&cli.settings, &arguments).await,
-        Command::File(arguments) => file::run(&cli.settings, &arguments).await,
-        Command::Redrive(arguments) => redrive::run(&cli.settings, &arguments).await,
-        Command::Objects(arguments) => objects::run(&cli.settings, &arguments).await,
+    let stop = &Stop::listen()?;
+    let Cli { settings, command } = &cli;
+    let running = async {
+        match command {
+            Command::Migrate(arguments) => at_once(stop, migrate::run(settings, arguments)).await,
+            Command::Check(arguments) => at_once(stop, check::run(settings, arguments)).await,
+            Command::Stream(arguments) => stream::run(settings, arguments, stop).await,
+            Command::File(arguments) => file::run(settings, arguments, stop).await,
+            Command::Redrive(arguments) => redrive::run(settings, arguments, stop).await,
+            Command::Objects(arguments) => objects::run(settings, arguments, stop).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = running => ended,
+        // A command ends by itself within the grace; this is for one that waits where it should not.
+        () = stop.overdue() => {
+            note("stopped by a signal with work under way: run the same command again to finish it");
+            Ok(Outcome::Interrupted)
+        }
+    }
+}
+
+/// For a command that may end anywhere: it writes nothing, or PostgreSQL rolls back what it began.
+async fn at_once(
+    stop: &Stop,
+    command: impl Future<Output = anyhow::Result<Outcome>>,
+) -> anyhow::Result<Outcome> {
+    tokio::select! {
+        biased;
+        ended = command => ended,
+        () = stop.wait() => {
+            note("stopped by a signal: run the same command again");
+            Ok(Outcome::Interrupted)
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::cli::{ObjectsArguments, Settings};
 use crate::deliver::{DELIVERIES, pause_after};
 use crate::progress::Progress;
 use crate::statement::{self, retry_transient};
+use crate::stop::Stop;
 use crate::summary::{say, span};
 
 /// So many sessions are compared between two reports.
@@ -43,6 +44,7 @@ type Held = (String, Versions);
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &ObjectsArguments,
+    _stop: &Stop,
 ) -> anyhow::Result<Outcome> {
     let projector = settings.config()?.projector().await?;
     let archive = projector.archive.as_ref().ok_or_else(|| ConfigError {

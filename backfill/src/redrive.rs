@@ -20,6 +20,7 @@ use crate::cli::{RedriveArguments, Settings};
 use crate::deliver::{Delivery, try_out};
 use crate::progress::{Progress, note};
 use crate::statement::{self, retry_transient};
+use crate::stop::Stop;
 use crate::summary::{self, Reasons, say};
 
 /// So many records are held at once; each may have a mesh of 400 KB.
@@ -36,6 +37,7 @@ const REMOVE: &str = "DELETE FROM rejected_records WHERE identity = ANY($1) RETU
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &RedriveArguments,
+    _stop: &Stop,
 ) -> anyhow::Result<Outcome> {
     let config = settings.config()?;
     if config.archive.is_none() && !arguments.dry_run {

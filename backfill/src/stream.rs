@@ -6,10 +6,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use projector::config;
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -17,13 +16,14 @@ use crate::Outcome;
 use crate::check;
 use crate::checkpoint::Checkpoints;
 use crate::cli::{Settings, StreamArguments};
-use crate::collect::{Collector, Ended, GRACE, Times};
+use crate::collect::{Collector, Ended, Times};
 use crate::deliver::Delivery;
 use crate::progress::{StreamProgress, note};
 use crate::reader::Reading;
 use crate::resume;
 use crate::shards::{StreamRun, read_stream};
 use crate::source::Source;
+use crate::stop::Stop;
 use crate::summary::{self, clock, say, span};
 
 /// Between the two clocks are a few calls at the start.
@@ -34,6 +34,7 @@ const NOTHING_READ: &str =
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &StreamArguments,
+    stop: &Stop,
 ) -> anyhow::Result<Outcome> {
     let started = OffsetDateTime::now_utc();
     let config = settings.config()?;
@@ -116,7 +117,7 @@ pub(crate) async fn run(
         times: &mut times,
         reached_cutoff: false,
     };
-    let ended = collector.run_to_the_end(&mut pages, readers, stop_signals()?).await;
+    let ended = collector.run_to_the_end(&mut pages, readers, stop).await;
     drop(progress);
 
     let end = match &ended {
@@ -163,28 +164,4 @@ fn latest(here: OffsetDateTime, database: OffsetDateTime) -> OffsetDateTime {
         ));
     }
     here.max(database)
-}
-
-/// Turns true at the first SIGINT or SIGTERM; a second one ends the process at once.
-fn stop_signals() -> anyhow::Result<watch::Receiver<bool>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (stop, stopped) = watch::channel(false);
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if stop.send_replace(true) {
-                std::process::exit(130);
-            }
-            note(&format!(
-                "stopping when the batch under way is stored, in {} at most; again to stop at once",
-                span(GRACE)
-            ));
-        }
-    });
-    Ok(stopped)
 }
