@@ -1,12 +1,14 @@
 //! `backfill check`, and what `stream` makes of it: which replay may begin, and which may go on.
 
+use std::time::Duration;
+
 use support::records::{Table, session};
 use support::runs::{
     age_checkpoints, assert_code, assert_equal, command, counted, label, now, output, rfc3339,
     stream, text, well_formed,
 };
 use support::services::Stores;
-use support::stream_server::StreamServer;
+use support::stream_server::{Fault, StreamServer};
 
 /// A replay that has begun in time goes on although the margin is used up; a new one does not begin.
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +30,7 @@ async fn a_replay_that_began_in_time_goes_on_when_the_snapshot_grows_old() {
     server.put(&arn, "shardId-a", &records[1..]);
     let resumed = output(stream(&stores, &server, &arguments)).await;
     assert_code(&resumed, 0);
-    assert!(text(&resumed.stderr).contains("going on from its checkpoints"), "{resumed:?}");
+    assert!(text(&resumed.stderr).contains("resuming from its checkpoints"), "{resumed:?}");
     assert_equal(&stores, &records).await;
 }
 
@@ -76,7 +78,7 @@ async fn the_check_says_whether_the_gap_is_covered_and_who_reads() {
         (25, vec![], "has been trimmed"),
         (23, vec!["--margin-minutes", "90"], "less than the margin of 1 h 30 min"),
         (80, vec![], "after the snapshot"),
-        (-1, vec![], "lies in the future"),
+        (-1, vec![], "is in the future"),
     ] {
         let unsafe_ = check(hours_ago, &arguments).await;
         assert_code(&unsafe_, 4);
@@ -111,7 +113,7 @@ async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
     assert_eq!((server.count("GetShardIterator"), stores.rows().await.len()), (0, 0));
     let allowed =
         output(stream(&stores, &server, &["--snapshot-time", &snapshot, "--allow-gap"])).await;
-    assert_code(&allowed, 0);
+    assert_code(&allowed, 5);
     assert_equal(&stores, &records).await;
 }
 
@@ -131,7 +133,7 @@ async fn checkpoints_of_another_life_are_not_used() {
     assert_code(&output(without_archive).await, 0);
     let archived = output(stream(&stores, &server, &[])).await;
     assert_eq!(counted(&archived, "objects written"), 1, "{archived:?}");
-    assert!(text(&archived.stderr).contains("1 checkpoints are not used"), "{archived:?}");
+    assert!(text(&archived.stderr).contains("1 checkpoints are ignored"), "{archived:?}");
     assert_eq!(counted(&output(stream(&stores, &server, &[])).await, "duplicate"), 0);
 
     // Written before the snapshot: it came with it.
@@ -165,5 +167,74 @@ async fn a_gap_that_was_too_old_from_the_start_is_refused_whatever_was_read_sinc
     assert_code(&output(stream(&stores, &server, &begun[..2])).await, 0);
     // What was lost with a will is said at the end.
     let lost = output(stream(&stores, &server, &["--allow-gap", arguments[0], arguments[1]])).await;
-    assert_code(&lost, 0);
+    assert_code(&lost, 5);
+}
+
+/// A global table's replication reads too; and no endpoint of Lambda is no reason to wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_global_table_has_one_reader_to_spare_and_nothing_waits_for_the_count() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = well_formed(5, 32);
+    server.fill(&records, 1, 1);
+    let json = async |arguments: &[&str]| -> (Option<i32>, serde_json::Value) {
+        let run =
+            output(command(&stores, &server, &[&["check", "--json"], arguments].concat())).await;
+        (run.status.code(), serde_json::from_slice(&run.stdout).expect("JSON"))
+    };
+    // Without a snapshot it says who reads, and how far back can be read.
+    let (code, report) = json(&[]).await;
+    assert_eq!((code, &report["safe"]), (Some(0), &serde_json::Value::Null), "{report}");
+    assert!(report["streams"][0]["oldest_readable"].is_string(), "{report}");
+    assert_eq!(report["streams"][0]["readers_limit"], 2);
+    server.set_replicas(Table::Sessions, 2);
+    for stream in report["streams"].as_array().expect("streams") {
+        server.set_event_source_mappings(stream["arn"].as_str().expect("an ARN"), Some(1));
+    }
+    let (code, report) = json(&[]).await;
+    let sessions = &report["streams"][0];
+    assert_eq!((code, &sessions["readers_limit"]), (Some(4), &1.into()), "{report}");
+    assert!(sessions["notes"][0].as_str().is_some_and(|note| note.contains("TTL_REMOVALS=keep")));
+    assert_eq!(report["streams"][1]["problems"].as_array().map(Vec::len), Some(0), "{report}");
+
+    // A Lambda API that does not answer: the replay is done before the question is given up.
+    server.set_rule(|call| match call.operation {
+        "ListEventSourceMappings" => Fault::Delay(Duration::from_mins(1)),
+        _ => Fault::Pass,
+    });
+    let run = output(stream(&stores, &server, &[])).await;
+    assert_code(&run, 0);
+    assert_equal(&stores, &records).await;
+    assert!(!text(&run.stderr).contains("does not answer"), "it waited: {run:?}");
+    let (_, report) = json(&[]).await;
+    let notes = report["streams"][0]["notes"].to_string();
+    assert!(notes.contains("cannot be reached") || notes.contains("does not answer"), "{notes}");
+}
+
+/// A script that asked for JSON gets JSON, also if a table has no stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_report_is_json_whatever_is_wrong() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let run = output(command(&stores, &server, &["check", "--json"])).await;
+    assert_code(&run, 2);
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    assert_eq!(report["safe"], false);
+    assert!(
+        report["error"].as_str().is_some_and(|error| error.contains("has no stream")),
+        "{report}"
+    );
+}
+
+/// A margin that is short is not a gap, and the remedy is another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_margin_is_not_called_a_gap() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let enabled = label(now() - 3 * 24 * 3600);
+    server.add_stream(Table::Sessions, &enabled);
+    server.add_stream(Table::Scans, &enabled);
+    let snapshot = rfc3339(now() - 23 * 3600 - 1800);
+    let short = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
+    assert_code(&short, 4);
+    let log = text(&short.stderr);
+    assert!(log.contains("nothing is missing yet") && log.contains("--margin-minutes 0"), "{log}");
+    assert!(!log.contains("--allow-gap"), "{log}");
 }

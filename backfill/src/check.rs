@@ -1,13 +1,10 @@
-//! `backfill check`: can the gap between a snapshot and now be closed from the streams?
+//! `backfill check`: can the gap between a snapshot and now be closed from the streams, who reads them, and how far back
+//! do they go?
 //!
 //! What is found out is apart from what is concluded: [`judge`] is pure.
 
 use std::time::Duration;
 
-use aws_config::SdkConfig;
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_sdk_lambda::error::{ProvideErrorMetadata as _, SdkError};
 use projector::change::{Misconfigured, Tables};
 use projector::config;
 use serde::Serialize;
@@ -16,28 +13,43 @@ use time::OffsetDateTime;
 use crate::Outcome;
 use crate::cli::{CheckArguments, Settings};
 use crate::position::RETENTION;
+use crate::readers::{self, Readers};
 use crate::source::{Description, Source, Stream};
 use crate::summary::{clock, say, span};
-
-/// AWS advises at most two readers a shard; more are throttled (DynamoDB Developer Guide, "Using
-/// DynamoDB Streams and Lambda").
-const READERS: usize = 2;
 
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &CheckArguments,
 ) -> anyhow::Result<Outcome> {
+    match find_out(settings, arguments).await {
+        Ok(report) => {
+            if arguments.json {
+                say!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                say!("{}", report.table().trim_end());
+            }
+            Ok(if report.has_problems() { Outcome::Unsafe } else { Outcome::Done })
+        }
+        Err(error) => {
+            // A script that reads JSON gets JSON, whatever is wrong.
+            if arguments.json {
+                let error = projector::error::chain(error.as_ref());
+                let report = serde_json::json!({ "safe": false, "error": error, "streams": [] });
+                say!("{report:#}");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn find_out(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<Report> {
     let tables = settings.config_without_database()?.tables;
     let aws = config::aws().await?;
-    let found = examine(&Source::new(&aws), &aws, &tables).await?;
+    let mut found = examine(&Source::new(&aws), &tables).await?;
+    let readers = readers::ask(&aws, &found.streams()).await;
+    found.set_readers(readers);
     let now = OffsetDateTime::now_utc();
-    let report = judge(&found, Some(arguments.snapshot_time), arguments.margin(), now);
-    if arguments.json {
-        say!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        say!("{}", report.table().trim_end());
-    }
-    Ok(if report.safe { Outcome::Done } else { Outcome::Unsafe })
+    Ok(judge(&found, arguments.snapshot_time, arguments.margin(), now))
 }
 
 /// What the streams of both tables look like.
@@ -46,8 +58,8 @@ pub(crate) struct Found(Vec<FoundStream>);
 struct FoundStream {
     stream: Stream,
     description: Description,
-    /// How many event source mappings read it, or why that is not known.
-    mappings: Result<usize, String>,
+    /// Who reads it, once that is known.
+    readers: Option<Readers>,
     /// The table has a later stream.
     replaced: bool,
 }
@@ -70,69 +82,59 @@ impl Found {
         }
         Ok(readable)
     }
-}
 
-/// Asks for the streams of both tables, their shards, and who reads them.
-pub(crate) async fn examine(
-    source: &Source,
-    aws: &SdkConfig,
-    tables: &Tables,
-) -> anyhow::Result<Found> {
-    let mut found = Vec::new();
-    for (variable, table) in [("SESSIONS_TABLE", &tables.sessions), ("SCANS_TABLE", &tables.scans)]
-    {
-        let streams = source.streams_of(variable, table).await?;
-        let newest = streams.len() - 1;
-        for (index, stream) in streams.into_iter().enumerate() {
-            let description = source.describe(&stream).await?;
-            let mappings = mappings(aws, &stream).await;
-            found.push(FoundStream { stream, description, mappings, replaced: index < newest });
+    /// All streams, in order.
+    pub(crate) fn streams(&self) -> Vec<Stream> {
+        self.0.iter().map(|found| found.stream.clone()).collect()
+    }
+
+    fn set_readers(&mut self, readers: Vec<Readers>) {
+        for (found, readers) in self.0.iter_mut().zip(readers) {
+            found.readers = Some(readers);
         }
     }
-    Ok(Found(found))
 }
 
-/// Why there is no answer with a code.
-fn not_answered<E, R>(error: &SdkError<E, R>) -> &'static str {
-    match error {
-        SdkError::ConstructionFailure(_)
-        | SdkError::DispatchFailure(_)
-        | SdkError::TimeoutError(_) => "the Lambda API cannot be reached",
-        _ => "the answer of the Lambda API cannot be read",
-    }
+/// Asks for the streams of both tables and their shards.
+pub(crate) async fn examine(source: &Source, tables: &Tables) -> anyhow::Result<Found> {
+    let (mut sessions, scans) = tokio::try_join!(
+        streams_of(source, "SESSIONS_TABLE", &tables.sessions),
+        streams_of(source, "SCANS_TABLE", &tables.scans),
+    )?;
+    sessions.extend(scans);
+    Ok(Found(sessions))
 }
 
-/// How many event source mappings read a stream.
-async fn mappings(aws: &SdkConfig, stream: &Stream) -> Result<usize, String> {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(2))
-        .operation_timeout(Duration::from_secs(10))
-        .build();
-    let lambda = aws_sdk_lambda::config::Builder::from(aws)
-        .timeout_config(timeouts)
-        .retry_config(RetryConfig::standard())
-        .build();
-    let lambda = aws_sdk_lambda::Client::from_conf(lambda);
-    let mut pages =
-        lambda.list_event_source_mappings().event_source_arn(&stream.arn).into_paginator().send();
-    let mut count = 0;
-    while let Some(page) = pages.next().await {
-        let page = page.map_err(|error| match error.code() {
-            Some(code) => format!("lambda:ListEventSourceMappings answers {code}"),
-            None => not_answered(&error).to_owned(),
-        })?;
-        let reads = |state: &str| !matches!(state, "Disabled" | "Disabling" | "Deleting");
-        let mappings = page.event_source_mappings().iter();
-        count += mappings.filter(|mapping| mapping.state().is_none_or(reads)).count();
+async fn streams_of(
+    source: &Source,
+    variable: &'static str,
+    table: &str,
+) -> anyhow::Result<Vec<FoundStream>> {
+    let streams = source.streams_of(variable, table).await?;
+    let newest = streams.len() - 1;
+    let mut found = Vec::new();
+    for (index, stream) in streams.into_iter().enumerate() {
+        let replaced = index < newest;
+        match source.describe(&stream).await? {
+            Some(description) => {
+                found.push(FoundStream { stream, description, readers: None, replaced });
+            }
+            // AWS deletes a stream 24 hours after it was disabled, also between two calls.
+            None if replaced => {}
+            None => anyhow::bail!(
+                "ListStreams names {}, and DescribeStream does not find it: run this again",
+                stream.arn
+            ),
+        }
     }
-    Ok(count)
+    Ok(found)
 }
 
 /// What is concluded. `--json` prints it as it stands here.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// The gap is covered, and a backfill is not one reader too many.
-    pub(crate) safe: bool,
+    /// The gap is covered, and a backfill is not one reader too many. `null`: no snapshot time was given.
+    pub(crate) safe: Option<bool>,
     #[serde(with = "time::serde::rfc3339::option")]
     snapshot_time: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339")]
@@ -168,7 +170,11 @@ struct StreamReport {
     /// `null`: unknown.
     event_source_mappings: Option<usize>,
     readers_with_backfill: Option<usize>,
-    readers_limit: usize,
+    readers_limit: Option<usize>,
+    /// The table has replicas in other Regions. `null`: unknown.
+    global_table: Option<bool>,
+    #[serde(skip)]
+    readers: Option<String>,
     /// What makes it unsafe.
     problems: Vec<String>,
     /// What is good to know.
@@ -186,7 +192,7 @@ pub(crate) fn judge(
     let streams: Vec<StreamReport> =
         found.0.iter().map(|found| judge_stream(found, snapshot_time, margin, now)).collect();
     Report {
-        safe: snapshot_time.is_some() && streams.iter().all(|stream| stream.problems.is_empty()),
+        safe: snapshot_time.map(|_| streams.iter().all(|stream| stream.problems.is_empty())),
         snapshot_time,
         checked_at: now.replace_nanosecond(0).unwrap_or(now),
         margin_wanted_seconds: margin.whole_seconds(),
@@ -201,11 +207,11 @@ fn judge_stream(
     margin: time::Duration,
     now: OffsetDateTime,
 ) -> StreamReport {
-    let FoundStream { stream, description, mappings, replaced } = found;
+    let FoundStream { stream, description, readers, replaced } = found;
     let mut problems = Vec::new();
     let mut notes = Vec::new();
     let judged = snapshot_time.filter(|_| !replaced);
-    let faults = judged.map(|snapshot| stream_faults(snapshot, description, now));
+    let faults = judged.map(|snapshot| stream_faults(Some(snapshot), description, now));
     let too_old = judged.and_then(|snapshot| too_old(snapshot, now));
     let short = judged.and_then(|snapshot| short(snapshot, margin, now));
     let only_too_old = faults.as_ref().is_some_and(Vec::is_empty);
@@ -219,16 +225,14 @@ fn judge_stream(
             format!("an older stream of the table, of {}: it is not read", description.view_type)
         });
     }
-    let readers = mappings.as_ref().ok().map(|mappings| mappings + 1);
-    match mappings {
-        Ok(mappings) if mappings + 1 > READERS => problems.push(format!(
-            "{mappings} event source mappings read it already: a backfill beside them is one more than the {READERS} readers a shard that AWS advises, and all of them are throttled"
-        )),
-        Ok(_) => {}
-        Err(reason) => notes.push(format!(
-            "its readers are not known ({reason}): see to it that no more than one event source mapping reads it beside the backfill"
-        )),
+    if snapshot_time.is_none() && !replaced {
+        problems.extend(stream_faults(None, description, now));
     }
+    if let Some(readers) = readers {
+        problems.extend(readers.problem());
+        notes.extend(readers.notes());
+    }
+    let mappings = readers.as_ref().and_then(|readers| readers.mappings.as_ref().ok().copied());
     let shards_open = description.shards.iter().filter(|shard| !shard.closed).count();
     StreamReport {
         table: stream.table.clone(),
@@ -245,9 +249,13 @@ fn judge_stream(
         only_too_old,
         shards_open,
         shards_closed: description.shards.len() - shards_open,
-        event_source_mappings: mappings.as_ref().ok().copied(),
-        readers_with_backfill: readers,
-        readers_limit: READERS,
+        event_source_mappings: mappings,
+        readers_with_backfill: mappings.map(|mappings| mappings + 1),
+        readers_limit: readers.as_ref().map(Readers::limit),
+        global_table: readers
+            .as_ref()
+            .and_then(|readers| readers.replicas.as_ref().ok().map(|replicas| *replicas > 0)),
+        readers: readers.as_ref().map(Readers::brief),
         problems,
         notes,
     }
@@ -255,28 +263,30 @@ fn judge_stream(
 
 /// What is wrong with a table's newest stream, whatever the age of the snapshot.
 fn stream_faults(
-    snapshot_time: OffsetDateTime,
+    snapshot_time: Option<OffsetDateTime>,
     description: &Description,
     now: OffsetDateTime,
 ) -> Vec<String> {
     let mut faults = Vec::new();
-    if snapshot_time > now {
-        faults.push(format!(
-            "the snapshot's time {} lies in the future: check it, and this machine's clock",
-            clock(snapshot_time)
-        ));
-    }
-    match description.enabled_since {
-        Some(since) if since < snapshot_time => {}
-        Some(since) => faults.push(format!(
-            "it was enabled at {}, after the snapshot: what changed before that is in no stream that is whole",
-            clock(since)
-        )),
-        None => faults.push("it does not say when it was enabled".to_owned()),
+    if let Some(snapshot_time) = snapshot_time {
+        if snapshot_time > now {
+            faults.push(format!(
+                "the snapshot's time {} is in the future: check it, and this machine's clock",
+                clock(snapshot_time)
+            ));
+        }
+        match description.enabled_since {
+            Some(since) if since < snapshot_time => {}
+            Some(since) => faults.push(format!(
+                "it was enabled at {}, after the snapshot: no stream holds everything that changed before that",
+                clock(since)
+            )),
+            None => faults.push("it does not say when it was enabled".to_owned()),
+        }
     }
     if !description.enabled {
         faults.push(format!(
-            "it is {}: what changes now is in no stream; enable it, and take a new snapshot after that",
+            "it is {}: what changes now is in no stream; enable the stream, and take a new snapshot after that",
             description.status
         ));
     }
@@ -309,7 +319,8 @@ fn short(
     let left = snapshot_time + RETENTION - now;
     (time::Duration::ZERO <= left && left < margin).then(|| {
         format!(
-            "only {} are left until the first change after the snapshot is trimmed, less than the margin of {} (--margin-minutes)",
+            "only {} are left until the first change after the snapshot is trimmed, less than the margin of {}; \
+             --margin-minutes 0 begins anyway",
             span(left.unsigned_abs()),
             span(margin.unsigned_abs())
         )
@@ -334,7 +345,17 @@ impl Report {
         self.streams.iter().all(|stream| stream.covered.is_none() || stream.only_too_old)
     }
 
-    fn is_covered(&self) -> bool {
+    /// Whether all that is against it is a margin that is too short: nothing is missing yet.
+    pub(crate) fn is_only_short(&self) -> bool {
+        self.is_covered() && !self.may_begin()
+    }
+
+    fn has_problems(&self) -> bool {
+        self.streams.iter().any(|stream| !stream.problems.is_empty())
+    }
+
+    /// Whether every change since the snapshot can be read now.
+    pub(crate) fn is_covered(&self) -> bool {
         self.streams.iter().all(|stream| stream.covered != Some(false))
     }
 
@@ -345,6 +366,7 @@ impl Report {
                 .map(str::to_owned)
                 .to_vec(),
         ];
+        let readers_known = self.streams.iter().any(|stream| stream.readers.is_some());
         let time = |time: Option<OffsetDateTime>| time.map_or_else(|| "unknown".to_owned(), clock);
         for stream in &self.streams {
             rows.push(vec![
@@ -359,12 +381,11 @@ impl Report {
                 }
                 .to_owned(),
                 format!("{} open, {} closed", stream.shards_open, stream.shards_closed),
-                match stream.event_source_mappings {
-                    Some(1) => format!("1 mapping + backfill, limit {READERS}"),
-                    Some(count) => format!("{count} mappings + backfill, limit {READERS}"),
-                    None => format!("unknown + backfill, limit {READERS}"),
-                },
+                stream.readers.clone().unwrap_or_default(),
             ]);
+        }
+        if !readers_known {
+            rows.iter_mut().for_each(|row| row.truncate(6));
         }
         let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
@@ -388,7 +409,7 @@ impl Report {
 
     fn verdict(&self) -> String {
         let Some((snapshot_time, left)) = self.snapshot_time.zip(self.margin_seconds) else {
-            return "the gap is not checked: give --snapshot-time\n".to_owned();
+            return "the gap is not checked: give --snapshot-time to have it checked\n".to_owned();
         };
         let margin = span(Duration::from_secs(left.unsigned_abs()));
         let snapshot = clock(snapshot_time);
@@ -399,7 +420,7 @@ impl Report {
             "every change since {snapshot} can be read, for {margin} more (until {})",
             clock(snapshot_time + RETENTION)
         );
-        if self.safe {
+        if self.safe == Some(true) {
             format!("safe: {covered}\n")
         } else {
             format!("NOT SAFE: {covered}, but see the problems above\n")
@@ -414,6 +435,7 @@ mod tests {
 
     use super::{Found, FoundStream, judge};
     use crate::lineage::Shard;
+    use crate::readers::Readers;
     use crate::source::{Description, Stream};
 
     const NOW: OffsetDateTime = datetime!(2026-11-23 20:00 UTC);
@@ -436,7 +458,7 @@ mod tests {
                     Shard { id: "b".to_owned(), parent: Some("a".to_owned()), closed: false },
                 ],
             },
-            mappings: Ok(1),
+            readers: Some(Readers { mappings: Ok(1), replicas: Ok(0) }),
             replaced: false,
         }
     }
@@ -457,7 +479,7 @@ mod tests {
         ] {
             let found = Found(vec![stream(long_ago), stream(enabled_since)]);
             let report = judge(&found, Some(snapshot_time), MARGIN, NOW);
-            assert_eq!((report.safe, report.may_begin()), (safe, safe), "{name}");
+            assert_eq!((report.safe, report.may_begin()), (Some(safe), safe), "{name}");
             let aged = name == "a second less" || name == "older than the day";
             assert_eq!(report.is_only_too_old(), safe || aged, "{name}");
             assert_eq!(report.table().contains("NOT SAFE"), !safe, "{}", report.table());
@@ -472,7 +494,7 @@ mod tests {
             let mut found = stream(long_ago);
             change(&mut found);
             let report = judge(&Found(vec![found]), snapshot, MARGIN, NOW);
-            assert_eq!(report.safe, report.streams[0].problems.is_empty());
+            assert_eq!(report.safe, Some(report.streams[0].problems.is_empty()));
             (report.streams[0].problems.join("; "), report.may_begin())
         };
         assert_eq!(problem(|_| {}), (String::new(), true));
@@ -487,10 +509,15 @@ mod tests {
             found.description.status = "DISABLED".to_owned();
         });
         assert!(disabled.0.contains("it is DISABLED"));
-        // Too many readers are no reason not to close the gap, and not safe all the same.
-        let (readers, covered) = problem(|found| found.mappings = Ok(2));
+        // Too many readers are no reason not to close the gap, and not safe either.
+        let (readers, covered) = problem(|found| {
+            found.readers = Some(Readers { mappings: Ok(2), replicas: Ok(0) });
+        });
         assert!(readers.contains("2 event source mappings read it already") && covered);
-        assert_eq!(problem(|found| found.mappings = Err("denied".to_owned())).0, "");
+        let unknown = Readers { mappings: Err("denied".to_owned()), replicas: Ok(0) };
+        let mut found = stream(long_ago);
+        found.readers = Some(unknown);
+        assert_eq!(judge(&Found(vec![found]), snapshot, MARGIN, NOW).safe, Some(true));
     }
 
     #[test]
@@ -500,7 +527,7 @@ mod tests {
         old.description.enabled = false;
         let found = Found(vec![old, stream(NOW - Duration::hours(2))]);
         let report = judge(&found, Some(NOW - Duration::hours(5)), MARGIN, NOW);
-        assert!(!report.safe && report.streams[0].problems.is_empty());
+        assert!(report.safe == Some(false) && report.streams[0].problems.is_empty());
         assert!(report.streams[1].problems[0].contains("after the snapshot"));
     }
 
@@ -535,5 +562,6 @@ safe: every change since 2026-11-23 15:00:00Z can be read, for 19 h 0 min more (
         assert_eq!(report.table(), expected);
         let unknown = judge(&found, None, MARGIN, NOW);
         assert!(unknown.table().contains("the gap is not checked") && unknown.may_begin());
+        assert_eq!((unknown.safe, unknown.has_problems()), (None, false));
     }
 }

@@ -41,7 +41,7 @@ pub(crate) struct Checkpoint {
 
 /// How far a shard has come with the batch just stored.
 #[derive(Clone, Debug)]
-pub(crate) struct Mark {
+pub(crate) struct CheckpointUpdate {
     pub(crate) stream_arn: String,
     pub(crate) shard_id: String,
     pub(crate) position: Position,
@@ -85,6 +85,17 @@ ON CONFLICT (stream_arn, shard_id) DO UPDATE SET
     snapshot_time = excluded.snapshot_time,
     updated_at = now()";
 
+const LOAD_OTHERS: &str =
+    "SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
+    snapshot_time, updated_at
+FROM backfill_checkpoints WHERE stream_arn <> ALL ($1)";
+
+const EMPTY: &str =
+    "SELECT EXISTS (SELECT FROM backfill_checkpoints WHERE sequence_number IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM measurements)";
+
+const FORGET_ALL: &str = "DELETE FROM backfill_checkpoints WHERE stream_arn = $1";
+
 const FORGET: &str =
     "DELETE FROM backfill_checkpoints WHERE stream_arn = $1 AND shard_id = ANY($2)";
 
@@ -107,12 +118,35 @@ impl Checkpoints {
         Ok(Self { connection, session, archive, snapshot_time })
     }
 
-    /// The database's clock; asking for it also keeps a quiet connection, and so the lock, alive.
+    /// The database's clock.
     ///
     /// # Errors
-    /// Where the connection is lost. The next [`Checkpoints::save`] makes it anew.
+    /// If the connection is lost.
     pub(crate) async fn now(&mut self) -> Result<OffsetDateTime, Error> {
         within(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection)).await
+    }
+
+    /// Keeps a quiet connection, and so the lock, alive: some networks forget an idle connection. If it is lost, takes
+    /// the lock again over a new one; if the database is away, the next call tries again.
+    ///
+    /// # Errors
+    /// If another run has taken the lock meanwhile.
+    pub(crate) async fn keep_lock(&mut self, database: &Database) -> anyhow::Result<()> {
+        let Err(lost) = self.now().await else { return Ok(()) };
+        let lost = projector::error::chain(&lost);
+        match self.lock_anew(database).await {
+            Ok(Ok(())) => {
+                note("the connection that held the lock was lost; the lock is taken again");
+                Ok(())
+            }
+            Ok(Err(holder)) => Err(anyhow::Error::msg(holder))
+                .context("the connection that held the lock was lost, and the lock with it"),
+            Err(error) => {
+                let error = projector::error::chain(&error);
+                tracing::warn!(lost, error, "the lock is lost, and cannot be taken again yet");
+                Ok(())
+            }
+        }
     }
 
     pub(crate) fn archive(&self) -> Option<&str> {
@@ -139,6 +173,52 @@ impl Checkpoints {
         Ok(rows.into_iter().map(checkpoint).collect())
     }
 
+    /// The checkpoints of all other streams: their ARN, shard and checkpoint.
+    pub(crate) async fn load_others(
+        &mut self,
+        stream_arns: &[&str],
+    ) -> anyhow::Result<Vec<(String, String, Checkpoint)>> {
+        type Time = Option<OffsetDateTime>;
+        type Row = (
+            String,
+            String,
+            Option<String>,
+            Time,
+            Time,
+            bool,
+            Option<String>,
+            Time,
+            OffsetDateTime,
+        );
+        let rows: Vec<Row> =
+            within(sqlx::query_as(LOAD_OTHERS).bind(stream_arns).fetch_all(&mut self.connection))
+                .await
+                .context("cannot read the checkpoints of other streams")?;
+        let checkpoint = |row: Row| {
+            let (arn, id, sequence_number, last_created, read_through, ..) = row;
+            let (.., finished, archive, snapshot_time, updated_at) = row;
+            let position = Position { sequence_number, last_created, read_through };
+            (arn, id, Checkpoint { position, finished, archive, snapshot_time, updated_at })
+        };
+        Ok(rows.into_iter().map(checkpoint).collect())
+    }
+
+    /// Whether there is a checkpoint of any stream, and not one row in `measurements`: somebody emptied the table.
+    pub(crate) async fn stand_beside_an_empty_table(&mut self) -> anyhow::Result<bool> {
+        within(sqlx::query_scalar(EMPTY).fetch_one(&mut self.connection))
+            .await
+            .context("cannot see whether measurements has rows")
+    }
+
+    /// Deletes all checkpoints of a stream.
+    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
+    pub(crate) async fn forget_all(&mut self, stream_arn: &str) -> anyhow::Result<()> {
+        within(sqlx::query(FORGET_ALL).bind(stream_arn).execute(&mut self.connection))
+            .await
+            .context("cannot delete the checkpoints")?;
+        Ok(())
+    }
+
     /// Deletes the checkpoints of these shards.
     #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
     pub(crate) async fn forget(&mut self, stream_arn: &str, shards: &[&str]) -> anyhow::Result<()> {
@@ -151,17 +231,21 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Writes how far the shards have come, one mark a shard. A database that is away is waited for,
+    /// Writes how far the shards have come, one update per shard. A database that is away is waited for,
     /// as long as for a batch.
     ///
     /// # Errors
     /// Where it stays away, or another run has taken the lock meanwhile.
-    pub(crate) async fn save(&mut self, database: &Database, marks: &[Mark]) -> anyhow::Result<()> {
-        if marks.is_empty() {
+    pub(crate) async fn save(
+        &mut self,
+        database: &Database,
+        updates: &[CheckpointUpdate],
+    ) -> anyhow::Result<()> {
+        if updates.is_empty() {
             return Ok(());
         }
         for tries in 1..=DELIVERIES {
-            let Err(error) = within(self.save_once(marks)).await else { return Ok(()) };
+            let Err(error) = within(self.save_once(updates)).await else { return Ok(()) };
             if error.consequence() == Consequence::Fatal || tries == DELIVERIES {
                 return Err(error)
                     .context("cannot store a checkpoint; what it stands for is stored");
@@ -197,16 +281,16 @@ impl Checkpoints {
     }
 
     #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
-    async fn save_once(&mut self, marks: &[Mark]) -> Result<(), sqlx::Error> {
-        let column = |of: fn(&Mark) -> &str| marks.iter().map(of).collect::<Vec<_>>();
-        let positions = || marks.iter().map(|mark| &mark.position);
+    async fn save_once(&mut self, updates: &[CheckpointUpdate]) -> Result<(), sqlx::Error> {
+        let column = |of: fn(&CheckpointUpdate) -> &str| updates.iter().map(of).collect::<Vec<_>>();
+        let positions = || updates.iter().map(|update| &update.position);
         let last: Vec<_> = positions().map(|at| at.sequence_number.as_deref()).collect();
         let created: Vec<_> = positions().map(|at| at.last_created).collect();
         let through: Vec<_> = positions().map(|at| at.read_through).collect();
-        let finished: Vec<_> = marks.iter().map(|mark| mark.finished).collect();
+        let finished: Vec<_> = updates.iter().map(|update| update.finished).collect();
         sqlx::query(SAVE)
-            .bind(column(|mark| &mark.stream_arn))
-            .bind(column(|mark| &mark.shard_id))
+            .bind(column(|update| &update.stream_arn))
+            .bind(column(|update| &update.shard_id))
             .bind(last)
             .bind(created)
             .bind(through)

@@ -62,19 +62,22 @@ const STREAM: &str = "\
 Replay the live streams of both tables, up to now.
 
 Reads every shard from TRIM_HORIZON, or from its checkpoint, parents before their children, and \
-applies the records through the projector's own path. Run `backfill check` first; this command does \
-it again, and refuses a gap that is not covered.
+applies the records through the projector's own path. Run `backfill check` first; this command checks \
+again, and refuses a gap that is not covered.
 
 The cutoff: when the run ends, every record created before it started is applied. A closed shard is \
-read to its end. An open shard never ends; it is read until it gives a record created more than 5 \
-seconds after the start, or, where nothing more is written to it, only empty pages for --idle-seconds \
-(4 pages for each of them and 10 at least; empty pages may stand before records). Then its stream is described once more: an \
-idle shard that was closed meanwhile is read to its end after all, and so are children that were not \
-listed before.
+read to its end. An open shard never ends; it is read until it returns a record created more than 5 \
+seconds after the start. If nothing more is written to it, nothing says that it is caught up: AWS may \
+return any number of empty pages before records. It is assumed to be after --idle-seconds of empty \
+pages only, or --first-record-seconds if it has returned no record yet (at least 10 pages, and 4 per \
+second). The summary names each shard that was only assumed to be caught up. At the end each stream is \
+described once more: a shard that was closed meanwhile is read to its end after all, and so are \
+children that were not listed before.
 
 Checkpoints are kept in the target database, in backfill_checkpoints, each written after the records \
-before it are in both stores. The same command goes on from them, whatever ended it: SIGINT and \
-SIGTERM (the batch under way is stored first), a crash, kill -9. One run at a time works on a database.
+before it are in both stores. After any exit, even kill -9, rerun the command: it resumes from its \
+checkpoints. Without --snapshot-time, checkpoints older than 24 hours are deleted, and their shards are \
+read from the trim horizon. One run at a time works on a database.
 
 Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and one batch of --batch-size records or \
 32 MiB in its forms from JSON to statement; for a shard that waits, next to nothing. Some 70 MB without \
@@ -97,7 +100,7 @@ pub(crate) struct ObjectsArguments {
 #[derive(Debug, Args)]
 pub(crate) struct CheckArguments {
     #[arg(long, value_name = "TIME", help = SNAPSHOT_TIME, value_parser = time)]
-    pub(crate) snapshot_time: OffsetDateTime,
+    pub(crate) snapshot_time: Option<OffsetDateTime>,
     #[arg(long, value_name = "MINUTES", help = MARGIN, default_value_t = 60)]
     margin_minutes: u32,
     /// Print the report as JSON.
@@ -130,26 +133,33 @@ pub(crate) struct StreamArguments {
     pub(crate) snapshot_time: Option<OffsetDateTime>,
     #[arg(long, value_name = "MINUTES", help = MARGIN, default_value_t = 60)]
     margin_minutes: u32,
-    /// Go on although changes since the snapshot can be missing: the streams do not hold them all, or
-    /// some are trimmed away before they are read.
+    /// Read what is left even if changes since the snapshot can be missing: the streams do not hold them
+    /// all, or some are trimmed before they are read. Such a run ends with exit code 5.
     #[arg(long)]
     pub(crate) allow_gap: bool,
-    /// Do not end at the cutoff: apply what comes, until SIGINT or SIGTERM.
+    /// Do not end at the cutoff: apply what comes, also from streams that are enabled later, until SIGINT
+    /// or SIGTERM.
     #[arg(long)]
     pub(crate) follow: bool,
-    /// Begin at the trim horizon, and forget the checkpoints of these streams.
+    /// Begin at the trim horizon, and delete the checkpoints of these streams.
     #[arg(long)]
     pub(crate) restart: bool,
-    /// How many pages are asked for, or wait to be applied, at once.
+    /// Print the summary as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// At most this many pages are asked for, or wait to be applied, at once.
     #[arg(long, value_name = "PAGES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) parallel: u16,
-    /// How many records are merged before they are written.
+    /// At most this many records are merged before they are written.
     #[arg(long, value_name = "RECORDS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) batch_size: u32,
-    /// For how long an open shard gives only empty pages until it counts as read up to the cutoff.
+    /// How long an open shard must return only empty pages to count as caught up.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub(crate) idle_seconds: u16,
-    /// How long to wait until a closed shard's child is listed, before it is taken to have none.
+    /// The same for an open shard that has returned no record at all yet.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) first_record_seconds: u16,
+    /// How long to wait until a closed shard's child is listed before it is taken to have none.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) child_wait_seconds: u16,
 }

@@ -13,13 +13,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::checkpoint::{Checkpoints, Mark};
+use crate::checkpoint::{CheckpointUpdate, Checkpoints};
 use crate::deliver::{BATCH_BYTES, Delivery};
-use crate::progress::{self, StreamProgress};
-use crate::reader::{Page, Standing};
-use crate::shards::StreamRun;
+use crate::progress::{self, ShardProgress, StreamProgress};
+use crate::replay::{Message, Page, ShardStatus, StreamRun};
 use crate::stop::{GRACE, Stop};
-use crate::summary::say;
 
 /// A batch is not held back for longer than this for the sake of more records.
 const LINGER: Duration = Duration::from_millis(500);
@@ -41,35 +39,48 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    pub(crate) fn print(&self, delivery: &Delivery, duration: Duration) {
+    /// For people: where the time of a run of this duration went.
+    pub(crate) fn lines(&self, delivery: &Delivery, duration: Duration) -> [String; 2] {
         let percent =
             |part: Duration| part.as_secs_f64() * 100.0 / duration.as_secs_f64().max(1e-9);
-        say!(
-            "  time: {:.0} % waiting for records, {:.0} % applying them, {:.0} % storing checkpoints",
-            percent(self.waiting),
-            percent(self.applying),
-            percent(self.checkpoints)
-        );
         let spent = &delivery.durations;
-        say!(
-            "  of the applying (summed over connections): decode {:.1} s, database {:.1} s, objects {:.1} s",
-            spent.decode.as_secs_f64(),
-            spent.database.as_secs_f64(),
-            spent.archive.as_secs_f64()
-        );
+        [
+            format!(
+                "time: {:.0} % waiting for records, {:.0} % applying them, {:.0} % storing checkpoints",
+                percent(self.waiting),
+                percent(self.applying),
+                percent(self.checkpoints)
+            ),
+            format!(
+                "of the applying (summed over connections): decode {:.1} s, database {:.1} s, objects {:.1} s",
+                spent.decode.as_secs_f64(),
+                spent.database.as_secs_f64(),
+                spent.archive.as_secs_f64()
+            ),
+        ]
     }
 }
 
 /// Pages → batches → both stores → checkpoints.
 pub(crate) struct Collector<'a> {
-    pub(crate) streams: &'a [Arc<StreamRun>],
     pub(crate) batch_size: usize,
     pub(crate) delivery: &'a mut Delivery,
     pub(crate) checkpoints: &'a mut Checkpoints,
-    pub(crate) progress: &'a mut [StreamProgress],
+    /// By the stream's ARN, in the order in which the streams were found.
+    pub(crate) progress: &'a mut Vec<(String, StreamProgress)>,
     pub(crate) times: &'a mut Times,
     /// All that was created before the cutoff is stored, whatever comes after.
     pub(crate) reached_cutoff: bool,
+}
+
+/// The progress of the streams that a run begins with.
+pub(crate) fn start_progress(streams: &[Arc<StreamRun>]) -> Vec<(String, StreamProgress)> {
+    streams.iter().map(|run| (run.stream.arn.clone(), progress_of(run))).collect()
+}
+
+fn progress_of(run: &StreamRun) -> StreamProgress {
+    let (listed, finished) = (run.listed.len(), run.finished_before());
+    StreamProgress::start(&run.stream.table, listed, finished, Arc::clone(&run.shards))
 }
 
 /// Records of many shards, each shard's in order, and where each shard then stands.
@@ -77,8 +88,8 @@ pub(crate) struct Collector<'a> {
 struct Batch {
     records: Vec<Vec<u8>>,
     bytes: usize,
-    /// By stream and shard: the last page without its records, and how many records there were.
-    shards: HashMap<(usize, Arc<str>), (Page, u64)>,
+    /// By the stream's ARN and shard: the last page without its records, and how many records there were.
+    shards: HashMap<(String, Arc<str>), (Page, u64)>,
 }
 
 impl Batch {
@@ -89,7 +100,7 @@ impl Batch {
         let count = records.len() as u64;
         self.bytes += records.iter().map(Vec::len).sum::<usize>();
         self.records.extend(records);
-        let key = (page.stream, Arc::clone(&page.shard));
+        let key = (page.run.stream.arn.clone(), Arc::clone(&page.shard));
         let earlier = self.shards.get(&key).map_or(0, |(_, count)| *count);
         self.shards.insert(key, (page, earlier + count));
     }
@@ -100,11 +111,11 @@ impl Collector<'_> {
     /// applied all the same.
     pub(crate) async fn run_to_the_end(
         &mut self,
-        pages: &mut mpsc::Receiver<Page>,
+        messages: &mut mpsc::Receiver<Message>,
         mut readers: JoinSet<anyhow::Result<()>>,
         stop: &Stop,
     ) -> anyhow::Result<Ended> {
-        let collecting = self.collect(pages, stop);
+        let collecting = self.collect(messages, stop);
         tokio::pin!(collecting);
         loop {
             tokio::select! {
@@ -139,7 +150,7 @@ impl Collector<'_> {
 
     async fn collect(
         &mut self,
-        pages: &mut mpsc::Receiver<Page>,
+        messages: &mut mpsc::Receiver<Message>,
         stop: &Stop,
     ) -> anyhow::Result<Ended> {
         loop {
@@ -149,31 +160,26 @@ impl Collector<'_> {
                 () = stop.wait() => {
                     return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
                 }
-                first = timeout(progress::LINE_EVERY, pages.recv()) => first,
+                first = timeout(progress::LINE_EVERY, messages.recv()) => first,
             };
             self.times.waiting += waiting.elapsed();
-            let page = match first {
-                Ok(Some(page)) => page,
+            let mut batch = Batch::default();
+            match first {
+                Ok(Some(message)) => self.take(message, &mut batch),
                 Ok(None) => return Ok(Ended::Complete),
                 Err(_) => {
-                    self.reached_cutoff |= self.progress.iter().all(StreamProgress::is_done);
+                    self.reached_cutoff |= self.is_done();
                     self.show();
-                    // An idle connection is forgotten on the way by some networks, the lock with it.
-                    if let Err(error) = self.checkpoints.now().await {
-                        let error = projector::error::chain(&error);
-                        tracing::warn!(error, "the connection that holds the lock is lost");
-                    }
+                    self.checkpoints.keep_lock(&self.delivery.projector().database).await?;
                     continue;
                 }
-            };
-            let mut batch = Batch::default();
-            batch.add(page);
+            }
             let waiting = Instant::now();
             while batch.records.len() < self.batch_size && batch.bytes < BATCH_BYTES {
-                let Ok(Some(page)) = timeout_at(waiting + LINGER, pages.recv()).await else {
+                let Ok(Some(message)) = timeout_at(waiting + LINGER, messages.recv()).await else {
                     break;
                 };
-                batch.add(page);
+                self.take(message, &mut batch);
             }
             self.times.waiting += waiting.elapsed();
             let store = self.store(batch);
@@ -184,9 +190,22 @@ impl Collector<'_> {
                     return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
                 }
             }
-            self.reached_cutoff |= self.progress.iter().all(StreamProgress::is_done);
+            self.reached_cutoff |= self.is_done();
             self.show();
         }
+    }
+
+    fn take(&mut self, message: Message, batch: &mut Batch) {
+        match message {
+            Message::Page(page) => batch.add(page),
+            Message::NewStream(run) => {
+                self.progress.push((run.stream.arn.clone(), progress_of(&run)));
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.progress.iter().all(|(_, progress)| progress.is_done())
     }
 
     /// Both stores, then the checkpoints.
@@ -197,32 +216,37 @@ impl Collector<'_> {
         }
         self.times.applying += start.elapsed();
         let start = Instant::now();
-        let marks: Vec<Mark> = batch
+        let updates: Vec<CheckpointUpdate> = batch
             .shards
             .values()
             // What was trimmed away unread is looked for again by the next run.
             .filter(|(page, _)| {
-                page.standing != Standing::TrimmedAway
-                    || self.streams[page.stream].left.contains_key(&*page.shard)
+                page.status != ShardStatus::TrimmedAway
+                    || page.run.resumed.contains_key(&*page.shard)
             })
-            .map(|(page, _)| Mark {
-                stream_arn: self.streams[page.stream].stream.arn.clone(),
+            .map(|(page, _)| CheckpointUpdate {
+                stream_arn: page.run.stream.arn.clone(),
                 shard_id: page.shard.to_string(),
                 position: page.position.clone(),
-                finished: matches!(page.standing, Standing::Finished | Standing::TrimmedAway),
+                finished: matches!(page.status, ShardStatus::Finished | ShardStatus::TrimmedAway),
             })
             .collect();
-        self.checkpoints.save(&self.delivery.projector().database, &marks).await?;
+        self.checkpoints.save(&self.delivery.projector().database, &updates).await?;
         self.times.checkpoints += start.elapsed();
-        for ((stream, shard), (page, records)) in batch.shards {
+        for ((arn, shard), (page, records)) in batch.shards {
             let reached = page.position.last_created;
-            self.progress[stream].advance(&shard, records, reached, page.standing);
+            let progress = self.progress.iter_mut().find(|(of, _)| *of == arn);
+            if let Some((_, progress)) = progress {
+                let followed = page.status == ShardStatus::AtCutoff;
+                let behind = page.status == ShardStatus::Behind;
+                progress.advance(&shard, records, reached, ShardProgress { behind, followed });
+            }
         }
         Ok(())
     }
 
     fn show(&mut self) {
-        for progress in self.progress.iter_mut() {
+        for (_, progress) in self.progress.iter_mut() {
             progress.show();
         }
     }

@@ -81,7 +81,7 @@ pub(crate) fn disagreement(pages: &[Vec<Shard>], enabled: bool) -> Option<Disagr
 }
 
 /// The shards of all pages, each once; closed where any page says so.
-pub(crate) fn united(pages: Vec<Vec<Shard>>) -> Vec<Shard> {
+pub(crate) fn merge_pages(pages: Vec<Vec<Shard>>) -> Vec<Shard> {
     let mut shards: BTreeMap<String, Shard> = BTreeMap::new();
     for shard in pages.into_iter().flatten() {
         let closed = shard.closed;
@@ -130,6 +130,10 @@ impl Lineage {
             self.shards.insert(shard.id.clone(), Node { shard, state: State::Waiting });
         }
         for id in added {
+            // A parent that is listed after its child: the child waits, unless it has begun.
+            for child in self.children.get(&id).into_iter().flatten() {
+                self.ready.remove(child);
+            }
             if self.may_start(&id) {
                 self.ready.insert(id);
             }
@@ -170,6 +174,11 @@ impl Lineage {
         self.shards.contains_key(id)
     }
 
+    /// The shards that are named as a parent and not listed themselves: trimmed away, or left out of the listing.
+    pub(crate) fn unlisted_parents(&self) -> Vec<String> {
+        self.children.keys().filter(|id| !self.shards.contains_key(*id)).cloned().collect()
+    }
+
     pub(crate) fn has_children(&self, id: &str) -> bool {
         self.children.contains_key(id)
     }
@@ -182,7 +191,7 @@ impl Lineage {
 
 #[cfg(test)]
 mod tests {
-    use super::{Disagreement, Lineage, Shard, disagreement, united};
+    use super::{Disagreement, Lineage, Shard, disagreement, merge_pages};
 
     /// `a` is open, `A.` closed; `b<a` has a parent.
     fn shards(text: &str) -> Vec<Shard> {
@@ -297,7 +306,18 @@ mod tests {
     #[test]
     fn the_pages_are_united_to_each_shard_once() {
         let pages = ["a b", "a. c<a", "b"].map(shards).to_vec();
-        assert_eq!(united(pages), shards("a. b c<a"));
+        assert_eq!(merge_pages(pages), shards("a. b c<a"));
+    }
+
+    #[test]
+    fn a_parent_that_is_not_listed_is_named() {
+        let mut lineage = Lineage::default();
+        lineage.extend(shards("b<a. c<b x"));
+        assert_eq!(lineage.unlisted_parents(), ["a"]);
+        // It is there after all, and its child waits for it if it has not begun.
+        lineage.extend(shards("a."));
+        assert_eq!(lineage.unlisted_parents(), [""; 0]);
+        assert_eq!(lineage.take_ready(), shards("a. x"));
     }
 
     #[test]

@@ -8,14 +8,17 @@ mod collect;
 mod deliver;
 mod document;
 mod file;
+mod follow;
 mod lineage;
 mod migrate;
 mod objects;
 mod position;
 mod progress;
 mod reader;
+mod readers;
 mod record;
 mod redrive;
+mod replay;
 mod resume;
 mod shards;
 mod source;
@@ -23,6 +26,8 @@ mod statement;
 mod stop;
 mod stream;
 mod summary;
+mod tally;
+mod tip;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -47,6 +52,8 @@ enum Outcome {
     DoneWithRejections,
     /// 4: the gap cannot be closed from the streams, or there would be too many readers.
     Unsafe,
+    /// 5: all that is left is done; records can be lost, which was allowed.
+    DoneWithGap,
     /// 6: a signal ended the run before all was applied.
     Interrupted,
 }
@@ -62,6 +69,7 @@ impl Outcome {
             Self::Done => 0,
             Self::DoneWithRejections => 3,
             Self::Unsafe => 4,
+            Self::DoneWithGap => 5,
             Self::Interrupted => 6,
         }
     }

@@ -7,6 +7,7 @@
 
 use time::OffsetDateTime;
 
+use crate::source::ShardName;
 use crate::summary::clock;
 
 /// A stream keeps its records for 24 hours (DynamoDB Developer Guide, "Change data capture for
@@ -27,7 +28,7 @@ pub(crate) struct Position {
 
 impl Position {
     /// The beginning of a shard whose ancestors have been read up to a time.
-    pub(crate) fn behind(read_through: Option<OffsetDateTime>) -> Self {
+    pub(crate) fn after(read_through: Option<OffsetDateTime>) -> Self {
         Self { read_through, ..Self::default() }
     }
 
@@ -57,33 +58,71 @@ pub(crate) fn can_be_lost(
     known < now - RETENTION || told.is_some_and(|created| known <= created)
 }
 
+/// What it means that a shard cannot be found, again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It cannot have been trimmed: its records are younger than 24 hours, so the API is at fault. Another run will
+    /// find it.
+    TooYoung,
+    /// It is older than 24 hours by the clock, and records that matter can have gone with it.
+    Lost,
+    /// It is older than 24 hours, or has never given anything; nothing that matters can have gone with it.
+    Trimmed,
+}
+
+/// Judges a shard that cannot be found, by the clock: one answer of the API is no proof that it is gone. `promised`:
+/// there is a snapshot or a checkpoint that says from when on nothing may be missing. `stream_exists`: the stream
+/// itself is still there.
+pub(crate) fn judge_missing(
+    position: &Position,
+    promised: bool,
+    stream_exists: bool,
+    snapshot_time: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+) -> Missing {
+    if promised && can_be_lost(position, false, snapshot_time, now) {
+        return Missing::Lost;
+    }
+    match position.read_through {
+        Some(through) if stream_exists && through >= now - RETENTION => Missing::TooYoung,
+        _ => Missing::Trimmed,
+    }
+}
+
 /// Records are gone before they could be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "records can be lost: shard {shard} of {stream_arn} {}, what came after that can have been trimmed away, \
-     and changes from {} on can be missing. Where the database has been kept up to date by others \
-     since, forget the checkpoints (--restart) or name the snapshot (--snapshot-time); else begin again \
-     with a newer snapshot, or go on without those changes: --allow-gap",
-    read_up_to(.position), .since.map_or_else(|| "an unknown time".to_owned(), clock)
+    "{}. If another projector kept this database up to date, run this again with --restart; if it was restored from \
+     a snapshot since, with --snapshot-time. Otherwise restore a newer snapshot, or add --allow-gap to read what is \
+     left",
+    self.brief()
 )]
 pub(crate) struct Lost {
-    pub(crate) shard: String,
-    pub(crate) stream_arn: String,
+    pub(crate) shard: ShardName,
     pub(crate) position: Position,
     /// The later of the snapshot and the time up to which all was read.
     pub(crate) since: Option<OffsetDateTime>,
 }
 
-fn read_up_to(position: &Position) -> String {
-    match &position.sequence_number {
-        Some(number) => format!("was read up to sequence number {number}"),
-        None => "has given no record yet".to_owned(),
+impl Lost {
+    /// What is lost, without the remedy.
+    pub(crate) fn brief(&self) -> String {
+        let ShardName { table, shard, .. } = &self.shard;
+        let read = match &self.position.sequence_number {
+            Some(number) => format!("was read up to sequence number {number}"),
+            None => "has given no record yet".to_owned(),
+        };
+        let since = self.since.map_or_else(|| "an unknown time".to_owned(), clock);
+        format!(
+            "records can be lost: shard {shard} of table {table} {read}, the stream keeps nothing older than 24 \
+             hours, and changes from {since} on can be missing"
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Position, RETENTION, can_be_lost};
+    use super::{Missing, Position, RETENTION, can_be_lost, judge_missing};
     use time::Duration;
     use time::macros::datetime;
 
@@ -137,9 +176,33 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_shard_is_judged_by_the_clock() {
+        let now = datetime!(2026-11-23 20:00 UTC);
+        let horizon = now - RETENTION;
+        let (older, younger) = (Some(horizon - Duration::HOUR), Some(horizon + Duration::HOUR));
+        for (name, read_through, promised, stream_exists, snapshot, expected) in [
+            ("read an hour ago", younger, true, true, None, Missing::TooYoung),
+            ("read an hour ago, no promise", younger, false, true, None, Missing::TooYoung),
+            ("a snapshot since", younger, true, true, Some(now), Missing::TooYoung),
+            ("the stream is gone too", younger, true, false, None, Missing::Trimmed),
+            ("read a day ago", older, true, true, None, Missing::Lost),
+            ("the stream is gone, read a day ago", older, true, false, None, Missing::Lost),
+            ("read a day ago, no promise", older, false, true, None, Missing::Trimmed),
+            ("read a day ago, a snapshot since", older, true, true, younger, Missing::Trimmed),
+            ("never read", None, false, true, None, Missing::Trimmed),
+            ("never read, a young snapshot", None, true, true, younger, Missing::Trimmed),
+            ("never read, an old snapshot", None, true, true, older, Missing::Lost),
+        ] {
+            let position = Position { read_through, ..Position::default() };
+            let judged = judge_missing(&position, promised, stream_exists, snapshot, now);
+            assert_eq!(judged, expected, "{name}");
+        }
+    }
+
+    #[test]
     fn times_only_grow() {
         let (early, late) = (datetime!(2026-11-23 10:00 UTC), datetime!(2026-11-23 11:00 UTC));
-        let mut position = Position::behind(Some(early));
+        let mut position = Position::after(Some(early));
         position.created(late);
         position.created(early);
         assert_eq!((position.last_created, position.read_through), (Some(late), Some(late)));

@@ -12,8 +12,6 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use projector::apply::Counts;
 use time::OffsetDateTime;
 
-use crate::reader::Standing;
-use crate::shards::StreamRun;
 use crate::summary::{clock, span};
 
 /// How often a line is printed where there is no terminal.
@@ -120,6 +118,15 @@ pub(crate) struct ShardCount {
     pub(crate) expected: AtomicUsize,
 }
 
+/// Where a shard is after a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShardProgress {
+    /// There is more to read before the cutoff.
+    pub(crate) behind: bool,
+    /// It is at the cutoff, and may go on.
+    pub(crate) followed: bool,
+}
+
 /// The progress of one stream.
 pub(crate) struct StreamProgress {
     bar: Bar,
@@ -134,16 +141,18 @@ pub(crate) struct StreamProgress {
 }
 
 impl StreamProgress {
-    pub(crate) fn start(run: &StreamRun) -> Self {
-        let finished = |id: &str| run.left.get(id).is_some_and(|checkpoint| checkpoint.finished);
-        let done_before = run.listed.iter().filter(|shard| finished(&shard.id)).count();
-        let (name, shards) = (&run.stream.table, Arc::clone(&run.shards));
-        let bar =
-            Bar::start(run.listed.len() as u64, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
-        bar.drawn.set_prefix(name.clone());
+    /// `listed` shards are known, `done_before` of them finished by an earlier run.
+    pub(crate) fn start(
+        table: &str,
+        listed: usize,
+        done_before: usize,
+        shards: Arc<ShardCount>,
+    ) -> Self {
+        let bar = Bar::start(listed as u64, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
+        bar.drawn.set_prefix(table.to_owned());
         Self {
             bar,
-            name: name.clone(),
+            name: table.to_owned(),
             shards,
             done_before,
             done: HashSet::new(),
@@ -152,28 +161,39 @@ impl StreamProgress {
         }
     }
 
-    /// So many records of a shard are in both stores, the last of them created at `reached`.
+    /// This many more records of a shard are in both stores, the last of them created at `reached`.
     pub(crate) fn advance(
         &mut self,
         shard: &Arc<str>,
         records: u64,
         reached: Option<OffsetDateTime>,
-        standing: Standing,
+        state: ShardProgress,
     ) {
+        let ShardProgress { behind, followed } = state;
         self.records += records;
-        if standing != Standing::Behind {
+        if !behind {
             self.done.insert(Arc::clone(shard));
         }
         match reached.filter(|_| records > 0) {
             // One that is followed after the cutoff still says where the stream is.
-            Some(reached) if matches!(standing, Standing::Behind | Standing::AtCutoff) => {
+            Some(reached) if behind || followed => {
                 self.reached.insert(Arc::clone(shard), reached);
             }
-            _ if standing != Standing::Behind => {
+            _ if !behind => {
                 self.reached.remove(shard);
             }
             _ => {}
         }
+    }
+
+    /// The shards that are read and those that are known, and the records that were read.
+    pub(crate) fn totals(&self) -> (usize, usize, u64) {
+        let total = self.shards.listed.load(Ordering::Relaxed);
+        (self.done_before + self.done.len(), total, self.records)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Every shard that is known is read, to its end or up to the cutoff.

@@ -1,145 +1,121 @@
 //! One shard, page by page, from where it was left to its end or to the cutoff.
 //!
-//! A reader holds next to nothing between its calls: how many pages are in memory is bounded by the
-//! permits, one a call of `GetRecords`, which a page keeps until it is part of a batch. The order of a
-//! shard's records is that of its pages in the channel.
+//! A reader holds next to nothing between its calls: how many pages are in memory is bounded by the permits, one per
+//! call of `GetRecords`, which a page keeps until it is part of a batch. The order of a shard's records is that of its
+//! pages in the channel.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use aws_sdk_dynamodbstreams::types::ShardIteratorType;
+use aws_sdk_dynamodbstreams::operation::get_records::GetRecordsOutput;
+use aws_sdk_dynamodbstreams::types::{Record, ShardIteratorType};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::lineage::Shard;
-use crate::position::{Lost, Position, can_be_lost};
-use crate::progress::ShardCount;
+use crate::position::{Lost, Missing, Position, can_be_lost, judge_missing};
 use crate::record::lambda_json;
-use crate::source::{CallError, Source, Stream};
+use crate::replay::{Message, Page, ReplayContext, ShardStatus, StreamRun};
+use crate::source::{CallError, ShardName};
+use crate::tip::EmptyPages;
 
-/// Creation times are approximate, and rounded down to the second: only a record this much younger
-/// than the cutoff shows that all records from before it have been read.
+/// Creation times are approximate, and rounded down to the second: only a record this much younger than the cutoff
+/// shows that all records from before it have been read.
 const CUTOFF_SLACK: time::Duration = time::Duration::seconds(5);
-/// An idle shard is asked again after a pause that doubles from the first to the last.
-const IDLE_PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
-/// So many empty pages are asked for without a pause, since empty pages may stand before records.
-const EMPTY_AT_ONCE: u32 = 5;
-/// An open shard is not taken for idle before so many empty pages in a row, and so many for each second
-/// that it must be idle: calls that are held up must not count for calls that were made.
-const EMPTY_TO_BE_IDLE: u64 = 10;
-const EMPTY_A_SECOND: u64 = 4;
-/// So many iterators may be of no use in a row.
-const ITERATORS: u32 = 16;
-/// The horizon moves on between the call for an iterator and the call that uses it, and a shard may be
-/// listed before it can be read: so often it is tried, with pauses that double to some 15 seconds in
-/// all.
-const REFUSALS: u32 = 7;
+/// Maximum consecutive iterators that gave no answer.
+const MAX_ITERATOR_ATTEMPTS: u32 = 16;
+/// A refusal may pass: the horizon moves on between the call for an iterator and the call that uses it, a shard may be
+/// listed before it can be read, and an answer may simply be wrong. It is asked again this often, with pauses that
+/// double to 15 seconds in all.
+const MAX_REFUSALS: u32 = 7;
+/// The same if the record after which it is to go on is trimmed, which the API says with certainty.
+const MAX_TRIMMED_REFUSALS: u32 = 3;
 const FIRST_REFUSAL_PAUSE: Duration = Duration::from_millis(250);
 /// How often the checkpoint of a quiet shard is renewed while it is followed.
-const TELL_EVERY: time::Duration = time::Duration::minutes(10);
-
-/// What all readers share.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    pub(crate) source: Source,
-    /// One permit a page that is asked for or in memory.
-    pub(crate) permits: Arc<Semaphore>,
-    /// When the run began: what was created before is applied when it ends.
-    pub(crate) cutoff: OffsetDateTime,
-    /// For how long an open shard gives only empty pages until it counts as read up to the cutoff.
-    pub(crate) idle: Duration,
-    /// Goes on after the cutoff.
-    pub(crate) follow: bool,
-    pub(crate) snapshot_time: Option<OffsetDateTime>,
-    /// Goes on where records are lost.
-    pub(crate) allow_gap: bool,
-    /// The shards in which they can be.
-    pub(crate) gaps: Mutex<BTreeSet<String>>,
-}
-
-/// Where a shard stands after a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// There is more to read before the cutoff.
-    Behind,
-    /// Everything from before the cutoff has been read; it may go on.
-    AtCutoff,
-    /// It was closed and has been read to its end.
-    Finished,
-    /// It was closed, and nothing of it can be read any more, which loses nothing.
-    TrimmedAway,
-}
-
-/// Some records of a shard, in order.
-#[derive(Debug)]
-pub(crate) struct Page {
-    /// The index of its stream.
-    pub(crate) stream: usize,
-    pub(crate) shard: Arc<str>,
-    /// Each record's JSON as Lambda delivers it.
-    pub(crate) records: Vec<Vec<u8>>,
-    /// How far the shard has been read with this page.
-    pub(crate) position: Position,
-    pub(crate) standing: Standing,
-    /// Given back when the page is part of a batch.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
-}
+const REPORT_EVERY: time::Duration = time::Duration::minutes(10);
 
 /// How a shard's reading ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum ReadOutcome {
     /// It was closed, and has been read to its end, which is here.
     Finished(Position),
     /// A record from after the cutoff has been read.
     PastCutoff,
-    /// It gave only empty pages for long enough. If it turns out to be closed, it is read on from
-    /// here, to its end.
-    Idle(Position),
+    /// It returned only empty pages for long enough. If it turns out to be closed, it is read on from here, to its end.
+    AssumedCaughtUp(Position),
+    /// It was named as a parent only, and is not there.
+    NotThere,
+}
+
+/// How a shard came to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It is listed, or has a checkpoint.
+    Listed,
+    /// Only a child of it names it: trimmed away, as a rule, or left out of the listing by mistake.
+    AsParent,
 }
 
 /// One shard's reading.
 pub(crate) struct ShardReader {
-    reading: Arc<Reading>,
-    stream: Arc<Stream>,
-    stream_index: usize,
+    context: Arc<ReplayContext>,
+    run: Arc<StreamRun>,
     shard: Arc<str>,
-    /// `DescribeStream` showed its end: it is read until that end, never taken for idle.
+    /// `DescribeStream` showed its end: it is read until that end, never assumed to be caught up.
     closed: bool,
+    known: Known,
     position: Position,
-    pages: mpsc::Sender<Page>,
-    shards: Arc<ShardCount>,
+    messages: mpsc::Sender<Message>,
+    iterator: Option<String>,
+    empty_pages: EmptyPages,
+    at_cutoff: bool,
+    /// Up to when the collector knows it to be read.
+    reported_through: Option<OffsetDateTime>,
     /// A page has been read.
     opened: bool,
-    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent. Else what
-    /// is trimmed breaks no promise.
+    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent. Otherwise what is
+    /// trimmed breaks no promise.
     promised: bool,
-    /// How often in a row it was refused to begin.
+    /// How often in a row it was refused.
     refusals: u32,
+}
+
+/// A call that was answered or refused.
+enum NextPage {
+    Read(Vec<Vec<u8>>),
+    /// Ask again after a pause.
+    Refused(Duration),
+    /// The shard cannot be found, however often it is asked for.
+    Missing,
+    /// It begins behind what is trimmed, always.
+    TrimmedAway,
+    NotThere,
 }
 
 impl ShardReader {
     pub(crate) fn new(
-        reading: Arc<Reading>,
-        (stream_index, stream): (usize, Arc<Stream>),
+        context: Arc<ReplayContext>,
+        run: Arc<StreamRun>,
         shard: Shard,
+        known: Known,
         position: Position,
-        pages: mpsc::Sender<Page>,
-        shards: Arc<ShardCount>,
+        messages: mpsc::Sender<Message>,
     ) -> Self {
-        let promised = reading.snapshot_time.is_some() || position.read_through.is_some();
+        let promised = context.snapshot_time.is_some() || position.read_through.is_some();
         Self {
-            reading,
-            stream,
-            stream_index,
+            context,
+            run,
             shard: Arc::from(shard.id),
             closed: shard.closed,
+            known,
+            reported_through: position.read_through,
             position,
-            pages,
-            shards,
+            messages,
+            iterator: None,
+            empty_pages: EmptyPages::default(),
+            at_cutoff: false,
             opened: false,
             promised,
             refusals: 0,
@@ -149,215 +125,170 @@ impl ShardReader {
     /// Reads the shard.
     ///
     /// # Errors
-    /// [`Lost`] where records were trimmed that matter; what the API refuses.
-    pub(crate) async fn read(mut self) -> anyhow::Result<End> {
-        let mut iterator = None;
-        let mut at_cutoff = false;
-        let mut empty_pages = 0;
-        let mut empty_since = Instant::now();
-        let mut told_through = self.position.read_through;
-        let enough_empty_pages = EMPTY_TO_BE_IDLE.max(EMPTY_A_SECOND * self.reading.idle.as_secs());
+    /// [`Lost`] if records were trimmed that matter; what the API refuses.
+    pub(crate) async fn read(mut self) -> anyhow::Result<ReadOutcome> {
         loop {
-            let permit = Arc::clone(&self.reading.permits).acquire_owned().await;
+            let permit = Arc::clone(&self.context.permits).acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
             // Boxed: the SDK's futures are large, and there may be thousands of readers.
-            let answer = Box::pin(self.next_page(iterator.take())).await?;
-            let (records, next) = match answer {
-                NextPage::Read { records, iterator } => (records, iterator),
+            match Box::pin(self.next_page()).await? {
+                NextPage::Read(records) => {
+                    if let Some(outcome) = self.take_page(records, permit).await {
+                        return Ok(outcome);
+                    }
+                    if let Some(pause) = self.empty_pages.pause() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
                 NextPage::Refused(pause) => {
                     // Others may read meanwhile.
                     drop(permit);
                     tokio::time::sleep(pause).await;
-                    continue;
                 }
-                NextPage::TrimmedAway => {
-                    self.shards.expected.fetch_add(1, Ordering::SeqCst);
-                    self.send(Vec::new(), Standing::TrimmedAway, None).await;
-                    return Ok(End::Finished(self.position));
-                }
-            };
-            iterator = next;
-            if records.is_empty() {
-                if empty_pages == 0 {
-                    empty_since = Instant::now();
-                }
-                empty_pages += 1;
-            } else {
-                empty_pages = 0;
-            }
-            let idle = u64::from(empty_pages) >= enough_empty_pages
-                && empty_since.elapsed() >= self.reading.idle
-                && !self.closed;
-            let newest = self.position.last_created;
-            let passed = newest.is_some_and(|newest| newest > self.reading.cutoff + CUTOFF_SLACK);
-            if idle {
-                self.position.through(self.reading.cutoff);
-                if self.reading.follow {
-                    self.position.through(OffsetDateTime::now_utc() - self.reading.idle);
+                NextPage::NotThere => return Ok(ReadOutcome::NotThere),
+                NextPage::TrimmedAway => return Ok(self.trimmed_away().await),
+                NextPage::Missing => {
+                    drop(permit);
+                    return self.missing().await;
                 }
             }
-            // A shard that stays quiet is known to be read up to later and later: its checkpoint must say
-            // so before the day is over.
-            let tells =
-                idle && self.position.read_through > told_through.map(|told| told + TELL_EVERY);
-            let reaches_cutoff = !at_cutoff && (idle || passed);
-            at_cutoff |= reaches_cutoff;
-            let standing = match (&iterator, at_cutoff) {
-                (None, _) => Standing::Finished,
-                (Some(_), true) => Standing::AtCutoff,
-                (Some(_), false) => Standing::Behind,
-            };
-            if standing == Standing::Finished {
-                self.shards.expected.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Passes a page on, and says how the reading ended, if it did.
+    async fn take_page(
+        &mut self,
+        records: Vec<Vec<u8>>,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<ReadOutcome> {
+        let now = Instant::now();
+        self.empty_pages.page(records.is_empty(), now);
+        let ended = self.iterator.is_none();
+        let had_records = self.position.sequence_number.is_some();
+        let wait = if had_records { self.context.idle } else { self.context.first_record };
+        let idle = !self.closed && !ended && self.empty_pages.enough(wait, now);
+        let cutoff = self.context.cutoff;
+        let passed =
+            self.position.last_created.is_some_and(|newest| newest > cutoff + CUTOFF_SLACK);
+        if idle {
+            self.position.through(cutoff);
+            if self.context.follow {
+                self.position.through(OffsetDateTime::now_utc() - wait);
             }
-            if !records.is_empty() || reaches_cutoff || tells || standing == Standing::Finished {
-                told_through = self.position.read_through;
-                self.send(records, standing, Some(permit)).await;
-            } else {
-                drop(permit);
-            }
-            if standing == Standing::Finished {
-                return Ok(End::Finished(self.position));
-            }
-            if at_cutoff && !self.reading.follow {
-                return Ok(if passed { End::PastCutoff } else { End::Idle(self.position) });
-            }
-            if empty_pages >= EMPTY_AT_ONCE {
-                let [first, last] = IDLE_PAUSES;
-                let doubled = first * (1 << (empty_pages - EMPTY_AT_ONCE).min(8));
-                tokio::time::sleep(doubled.min(last)).await;
-            }
+        }
+        self.note_what_is_known(idle, passed || ended || !records.is_empty(), had_records);
+        // A quiet shard is read up to later and later: its checkpoint must say so before the day is over.
+        let report_due = idle
+            && self.position.read_through > self.reported_through.map(|told| told + REPORT_EVERY);
+        let reaches_cutoff = !self.at_cutoff && (idle || passed);
+        self.at_cutoff |= reaches_cutoff;
+        let status = match (ended, self.at_cutoff) {
+            (true, _) => ShardStatus::Finished,
+            (false, true) => ShardStatus::AtCutoff,
+            (false, false) => ShardStatus::Behind,
+        };
+        if ended {
+            self.run.shards.expected.fetch_add(1, Ordering::SeqCst);
+        }
+        if !records.is_empty() || reaches_cutoff || report_due || ended {
+            self.reported_through = self.position.read_through;
+            self.send(records, status, Some(permit)).await;
+        }
+        match (ended, self.at_cutoff && !self.context.follow) {
+            (true, _) => Some(ReadOutcome::Finished(self.position.clone())),
+            (false, true) if passed => Some(ReadOutcome::PastCutoff),
+            (false, true) => Some(ReadOutcome::AssumedCaughtUp(self.position.clone())),
+            (false, false) => None,
+        }
+    }
+
+    /// Keeps the list of the shards that are only assumed to be caught up.
+    fn note_what_is_known(&self, idle: bool, something_came: bool, had_records: bool) {
+        if idle {
+            self.context.findings().assumed.insert(self.name(), had_records);
+        } else if something_came {
+            self.context.findings().assumed.remove(&self.name());
         }
     }
 
     async fn send(
         &self,
         records: Vec<Vec<u8>>,
-        standing: Standing,
+        status: ShardStatus,
         permit: Option<OwnedSemaphorePermit>,
     ) {
         let page = Page {
-            stream: self.stream_index,
+            run: Arc::clone(&self.run),
             shard: Arc::clone(&self.shard),
             position: self.position.clone(),
             records,
-            standing,
+            status,
             permit,
         };
         // The other side goes away only when the run ends, and this reader with it.
-        let _ = self.pages.send(page).await;
+        let _ = self.messages.send(Message::Page(page)).await;
     }
 
-    /// The page behind the iterator, or, where there is none, at the position.
-    async fn next_page(&mut self, mut iterator: Option<String>) -> anyhow::Result<NextPage> {
-        let reading = Arc::clone(&self.reading);
-        let source = &reading.source;
-        for _ in 0..ITERATORS {
-            let at = match iterator.take() {
-                Some(iterator) => Ok(iterator),
-                None => self.iterator().await,
-            };
-            let answer = match at {
-                Ok(at) => {
-                    let call =
-                        || source.client.get_records().shard_iterator(&at).limit(1000).send();
-                    source.call("GetRecords", call).await
-                }
-                Err(error) => Err(error),
-            };
-            match answer {
+    /// The page after the iterator or, if there is none, at the position.
+    async fn next_page(&mut self) -> anyhow::Result<NextPage> {
+        for _ in 0..MAX_ITERATOR_ATTEMPTS {
+            match self.get_records().await {
                 Ok(answer) => {
                     if self.position.sequence_number.is_none() && !self.opened {
-                        // Silently it begins where it still can.
+                        // It begins where it still can, and does not say so.
                         self.check_trimmed(false)?;
                         self.opened = true;
                     }
                     self.refusals = 0;
-                    let records = answer.records();
-                    if let Some(images) = records.last().and_then(|record| record.dynamodb()) {
-                        self.position.sequence_number = images.sequence_number().map(str::to_owned);
-                    }
-                    let created = |record: &aws_sdk_dynamodbstreams::types::Record| {
-                        let time = record.dynamodb()?.approximate_creation_date_time()?;
-                        OffsetDateTime::from_unix_timestamp(time.secs()).ok()
-                    };
-                    // Not the last one's alone: a time may be missing, or be a second early.
-                    if let Some(newest) = records.iter().filter_map(created).max() {
-                        self.position.created(newest);
-                    }
-                    let records =
-                        records.iter().map(|record| lambda_json(record, &self.stream.arn));
-                    let records = records.collect::<Result<_, _>>();
-                    return Ok(NextPage::Read {
-                        records: records.context("a record could not be written as JSON")?,
-                        iterator: answer.next_shard_iterator,
-                    });
+                    return self.take_answer(answer).map(NextPage::Read);
                 }
                 // The next one is asked for at the position, which is after the last record read.
                 Err(CallError::Expired) => {}
-                Err(refusal @ (CallError::Trimmed | CallError::Gone)) => {
-                    self.check_trimmed(true)?;
-                    // What is left of the shard begins at the horizon.
-                    if matches!(refusal, CallError::Trimmed)
-                        && self.position.sequence_number.take().is_some()
-                    {
-                        self.say_trimmed();
-                        continue;
-                    }
+                Err(error) if self.known == Known::AsParent && !self.opened => {
+                    tracing::debug!(shard = &*self.shard, %error, "named as a parent, not there");
+                    return Ok(NextPage::NotThere);
+                }
+                Err(CallError::Trimmed) => return self.refused_as_trimmed(),
+                Err(CallError::Gone) => {
                     self.refusals += 1;
-                    if self.refusals < REFUSALS {
-                        let pause = FIRST_REFUSAL_PAUSE * (1 << (self.refusals - 1));
-                        return Ok(NextPage::Refused(pause));
-                    }
-                    if self.closed {
-                        self.say_trimmed();
-                        return Ok(NextPage::TrimmedAway);
-                    }
-                    // An open shard is too young for that.
-                    return Err(refusal).with_context(|| self.unreadable());
+                    let again = NextPage::Refused(pause_after(self.refusals));
+                    return Ok(if self.refusals < MAX_REFUSALS {
+                        again
+                    } else {
+                        NextPage::Missing
+                    });
                 }
                 Err(error) => return Err(error).with_context(|| self.unreadable()),
             }
         }
         bail!(
-            "{ITERATORS} iterators in a row were of no use for shard {} of {}",
+            "{MAX_ITERATOR_ATTEMPTS} iterators in a row expired unused for shard {} of {}",
             self.shard,
-            self.stream.arn
+            self.run.stream.arn
         )
     }
 
-    fn unreadable(&self) -> String {
-        format!("cannot read shard {} of {}", self.shard, self.stream.arn)
-    }
-
-    fn check_trimmed(&self, refused: bool) -> anyhow::Result<()> {
-        if !self.promised {
-            return Ok(());
-        }
-        self.reading.check_trimmed(&self.stream, &self.shard, &self.position, refused)
-    }
-
-    /// That something is trimmed away and loses nothing, or breaks no promise.
-    fn say_trimmed(&self) {
-        let why = if self.promised {
-            "older than what is known to be stored: nothing is lost"
-        } else {
-            "nothing was known of it: no snapshot, no checkpoint"
+    async fn get_records(&mut self) -> Result<GetRecordsOutput, CallError> {
+        let iterator = match self.iterator.take() {
+            Some(iterator) => iterator,
+            None => {
+                // The empty pages after the last record come again.
+                self.empty_pages.restart();
+                self.new_iterator().await?
+            }
         };
-        tracing::warn!(
-            stream = self.stream.arn,
-            shard = &*self.shard,
-            "trimmed away in part, {why}"
-        );
+        let source = &self.context.source;
+        let call = || source.client.get_records().shard_iterator(&iterator).limit(1000).send();
+        source.call("GetRecords", call).await
     }
 
-    async fn iterator(&self) -> Result<String, CallError> {
-        let source = &self.reading.source;
+    async fn new_iterator(&self) -> Result<String, CallError> {
+        let source = &self.context.source;
         let call = || {
             let request = source
                 .client
                 .get_shard_iterator()
-                .stream_arn(&self.stream.arn)
+                .stream_arn(&self.run.stream.arn)
                 .shard_id(self.shard.as_ref());
             match &self.position.sequence_number {
                 None => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
@@ -368,68 +299,132 @@ impl ShardReader {
             .send()
         };
         let answer = source.call("GetShardIterator", call).await?;
-        // Not seen yet. Taken for a shard that is not there, it is tried again.
+        // Never seen. Taken for a shard that is not there, it is asked for again.
         answer.shard_iterator.ok_or(CallError::Gone)
     }
-}
 
-enum NextPage {
-    Read {
-        records: Vec<Vec<u8>>,
-        iterator: Option<String>,
-    },
-    /// To be asked for again after a pause.
-    Refused(Duration),
-    TrimmedAway,
-}
+    fn take_answer(&mut self, answer: GetRecordsOutput) -> anyhow::Result<Vec<Vec<u8>>> {
+        let records = answer.records();
+        if let Some(images) = records.last().and_then(|record| record.dynamodb()) {
+            self.position.sequence_number = images.sequence_number().map(str::to_owned);
+        }
+        let created = |record: &Record| {
+            let time = record.dynamodb()?.approximate_creation_date_time()?;
+            OffsetDateTime::from_unix_timestamp(time.secs()).ok()
+        };
+        // Not the last one's alone: a time may be missing, or be a second early.
+        if let Some(newest) = records.iter().filter_map(created).max() {
+            self.position.created(newest);
+        }
+        let records = records.iter().map(|record| lambda_json(record, &self.run.stream.arn));
+        let records = records.collect::<Result<_, _>>();
+        self.iterator = answer.next_shard_iterator;
+        records.context("a record could not be written as JSON")
+    }
 
-impl Reading {
-    /// Where records of a shard behind this position are, or may be, trimmed away: whether that loses
-    /// any. `refused`: the stream refuses to go on there.
+    /// The API says that what comes next is trimmed.
+    fn refused_as_trimmed(&mut self) -> anyhow::Result<NextPage> {
+        self.refusals += 1;
+        let at_horizon = self.position.sequence_number.is_none();
+        let most = if at_horizon { MAX_REFUSALS } else { MAX_TRIMMED_REFUSALS };
+        if self.refusals < most {
+            return Ok(NextPage::Refused(pause_after(self.refusals)));
+        }
+        self.check_trimmed(true)?;
+        if !at_horizon {
+            // What is left of the shard begins at the horizon.
+            self.log_trimmed();
+            self.position.sequence_number = None;
+            self.refusals = 0;
+            return Ok(NextPage::Refused(Duration::ZERO));
+        }
+        if self.closed {
+            return Ok(NextPage::TrimmedAway);
+        }
+        // An open shard is too young for that.
+        Err(CallError::Trimmed).with_context(|| self.unreadable())
+    }
+
+    /// The shard cannot be found: asks whether it is still listed, and judges by the clock.
+    async fn missing(self) -> anyhow::Result<ReadOutcome> {
+        let description = self.context.source.describe(&self.run.stream).await?;
+        let listed = description.as_ref().and_then(|description| {
+            description.shards.iter().find(|shard| shard.id == *self.shard)
+        });
+        if listed.is_some_and(|shard| !shard.closed) {
+            return Err(CallError::Gone).with_context(|| self.unreadable());
+        }
+        let now = OffsetDateTime::now_utc();
+        let snapshot = self.context.snapshot_time;
+        match judge_missing(&self.position, self.promised, description.is_some(), snapshot, now) {
+            Missing::TooYoung => Err(CallError::Gone).with_context(|| {
+                format!(
+                    "{}: what it holds is younger than 24 hours, so that it cannot have been trimmed; run the same \
+                     command again",
+                    self.unreadable()
+                )
+            }),
+            Missing::Lost => {
+                self.context.lose(self.lost())?;
+                Ok(self.trimmed_away().await)
+            }
+            Missing::Trimmed => Ok(self.trimmed_away().await),
+        }
+    }
+
+    async fn trimmed_away(mut self) -> ReadOutcome {
+        self.log_trimmed();
+        self.context.findings().gone.insert(self.name());
+        self.context.findings().assumed.remove(&self.name());
+        self.run.shards.expected.fetch_add(1, Ordering::SeqCst);
+        self.iterator = None;
+        self.send(Vec::new(), ShardStatus::TrimmedAway, None).await;
+        ReadOutcome::Finished(self.position)
+    }
+
+    fn name(&self) -> ShardName {
+        ShardName::new(&self.run.stream, &self.shard)
+    }
+
+    fn unreadable(&self) -> String {
+        format!("cannot read shard {} of {}", self.shard, self.run.stream.arn)
+    }
+
+    fn lost(&self) -> Lost {
+        Lost {
+            shard: self.name(),
+            position: self.position.clone(),
+            since: self.position.read_through.max(self.context.snapshot_time),
+        }
+    }
+
+    /// What comes after the position is, or may be, trimmed. `refused`: the stream refuses to go on there.
     ///
     /// # Errors
-    /// [`Lost`].
-    pub(crate) fn check_trimmed(
-        &self,
-        stream: &Stream,
-        shard: &str,
-        position: &Position,
-        refused: bool,
-    ) -> anyhow::Result<()> {
-        if !can_be_lost(position, refused, self.snapshot_time, OffsetDateTime::now_utc()) {
-            return Ok(());
+    /// [`Lost`] if that matters.
+    fn check_trimmed(&self, refused: bool) -> Result<(), Lost> {
+        let (snapshot, now) = (self.context.snapshot_time, OffsetDateTime::now_utc());
+        if self.promised && can_be_lost(&self.position, refused, snapshot, now) {
+            return self.context.lose(self.lost());
         }
-        let lost = Lost {
-            shard: shard.to_owned(),
-            stream_arn: stream.arn.clone(),
-            position: position.clone(),
-            since: position.read_through.max(self.snapshot_time),
-        };
-        if self.allow_gap {
-            let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
-            if gaps.insert(format!("{}/{shard}", stream.arn)) {
-                tracing::error!("{lost}; going on, as --allow-gap says");
-            }
-            return Ok(());
-        }
-        Err(lost.into())
+        Ok(())
     }
 
-    /// What had to be repeated, in words; `None` where nothing had to be.
-    pub(crate) fn troubles(&self) -> Option<String> {
-        let troubles = &self.source.troubles;
-        let counted = [
-            (&troubles.throttled, "calls throttled"),
-            (&troubles.failed, "calls failed and repeated"),
-            (&troubles.expired, "iterators expired"),
-            (&troubles.disagreed, "descriptions asked for again"),
-        ]
-        .map(|(count, what)| (count.load(Ordering::Relaxed), what));
-        let said: Vec<String> = counted
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-        (!said.is_empty()).then(|| said.join(", "))
+    /// Something is trimmed away, and loses nothing or breaks no promise.
+    fn log_trimmed(&self) {
+        let why = if self.promised {
+            "older than what is known to be stored: nothing is lost"
+        } else {
+            "nothing was known of it: no snapshot, no checkpoint"
+        };
+        tracing::warn!(
+            stream = self.run.stream.arn,
+            shard = &*self.shard,
+            "trimmed away in part, {why}"
+        );
     }
+}
+
+fn pause_after(refusals: u32) -> Duration {
+    FIRST_REFUSAL_PAUSE * (1 << refusals.saturating_sub(1).min(6))
 }

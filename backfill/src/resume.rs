@@ -1,20 +1,18 @@
-//! Which checkpoints of earlier runs hold for this one.
+//! Which checkpoints of earlier runs hold for this one. The others are deleted, with a line that says why.
 
 use std::collections::{HashMap, HashSet};
 
-use projector::database::Database;
 use time::OffsetDateTime;
 
-use crate::checkpoint::{Checkpoint, Checkpoints, Mark};
+use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::lineage::Shard;
-use crate::position::RETENTION;
+use crate::position::{Lost, RETENTION, can_be_lost};
 use crate::progress::note;
-use crate::reader::Reading;
-use crate::source::Stream;
+use crate::replay::ReplayContext;
+use crate::source::{ShardName, Stream};
 use crate::summary::clock;
 
-/// Whether checkpoints, at least one, are all of runs that began when every change since this snapshot
-/// could be read.
+/// Whether checkpoints, at least one, are all of runs that began when every change since this snapshot could be read.
 pub(crate) fn began_in_time<'a>(
     checkpoints: impl IntoIterator<Item = &'a Checkpoint>,
     snapshot_time: Option<OffsetDateTime>,
@@ -27,85 +25,180 @@ pub(crate) fn began_in_time<'a>(
         })
 }
 
-/// Forgets all checkpoints of a stream.
-pub(crate) async fn forget_all(
-    checkpoints: &mut Checkpoints,
-    stream: &Stream,
-) -> anyhow::Result<()> {
-    let left = checkpoints.load(&stream.arn).await?;
-    let shards: Vec<&str> = left.keys().map(String::as_str).collect();
-    checkpoints.forget(&stream.arn, &shards).await
+/// Why a checkpoint does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Ignored {
+    /// It came with the snapshot, from an earlier backfill.
+    BeforeSnapshot,
+    /// What came after it can be trimmed. No snapshot is named, so nothing is promised.
+    Old,
+    /// The shard was read to its end, and is not listed any more: nobody will ask for it again.
+    NoLongerNeeded,
+    /// The records before it are in another archive, or in none.
+    OtherArchive,
 }
 
-/// The checkpoints of a stream that hold for this run; the others are deleted.
+/// What a checkpoint is judged by.
+struct Rules<'a> {
+    snapshot_time: Option<OffsetDateTime>,
+    archive: Option<&'a str>,
+    now: OffsetDateTime,
+}
+
+impl Rules<'_> {
+    /// Why a checkpoint does not hold, if it does not.
+    fn ignored(&self, checkpoint: &Checkpoint, listed: bool) -> Option<Ignored> {
+        let old = checkpoint.updated_at < self.now - RETENTION;
+        if self.snapshot_time.is_some_and(|snapshot| checkpoint.updated_at < snapshot) {
+            return Some(Ignored::BeforeSnapshot);
+        }
+        if old && checkpoint.finished && !listed {
+            return Some(Ignored::NoLongerNeeded);
+        }
+        if old && self.snapshot_time.is_none() {
+            return Some(Ignored::Old);
+        }
+        let other = |archive: &str| checkpoint.archive.as_deref() != Some(archive);
+        self.archive.is_some_and(other).then_some(Ignored::OtherArchive)
+    }
+}
+
+/// The checkpoints of a stream that hold for this run.
 pub(crate) async fn usable(
     checkpoints: &mut Checkpoints,
-    database: &Database,
-    reading: &Reading,
+    context: &ReplayContext,
     stream: &Stream,
     listed: &[Shard],
 ) -> anyhow::Result<HashMap<String, Checkpoint>> {
-    let mut left = checkpoints.load(&stream.arn).await?;
-    // An earlier run was through with these, or it would not have begun with their children.
-    let parents_of_left: HashSet<&str> = listed
-        .iter()
-        .filter(|shard| left.contains_key(&shard.id))
-        .filter_map(|shard| shard.parent.as_deref())
-        .collect();
+    let mut resumed = checkpoints.load(&stream.arn).await?;
     let listed: HashSet<&str> = listed.iter().map(|shard| shard.id.as_str()).collect();
-    let mut forgotten = Vec::new();
-    let mut trimmed_away = Vec::new();
-    for (shard, checkpoint) in &left {
-        // Written before the snapshot was taken: it came with it, from an earlier backfill.
-        if reading.snapshot_time.is_some_and(|snapshot| checkpoint.updated_at < snapshot) {
-            forgotten.push(shard.clone());
-            continue;
-        }
-        if !checkpoint.finished && !listed.contains(shard.as_str()) {
-            let position = &checkpoint.position;
-            let went_on = parents_of_left.contains(shard.as_str());
-            if !went_on {
-                reading.check_trimmed(stream, shard, position, true)?;
-            }
-            // One that is too young to be gone is only missing in this listing.
-            let horizon = OffsetDateTime::now_utc() - RETENTION;
-            if went_on
-                || position.read_through.is_none_or(|through| through < horizon)
-                || reading.snapshot_time > position.read_through
-            {
-                trimmed_away.push(Mark {
-                    stream_arn: stream.arn.clone(),
-                    shard_id: shard.clone(),
-                    position: position.clone(),
-                    finished: true,
-                });
-            }
-        }
-        // The records behind it went to another archive, or to none.
-        let archive = checkpoints.archive();
-        if archive.is_some_and(|archive| checkpoint.archive.as_deref() != Some(archive)) {
-            forgotten.push(shard.clone());
+    let rules = Rules {
+        snapshot_time: context.snapshot_time,
+        archive: checkpoints.archive(),
+        now: OffsetDateTime::now_utc(),
+    };
+    let mut ignored: HashMap<Ignored, Vec<String>> = HashMap::new();
+    for (shard, checkpoint) in &resumed {
+        if let Some(why) = rules.ignored(checkpoint, listed.contains(shard.as_str())) {
+            ignored.entry(why).or_default().push(shard.clone());
         }
     }
-    checkpoints.save(database, &trimmed_away).await?;
-    let shards: Vec<&str> = forgotten.iter().map(String::as_str).collect();
-    checkpoints.forget(&stream.arn, &shards).await?;
-    left.retain(|shard, _| !forgotten.contains(shard));
-    let of_another_life = forgotten.len();
-    if of_another_life > 0 {
-        note(&format!(
-            "{}: {of_another_life} checkpoints are not used: they came with the snapshot, or belong to another archive",
-            stream.table
-        ));
+    for (why, shards) in &ignored {
+        let count = shards.len();
+        let table = &stream.table;
+        match why {
+            Ignored::NoLongerNeeded => {}
+            Ignored::BeforeSnapshot => note(&format!(
+                "{table}: {count} checkpoints are ignored: they are older than the snapshot, and came with it"
+            )),
+            Ignored::Old => note(&format!(
+                "{table}: {count} checkpoints are ignored: they are older than 24 hours; reading from the trim horizon"
+            )),
+            Ignored::OtherArchive => note(&format!(
+                "{table}: {count} checkpoints are ignored: their records are in another archive, or in none"
+            )),
+        }
+        let ids: Vec<&str> = shards.iter().map(String::as_str).collect();
+        checkpoints.forget(&stream.arn, &ids).await?;
+        resumed.retain(|shard, _| !shards.contains(shard));
     }
-    if !left.is_empty() {
-        let newest = left.values().map(|checkpoint| checkpoint.updated_at).max();
+    if !resumed.is_empty() {
+        let newest = resumed.values().map(|checkpoint| checkpoint.updated_at).max();
         note(&format!(
-            "{}: goes on from the checkpoints of {} shards, last written at {}",
+            "{}: resuming from the checkpoints of {} shards, last written at {}",
             stream.table,
-            left.len(),
+            resumed.len(),
             newest.map(clock).unwrap_or_default()
         ));
     }
-    Ok(left)
+    Ok(resumed)
+}
+
+/// Deals with the checkpoints of streams that do not exist any more: records after them are gone for good.
+///
+/// # Errors
+/// [`Lost`] if a snapshot is named, and changes since then went with such a stream.
+pub(crate) async fn settle_gone_streams(
+    checkpoints: &mut Checkpoints,
+    context: &ReplayContext,
+    streams: &[&Stream],
+) -> anyhow::Result<()> {
+    let arns: Vec<&str> = streams.iter().map(|stream| stream.arn.as_str()).collect();
+    let now = OffsetDateTime::now_utc();
+    for (arn, shard, checkpoint) in checkpoints.load_others(&arns).await? {
+        let Some((table, label)) = projector::change::stream_of(&arn) else { continue };
+        if !streams.iter().any(|stream| stream.table == table) {
+            continue;
+        }
+        let snapshot = context.snapshot_time.filter(|snapshot| checkpoint.updated_at >= *snapshot);
+        let position = checkpoint.position;
+        if !checkpoint.finished
+            && snapshot.is_some()
+            && can_be_lost(&position, false, snapshot, now)
+        {
+            let stream =
+                Stream { arn: arn.clone(), table: table.to_owned(), label: label.to_owned() };
+            let since = position.read_through.max(snapshot);
+            context.lose(Lost { shard: ShardName::new(&stream, &shard), position, since })?;
+        }
+        if checkpoint.updated_at < now - RETENTION {
+            checkpoints.forget(&arn, &[&shard]).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+    use time::macros::datetime;
+
+    use super::{Ignored, Rules};
+    use crate::checkpoint::Checkpoint;
+    use crate::position::Position;
+
+    #[test]
+    fn checkpoints_of_another_snapshot_or_archive_and_old_ones_are_ignored() {
+        let now = datetime!(2026-11-23 20:00 UTC);
+        let (hour, day) = (Duration::HOUR, Duration::DAY);
+        for (name, age, finished, listed, archive, snapshot_age, expected) in [
+            ("fresh", hour, false, true, Some("b/p"), None, None),
+            ("not listed, fresh", hour, false, false, Some("b/p"), None, None),
+            ("not listed, finished, fresh", hour, true, false, Some("b/p"), None, None),
+            ("since the snapshot", hour, false, true, Some("b/p"), Some(2 * hour), None),
+            (
+                "before the snapshot",
+                3 * hour,
+                true,
+                true,
+                Some("b/p"),
+                Some(2 * hour),
+                Some(Ignored::BeforeSnapshot),
+            ),
+            ("old", 2 * day, false, true, Some("b/p"), None, Some(Ignored::Old)),
+            ("old, a snapshot is named", 2 * day, false, true, Some("b/p"), Some(3 * day), None),
+            (
+                "old, finished, not listed",
+                2 * day,
+                true,
+                false,
+                Some("b/p"),
+                Some(3 * day),
+                Some(Ignored::NoLongerNeeded),
+            ),
+            ("another archive", hour, false, true, Some("a"), None, Some(Ignored::OtherArchive)),
+            ("no archive then", hour, false, true, None, None, Some(Ignored::OtherArchive)),
+        ] {
+            let checkpoint = Checkpoint {
+                position: Position::default(),
+                finished,
+                archive: archive.map(str::to_owned),
+                snapshot_time: None,
+                updated_at: now - age,
+            };
+            let snapshot_time = snapshot_age.map(|age| now - age);
+            let rules = Rules { snapshot_time, archive: Some("b/p"), now };
+            assert_eq!(rules.ignored(&checkpoint, listed), expected, "{name}");
+        }
+    }
 }

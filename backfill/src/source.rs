@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodbstreams as streams;
 use projector::config::ConfigError;
 use streams::config::retry::RetryConfig;
 use streams::error::{ProvideErrorMetadata, SdkError};
-use streams::types::StreamStatus;
+use streams::types::{ShardFilter, ShardFilterType, StreamStatus};
 use time::OffsetDateTime;
 
 use crate::lineage::{self, Shard};
@@ -28,6 +29,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(20);
 /// How often a stream is described while its pages disagree.
 const DESCRIPTIONS: u32 = 5;
 const PAUSE_BETWEEN_DESCRIPTIONS: Duration = Duration::from_millis(500);
+/// A stream counts as gone after it was not found this many times in a row.
+const MISSING: u32 = 4;
 
 /// The streams' API, and how it behaved.
 #[derive(Debug)]
@@ -83,13 +86,22 @@ enum Trouble {
 
 /// By the error codes of the DynamoDB Streams API and AWS's common ones. What is not known is taken
 /// for passing; the cap ends it.
-fn trouble<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> Trouble {
+fn trouble<E, R>(error: &SdkError<E, R>) -> Trouble
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+    R: Debug + 'static,
+{
     match error {
         SdkError::ConstructionFailure(_) => {
             return Trouble::Refused("check the AWS region, endpoint and credentials");
         }
         SdkError::DispatchFailure(failure) if failure.is_user() => {
             return Trouble::Refused("check the AWS region, endpoint and credentials");
+        }
+        SdkError::DispatchFailure(_) if has_no_credentials(error) => {
+            return Trouble::Refused(
+                "there are no AWS credentials any more: set AWS_PROFILE, log in again, or check the role",
+            );
         }
         _ => {}
     }
@@ -124,6 +136,19 @@ fn trouble<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> Trouble {
     }
 }
 
+/// Whether a call was not sent because there are no credentials to sign it with. That their source did not answer in
+/// time may pass.
+fn has_no_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<CredentialsError>() {
+            return !matches!(error, CredentialsError::ProviderTimedOut(_));
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The pause before a call is made again, for the first time with `tries` 1.
 fn pause(tries: u32) -> Duration {
     let longest = Duration::from_millis(100 << tries.min(16)).min(MAX_PAUSE);
@@ -135,6 +160,23 @@ impl Source {
         let config =
             streams::config::Builder::from(aws).retry_config(RetryConfig::disabled()).build();
         Self { client: streams::Client::from_conf(config), troubles: Troubles::default() }
+    }
+
+    /// What had to be repeated, in words; `None` if nothing had to be.
+    pub(crate) fn troubles(&self) -> Option<String> {
+        let counted = [
+            (&self.troubles.throttled, "calls throttled"),
+            (&self.troubles.failed, "calls failed and repeated"),
+            (&self.troubles.expired, "iterators expired"),
+            (&self.troubles.disagreed, "descriptions asked for again"),
+        ]
+        .map(|(count, what)| (count.load(Ordering::Relaxed), what));
+        let said: Vec<String> = counted
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        (!said.is_empty()).then(|| said.join(", "))
     }
 
     /// Makes a call until it is answered, or not to be repeated.
@@ -184,7 +226,7 @@ impl Source {
     /// the last 24 hours, which can still be read.
     ///
     /// # Errors
-    /// [`ConfigError`] of `variable`, which names the table, where there is no table or no stream.
+    /// [`ConfigError`] of `variable`, which names the table, if there is no table or no stream.
     pub(crate) async fn streams_of(
         &self,
         variable: &'static str,
@@ -194,6 +236,17 @@ impl Source {
             let problem = format!("is {table:?}, {problem}; check AWS_REGION, too");
             anyhow::Error::from(ConfigError { variable, problem })
         };
+        match self.list_streams(table).await? {
+            None => Err(wrong("and there is no such table here")),
+            Some(streams) if streams.is_empty() => {
+                Err(wrong("which has no stream: enable it with NEW_IMAGE or NEW_AND_OLD_IMAGES"))
+            }
+            Some(streams) => Ok(streams),
+        }
+    }
+
+    /// The same, also if there is none; `None` if there is no table.
+    pub(crate) async fn list_streams(&self, table: &str) -> anyhow::Result<Option<Vec<Stream>>> {
         let mut found = Vec::new();
         let mut last = None;
         loop {
@@ -203,7 +256,7 @@ impl Source {
             };
             let page = match self.call("ListStreams", call).await {
                 Ok(page) => page,
-                Err(CallError::Gone) => return Err(wrong("and there is no such table here")),
+                Err(CallError::Gone) => return Ok(None),
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("cannot list the streams of table {table:?}"));
@@ -225,32 +278,36 @@ impl Source {
                 break;
             }
         }
-        if found.is_empty() {
-            return Err(wrong(
-                "which has no stream: enable it with NEW_IMAGE or NEW_AND_OLD_IMAGES",
-            ));
-        }
         found.sort_by(|a, b| a.label.cmp(&b.label));
         found.dedup_by(|a, b| a.arn == b.arn);
-        Ok(found)
+        Ok(Some(found))
     }
 
-    /// Describes a stream with all its shards; again while the pages disagree.
-    pub(crate) async fn describe(&self, stream: &Stream) -> anyhow::Result<Description> {
+    /// Describes a stream with all its shards; again while the pages disagree. `None`: there is no such stream any
+    /// more, as AWS deletes one 24 hours after it was disabled.
+    pub(crate) async fn describe(&self, stream: &Stream) -> anyhow::Result<Option<Description>> {
         let mut descriptions = 0;
+        let mut missing = 0;
         loop {
+            let Some((description, pages)) = self.describe_once(stream, None).await? else {
+                missing += 1;
+                if missing == MISSING {
+                    return Ok(None);
+                }
+                tokio::time::sleep(PAUSE_BETWEEN_DESCRIPTIONS).await;
+                continue;
+            };
             descriptions += 1;
-            let (description, pages) = self.describe_once(stream).await?;
             let disagreement = lineage::disagreement(&pages, description.enabled);
-            let shards = lineage::united(pages);
+            let shards = lineage::merge_pages(pages);
             let Some(disagreement) = disagreement else {
-                return Ok(Description { shards, ..description });
+                return Ok(Some(Description { shards, ..description }));
             };
             self.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(stream = stream.arn, %disagreement, "DescribeStream contradicts itself");
             if descriptions == DESCRIPTIONS {
                 if disagreement.is_harmless() {
-                    return Ok(Description { shards, ..description });
+                    return Ok(Some(Description { shards, ..description }));
                 }
                 return Err(disagreement).with_context(|| {
                     format!(
@@ -263,19 +320,39 @@ impl Source {
         }
     }
 
+    /// Describes a stream with the children of one shard alone: one call, however many shards the stream has. An
+    /// endpoint that does not know the filter describes all of them, which is as good.
+    pub(crate) async fn describe_children(
+        &self,
+        stream: &Stream,
+        shard: &str,
+    ) -> anyhow::Result<Option<Description>> {
+        let filter =
+            ShardFilter::builder().r#type(ShardFilterType::ChildShards).shard_id(shard).build();
+        let described = self.describe_once(stream, Some(filter)).await?;
+        Ok(described.map(|(description, pages)| Description {
+            shards: lineage::merge_pages(pages),
+            ..description
+        }))
+    }
+
     async fn describe_once(
         &self,
         stream: &Stream,
-    ) -> anyhow::Result<(Description, Vec<Vec<Shard>>)> {
+        filter: Option<ShardFilter>,
+    ) -> anyhow::Result<Option<(Description, Vec<Vec<Shard>>)>> {
         let mut pages = Vec::new();
         let mut last: Option<String> = None;
         loop {
             let call = || {
                 let request = self.client.describe_stream().stream_arn(&stream.arn);
-                request.set_exclusive_start_shard_id(last.clone()).send()
+                let request = request.set_exclusive_start_shard_id(last.clone());
+                request.set_shard_filter(filter.clone()).send()
             };
-            let answer = self.call("DescribeStream", call).await;
-            let answer = answer.with_context(|| format!("cannot describe {}", stream.arn))?;
+            let answer = match self.call("DescribeStream", call).await {
+                Err(CallError::Gone) => return Ok(None),
+                answer => answer.with_context(|| format!("cannot describe {}", stream.arn))?,
+            };
             let page = answer
                 .stream_description
                 .with_context(|| format!("DescribeStream says nothing of {}", stream.arn))?;
@@ -297,7 +374,7 @@ impl Source {
                 }),
                 shards: Vec::new(),
             };
-            return Ok((description, pages));
+            return Ok(Some((description, pages)));
         }
     }
 }
@@ -319,6 +396,24 @@ pub(crate) struct Stream {
     pub(crate) table: String,
     /// The time at which it was enabled, as the end of its ARN says it.
     pub(crate) label: String,
+}
+
+/// A shard, as the operator knows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ShardName {
+    pub(crate) table: String,
+    pub(crate) stream_arn: String,
+    pub(crate) shard: String,
+}
+
+impl ShardName {
+    pub(crate) fn new(stream: &Stream, shard: &str) -> Self {
+        Self {
+            table: stream.table.clone(),
+            stream_arn: stream.arn.clone(),
+            shard: shard.to_owned(),
+        }
+    }
 }
 
 /// What `DescribeStream` says of a stream, all pages together.

@@ -1,9 +1,11 @@
 //! What a run came to, on standard output.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use projector::apply::Counts;
+use serde_json::{Value as Json, json};
 
 /// A line on standard output. That its reader has gone (`| head`) is no failure of the run.
 macro_rules! say {
@@ -16,6 +18,11 @@ pub(crate) use say;
 
 /// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`.
 pub(crate) fn print(end: &str, counts: &Counts, reasons: &Reasons, duration: Duration) {
+    say!("{}", text(end, counts, reasons, duration).trim_end());
+}
+
+/// The same as text.
+pub(crate) fn text(end: &str, counts: &Counts, reasons: &Reasons, duration: Duration) -> String {
     let Counts {
         records,
         applied,
@@ -31,10 +38,8 @@ pub(crate) fn print(end: &str, counts: &Counts, reasons: &Reasons, duration: Dur
         objects_current,
     } = *counts;
     let seconds = duration.as_secs_f64();
-    say!(
-        "{end}: {records} records in {seconds:.1} s ({:.0}/s)",
-        records as f64 / seconds.max(1e-9)
-    );
+    let rate = records as f64 / seconds.max(1e-9);
+    let mut text = format!("{end}: {records} records in {seconds:.1} s ({rate:.0}/s)\n");
     for (name, count, meaning) in [
         ("applied", applied, "newer than what the row held"),
         ("duplicate", duplicate, "held already"),
@@ -52,16 +57,51 @@ pub(crate) fn print(end: &str, counts: &Counts, reasons: &Reasons, duration: Dur
         ("objects current", objects_current, "held the row already"),
     ] {
         if count > 0 || matches!(name, "applied" | "rejected") {
-            say!("{}", format!("  {name:<16}{count:>10}  {meaning}").trim_end());
+            text += format!("  {name:<16}{count:>10}  {meaning}").trim_end();
+            text.push('\n');
         }
     }
-    reasons.print();
+    text + &reasons.text()
+}
+
+/// The counts as JSON.
+pub(crate) fn counts_json(counts: &Counts) -> Json {
+    let Counts {
+        records,
+        applied,
+        duplicate,
+        stale,
+        stale_created_later,
+        superseded,
+        ttl_kept,
+        rejected,
+        failed,
+        rows_written,
+        objects_written,
+        objects_current,
+    } = *counts;
+    json!({
+        "records": records,
+        "applied": applied,
+        "duplicate": duplicate,
+        "stale": stale,
+        "stale_created_later": stale_created_later,
+        "superseded": superseded,
+        "ttl_kept": ttl_kept,
+        "rejected": rejected,
+        "failed": failed,
+        "rows_written": rows_written,
+        "objects_written": objects_written,
+        "objects_current": objects_current,
+    })
 }
 
 /// The end of a run that wrote nothing.
 pub(crate) fn print_dry(records: u64, rejected: u64, reasons: &Reasons) {
     say!("dry run, nothing was written: {records} records, {rejected} would be rejected");
-    reasons.print();
+    if !reasons.0.is_empty() {
+        say!("{}", reasons.text().trim_end());
+    }
 }
 
 /// Why records were rejected, and how many for each reason; the first so many reasons by name.
@@ -85,10 +125,17 @@ impl Reasons {
         }
     }
 
-    fn print(&self) {
+    fn text(&self) -> String {
+        let mut text = String::new();
         for (reason, count) in &self.0 {
-            say!("  {count:>6} × {reason}");
+            let _ = writeln!(text, "  {count:>6} × {reason}");
         }
+        text
+    }
+
+    /// As JSON: how many records by reason.
+    pub(crate) fn json(&self) -> Json {
+        json!(self.0)
     }
 }
 

@@ -39,6 +39,7 @@ pub fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Co
         .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
         .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &server.url)
         .env("AWS_ENDPOINT_URL_LAMBDA", &server.url)
+        .env("AWS_ENDPOINT_URL_DYNAMODB", &server.url)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -49,8 +50,8 @@ pub fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Co
 /// `backfill stream` that does not wait long for what is idle or missing.
 #[must_use]
 pub fn stream(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
-    let quick = ["stream", "--idle-seconds", "0", "--child-wait-seconds", "1"];
-    command(stores, server, &[&quick, arguments].concat())
+    let quick = ["stream", "--idle-seconds", "0", "--first-record-seconds", "0"];
+    command(stores, server, &[&quick[..], &["--child-wait-seconds", "1"], arguments].concat())
 }
 
 /// Runs a command to its end.
@@ -129,6 +130,15 @@ pub async fn assert_equal(stores: &Stores, records: &[Record]) {
     let wrong: BTreeSet<_> = sessions.filter(|id| rows.get(*id) != expected.get(*id)).collect();
     assert!(wrong.is_empty(), "{} of {} rows: {wrong:?}", wrong.len(), expected.len());
     assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
+}
+
+/// As if what the checkpoints stand for had been stored so many hours ago, and the checkpoints written just now.
+///
+/// # Panics
+/// Where there are none.
+pub async fn age_what_was_read(stores: &Stores, hours: u32) {
+    age_checkpoints(stores, hours).await;
+    assert_ne!(stores.change("UPDATE backfill_checkpoints SET updated_at = now()").await, 0);
 }
 
 /// As if the checkpoints had been written so many hours ago, and what they stand for stored then.

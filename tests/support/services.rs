@@ -172,6 +172,15 @@ impl Stores {
         text.unwrap_or_default()
     }
 
+    /// Runs a statement, and returns how many rows it changed.
+    ///
+    /// # Panics
+    /// Where PostgreSQL refuses.
+    pub async fn change(&self, sql: &str) -> u64 {
+        let done = sqlx::raw_sql(sql).execute(&mut self.connect().await).await;
+        done.expect("it is done").rows_affected()
+    }
+
     /// A projector of both stores.
     pub async fn projector(&self) -> Projector {
         self.projector_at(&service("AWS_ENDPOINT_URL"), 1).await

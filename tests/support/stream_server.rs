@@ -96,6 +96,8 @@ struct Stream {
 
 struct Content {
     streams: BTreeMap<String, Stream>,
+    /// How many replicas a table has in other Regions.
+    replicas: HashMap<&'static str, usize>,
     page_size: usize,
     empty_pages: usize,
     shards_a_page: usize,
@@ -129,6 +131,7 @@ impl StreamServer {
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let content = Content {
             streams: BTreeMap::new(),
+            replicas: HashMap::new(),
             page_size: 1000,
             empty_pages: 0,
             shards_a_page: 100,
@@ -232,6 +235,16 @@ impl StreamServer {
             stream.enabled = false;
             stream.shards.values_mut().for_each(|shard| shard.closed = true);
         });
+    }
+
+    /// Deletes a stream, as AWS does 24 hours after it was disabled.
+    pub fn remove_stream(&self, arn: &str) {
+        self.content().streams.remove(arn);
+    }
+
+    /// How many replicas a table has in other Regions.
+    pub fn set_replicas(&self, table: Table, replicas: usize) {
+        self.content().replicas.insert(table.name(), replicas);
     }
 
     /// How many event source mappings read a stream; `None`: it is forbidden to ask.
@@ -371,6 +384,11 @@ async fn serve(
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
     let body: Json = serde_json::from_slice(&body.unwrap_or_default()).unwrap_or_default();
     let Some(operation) = operation else {
+        let operation = "ListEventSourceMappings";
+        let fault = state.content.lock().expect("not poisoned").admit(operation, &body);
+        if let Fault::Delay(delay) = fault {
+            tokio::time::sleep(delay).await;
+        }
         return Ok(respond(&event_source_mappings(&state, &query), false));
     };
     let reads = operation == "GetRecords";
@@ -496,6 +514,7 @@ impl Content {
             "DescribeStream" => self.describe_stream(body, fault),
             "GetShardIterator" => self.get_shard_iterator(body),
             "GetRecords" => self.get_records(body),
+            "DescribeTable" => Ok(self.describe_table(member(body, "TableName"))),
             _ => Err((400, "UnknownOperationException")),
         }
     }
@@ -508,6 +527,14 @@ impl Content {
         json!({ "Streams": listed.collect::<Vec<_>>() })
     }
 
+    fn describe_table(&self, table: &str) -> Json {
+        let replicas = self.replicas.get(table).copied().unwrap_or_default();
+        let replica = |index| json!({ "RegionName": format!("eu-west-{index}") });
+        json!({ "Table": {
+            "TableName": table, "Replicas": (1..=replicas).map(replica).collect::<Vec<_>>(),
+        } })
+    }
+
     fn describe_stream(&self, body: &Json, fault: &Fault) -> Answer {
         let arn = member(body, "StreamArn");
         let stream = self.streams.get(arn).ok_or((400, "ResourceNotFoundException"))?;
@@ -517,7 +544,12 @@ impl Content {
             Fault::ShowOpen(shards) => (&[], shards),
             _ => (&[], &[]),
         };
-        let mut rest = stream.shards.iter().filter(|(id, _)| id.as_str() > after);
+        // CHILD_SHARDS is the only filter there is.
+        let parent = body["ShardFilter"]["ShardId"].as_str();
+        let wanted =
+            |shard: &Shard| parent.is_none_or(|parent| shard.parent.as_deref() == Some(parent));
+        let mut rest =
+            stream.shards.iter().filter(|(id, shard)| id.as_str() > after && wanted(shard));
         let page: Vec<_> = rest.by_ref().take(self.shards_a_page).collect();
         let last = page.last().filter(|_| rest.next().is_some()).map(|(id, _)| id.as_str());
         let listed = page.iter().filter(|(id, _)| !hidden.contains(id)).map(|(id, shard)| {

@@ -1,0 +1,79 @@
+//! `backfill stream --follow`: it goes on as long as the tables do, and keeps its lock.
+
+use std::time::Duration;
+
+use support::oracle;
+use support::records::{LABEL, Record, Table, session};
+use support::runs::{assert_code, label, now, output, stream, text};
+use support::services::Stores;
+use support::stream_server::StreamServer;
+use tokio::process::Command;
+
+async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if met().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{what} does not come");
+}
+
+/// A stream that is turned off and on again is another stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_turned_off_and_on_is_followed() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let old = server.add_stream(Table::Sessions, LABEL);
+    server.add_stream(Table::Scans, LABEL);
+    server.open_shard(&old, "shardId-a", None);
+    let mut records: Vec<Record> = vec![session("before", "u").place(LABEL, 1)];
+    server.put(&old, "shardId-a", &records);
+    let following = stream(&stores, &server, &["--follow"]).spawn().expect("backfill runs");
+    until("the first row", async || stores.rows().await == oracle::rows(&records)).await;
+
+    server.disable(&old);
+    let later = label(now());
+    let new = server.add_stream(Table::Sessions, &later);
+    server.open_shard(&new, "shardId-a", None);
+    for index in 1..=10 {
+        let record = session(&format!("after-{index}"), "u").place(&later, index);
+        server.put(&new, "shardId-a", std::slice::from_ref(&record));
+        records.push(record);
+    }
+    until("the later rows", async || stores.rows().await == oracle::rows(&records)).await;
+    // It has a checkpoint of its own, and its shards are followed like those of the first.
+    server.roll(&new, "shardId-a", "shardId-b");
+    let last = session("last", "u").place(&later, 100);
+    server.put(&new, "shardId-b", std::slice::from_ref(&last));
+    records.push(last);
+    until("the last row", async || stores.rows().await == oracle::rows(&records)).await;
+
+    let pid = following.id().expect("it runs").to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().await.expect("kill runs").success());
+    let ended = following.wait_with_output().await.expect("it ends");
+    assert_code(&ended, 0);
+    assert!(text(&ended.stdout).contains("is in no stream"), "{ended:?}");
+}
+
+/// The tables are quiet, and the connection that holds the lock is ended by somebody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_lost_while_nothing_comes_is_taken_again() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let arn = server.add_stream(Table::Sessions, LABEL);
+    server.add_stream(Table::Scans, LABEL);
+    server.open_shard(&arn, "shardId-a", None);
+    server.put(&arn, "shardId-a", &[session("s1", "u").place(LABEL, 1)]);
+    let _following = stream(&stores, &server, &["--follow"]).spawn().expect("backfill runs");
+    until("the row", async || stores.rows().await.len() == 1).await;
+    let locks = "FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                 (SELECT oid FROM pg_database WHERE datname = current_database())";
+    // The last checkpoint is stored: nothing is written that would notice.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(stores.ask(&format!("SELECT count(pg_terminate_backend(pid)) {locks}")).await, "1");
+    let held = format!("SELECT count(*) {locks}");
+    until("the end of the old lock", async || stores.ask(&held).await == "0").await;
+    until("the lock", async || stores.ask(&held).await == "1").await;
+    let second = output(stream(&stores, &server, &[])).await;
+    assert_code(&second, 1);
+    assert!(text(&second.stderr).contains("another `backfill stream`"), "{second:?}");
+}
