@@ -210,7 +210,7 @@ async fn two_tables_over_generations_of_shards_come_to_their_history_and_their_c
 
     let mut command = tokio::process::Command::new(binary("backfill"));
     command
-        .args(["stream", "--idle-seconds", "1"])
+        .args(["stream", "--idle-seconds", "1", "--first-record-seconds", "1"])
         // The clock of the streams is hours ahead: so must be that of who reads them.
         .env("LD_PRELOAD", service("DYNAMODB_LOCAL_PRELOAD"))
         .env("DATABASE_URL", &stores.database_url)
