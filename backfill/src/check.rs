@@ -385,7 +385,9 @@ impl Report {
             ]);
         }
         if !readers_known {
-            rows.iter_mut().for_each(|row| row.truncate(6));
+            for row in &mut rows {
+                row.truncate(6);
+            }
         }
         let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();

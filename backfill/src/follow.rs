@@ -3,6 +3,7 @@
 //! A stream that is turned off and on again is a new stream, with another ARN. The old one ends, and without this its
 //! end would look like the end of the changes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,7 +99,7 @@ impl Following {
         );
         note(&remark);
         self.context.findings().remarks.push(remark);
-        let mut run = StreamRun::new(stream.clone(), description.shards, Default::default());
+        let mut run = StreamRun::new(stream.clone(), description.shards, HashMap::new());
         run.enabled_during_run = description.enabled_since;
         Ok(Some(Arc::new(run)))
     }

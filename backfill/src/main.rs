@@ -80,7 +80,7 @@ async fn main() -> ExitCode {
     // A flag that is wrong ends here, with exit code 2.
     let cli = Cli::parse();
     let result = match start_logs() {
-        Ok(()) => run(cli).await,
+        Ok(()) => Box::pin(run(cli)).await,
         Err(error) => Err(error),
     };
     match result {

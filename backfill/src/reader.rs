@@ -14,7 +14,6 @@ use aws_sdk_dynamodbstreams::types::{Record, ShardIteratorType};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::lineage::Shard;
 use crate::position::{Lost, Missing, Position, can_be_lost, judge_missing};
 use crate::record::lambda_json;
 use crate::replay::{Message, Page, ReplayContext, ShardStatus, StreamRun};
@@ -49,11 +48,13 @@ pub(crate) enum ReadOutcome {
     NotThere,
 }
 
-/// How a shard came to be read.
+/// What is known of a shard before it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
-    /// It is listed, or has a checkpoint.
-    Listed,
+    /// It may go on: nothing showed its end.
+    Open,
+    /// `DescribeStream` showed its end: it is read until that end, never assumed to be caught up.
+    Closed,
     /// Only a child of it names it: trimmed away, as a rule, or left out of the listing by mistake.
     AsParent,
 }
@@ -63,8 +64,6 @@ pub(crate) struct ShardReader {
     context: Arc<ReplayContext>,
     run: Arc<StreamRun>,
     shard: Arc<str>,
-    /// `DescribeStream` showed its end: it is read until that end, never assumed to be caught up.
-    closed: bool,
     known: Known,
     position: Position,
     messages: mpsc::Sender<Message>,
@@ -98,8 +97,7 @@ impl ShardReader {
     pub(crate) fn new(
         context: Arc<ReplayContext>,
         run: Arc<StreamRun>,
-        shard: Shard,
-        known: Known,
+        (shard, known): (String, Known),
         position: Position,
         messages: mpsc::Sender<Message>,
     ) -> Self {
@@ -107,8 +105,7 @@ impl ShardReader {
         Self {
             context,
             run,
-            shard: Arc::from(shard.id),
-            closed: shard.closed,
+            shard: Arc::from(shard),
             known,
             reported_through: position.read_through,
             position,
@@ -166,7 +163,7 @@ impl ShardReader {
         let ended = self.iterator.is_none();
         let had_records = self.position.sequence_number.is_some();
         let wait = if had_records { self.context.idle } else { self.context.first_record };
-        let idle = !self.closed && !ended && self.empty_pages.enough(wait, now);
+        let idle = self.known == Known::Open && !ended && self.empty_pages.enough(wait, now);
         let cutoff = self.context.cutoff;
         let passed =
             self.position.last_created.is_some_and(|newest| newest > cutoff + CUTOFF_SLACK);
@@ -338,7 +335,7 @@ impl ShardReader {
             self.refusals = 0;
             return Ok(NextPage::Refused(Duration::ZERO));
         }
-        if self.closed {
+        if self.known != Known::Open {
             return Ok(NextPage::TrimmedAway);
         }
         // An open shard is too young for that.
@@ -402,7 +399,7 @@ impl ShardReader {
     ///
     /// # Errors
     /// [`Lost`] if that matters.
-    fn check_trimmed(&self, refused: bool) -> Result<(), Lost> {
+    fn check_trimmed(&self, refused: bool) -> anyhow::Result<()> {
         let (snapshot, now) = (self.context.snapshot_time, OffsetDateTime::now_utc());
         if self.promised && can_be_lost(&self.position, refused, snapshot, now) {
             return self.context.lose(self.lost());

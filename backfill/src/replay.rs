@@ -61,9 +61,9 @@ impl ReplayContext {
     ///
     /// # Errors
     /// [`Lost`], unless the run may go on without them.
-    pub(crate) fn lose(&self, lost: Lost) -> Result<(), Lost> {
+    pub(crate) fn lose(&self, lost: Lost) -> anyhow::Result<()> {
         if !self.allow_gap {
-            return Err(lost);
+            return Err(lost.into());
         }
         let mut findings = self.findings();
         let new = findings.gaps.insert(lost.shard.clone(), lost.since).is_none();

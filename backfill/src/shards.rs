@@ -144,10 +144,12 @@ impl StreamReading {
             let position = self.beginning(&shard);
             let known = if self.named_as_parent.contains(&shard.id) {
                 Known::AsParent
+            } else if shard.closed {
+                Known::Closed
             } else {
-                Known::Listed
+                Known::Open
             };
-            self.read(shard, known, position);
+            self.read(shard.id, known, position);
         }
     }
 
@@ -160,14 +162,12 @@ impl StreamReading {
         Position::after(of_parent.copied().flatten().max(self.run.enabled_during_run))
     }
 
-    fn read(&mut self, shard: Shard, known: Known, position: Position) {
+    fn read(&mut self, id: String, known: Known, position: Position) {
         self.shown_complete = false;
-        let id = shard.id.clone();
         let reader = ShardReader::new(
             Arc::clone(&self.context),
             Arc::clone(&self.run),
-            shard,
-            known,
+            (id.clone(), known),
             position,
             self.messages.clone(),
         );
@@ -252,7 +252,7 @@ impl StreamReading {
             if (shard.closed || self.lineage.has_children(&shard.id))
                 && let Some(position) = self.assumed.remove(&shard.id)
             {
-                self.read(Shard { closed: true, ..shard }, Known::Listed, position);
+                self.read(shard.id, Known::Closed, position);
             }
         }
         let (lineage, run, patience) = (&self.lineage, &self.run, self.child_patience);
