@@ -44,7 +44,7 @@ pub(crate) async fn run(
 
 async fn find_out(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<Report> {
     let tables = settings.config_without_database()?.tables;
-    let aws = config::aws().await?;
+    let aws = config::aws_with_credentials().await?;
     let mut found = examine(&Source::new(&aws), &tables).await?;
     let readers = readers::ask(&aws, &found.streams()).await;
     found.set_readers(readers);

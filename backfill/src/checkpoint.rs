@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use projector::database::{Database, STATEMENT_TIMEOUT};
+use projector::deadline::Deadline;
 use projector::error::{Consequence, Error};
-use sqlx::PgConnection;
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments as _, PgConnection, Row as _};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
@@ -344,18 +346,44 @@ async fn end(connection: &mut PgConnection, session: Session) {
 
 /// Who holds the lock, and how to end it.
 async fn holder(connection: &mut PgConnection) -> Option<String> {
-    // A key of 64 bits stands in two columns (PostgreSQL documentation, "pg_locks").
-    let sql = "SELECT l.pid, host(a.client_addr), a.backend_start FROM pg_locks l
-        LEFT JOIN pg_stat_activity a USING (pid)
-        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND l.classid::bigint = $1 >> 32 AND l.objid::bigint = $1 & 4294967295";
     let (pid, address, since): (i32, Option<String>, Option<OffsetDateTime>) =
-        sqlx::query_as(sql).bind(LOCK).fetch_optional(connection).await.ok()??;
+        sqlx::query_as(HOLDER).bind(LOCK).fetch_optional(connection).await.ok()??;
     let address = address.map(|address| format!(" from {address}")).unwrap_or_default();
     let since =
         since.map(|since| format!(" since {}", crate::summary::clock(since))).unwrap_or_default();
     Some(format!(
         " (server process {pid}{address}{since}): wait until it ends, or end it with SELECT pg_terminate_backend({pid})"
     ))
+}
+
+/// Who holds the lock. A key of 64 bits is in two columns (PostgreSQL documentation, `pg_locks`).
+const HOLDER: &str = "SELECT l.pid, host(a.client_addr), a.backend_start FROM pg_locks l
+    LEFT JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND l.classid::bigint = $1 >> 32 AND l.objid::bigint = $1 & 4294967295";
+
+/// The server process that holds the lock of `backfill stream`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct LockHolder {
+    pub(crate) pid: i32,
+    /// The address of its client; `None` for a Unix socket, or if this login may not see it.
+    pub(crate) address: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) connected_at: Option<OffsetDateTime>,
+}
+
+/// Who holds the lock of `backfill stream` on this database. Takes no lock itself.
+pub(crate) async fn lock_holder(database: &Database) -> Result<Option<LockHolder>, Error> {
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(LOCK)?;
+        Ok(arguments)
+    };
+    let rows = database.fetch(HOLDER, arguments, Deadline::NONE).await?;
+    let holder = rows.first().map(|row| {
+        let (pid, address, connected_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        Ok(LockHolder { pid, address, connected_at })
+    });
+    holder.transpose().map_err(Error::Database)
 }

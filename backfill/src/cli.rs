@@ -3,34 +3,27 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use projector::config::{Config, ConfigError};
+use projector::config::{Config, ConfigError, VARIABLES};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// How many connections a backfill opens where nothing else is said.
+use crate::outcome::exit_codes;
+
+/// How many connections a backfill opens unless a setting says otherwise.
 const DEFAULT_CONNECTIONS: usize = 4;
+/// Stands for the database of a command that connects to none.
+const NOWHERE: &str = "postgres://dry-run@localhost/dry-run";
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done; of check: safe
-  1  failed; run the same command again once the cause is mended
-  2  a flag or a variable is missing or wrong
-  3  done, and this run set some records aside in the table rejected_records
-  4  not safe: the streams do not hold every change since the snapshot, or have too many readers
-  5  records can have been trimmed away unread: the message says in which shard and since when
-  6  ended by SIGINT or SIGTERM before all was applied; the same command goes on from there
-  130  ended at once by a second signal";
-
-/// Replays change records into the read model (PostgreSQL, and S3 where a bucket is given).
+/// Brings the read model up to date: one PostgreSQL row per session and, if a bucket is set, one S3 object.
 ///
-/// Every replay is harmless: a change applies only if it is newer than what the row holds. Run a
-/// command again after any failure.
+/// Every replay is harmless: a change applies only if it is newer than what the row holds. After any
+/// failure, run the same command again.
 #[derive(Debug, Parser)]
 #[command(
     version,
     max_term_width = 100,
     args_override_self = true,
-    after_help = EXIT_CODES
+    after_help = exit_codes()
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -39,24 +32,69 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// In the order in which an operator needs them.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Bring the database's schema up to date, and say what was done. Harmless twice.
+    /// Check every part that a run needs, and say how to fix what does not work.
+    #[command(long_about = DOCTOR, after_help = exit_codes())]
+    Doctor(DoctorArguments),
+    /// Bring the database's schema up to date, and grant a role what it needs.
+    #[command(long_about = MIGRATE, after_help = exit_codes())]
     Migrate(MigrateArguments),
-    /// Say whether the streams hold every change since a snapshot, for how much longer, and who
-    /// reads them. Needs no database. Exit code 0 only if safe, else 4.
+    /// Say whether the streams still hold every change since a snapshot, and for how long.
+    #[command(long_about = CHECK, after_help = exit_codes())]
     Check(CheckArguments),
     /// Replay the live streams of both tables, up to now.
-    #[command(long_about = STREAM)]
+    #[command(long_about = STREAM, after_help = exit_codes())]
     Stream(StreamArguments),
-    /// Replay fixture streams from files.
+    /// Replay records from files.
+    #[command(after_help = exit_codes())]
     File(FileArguments),
     /// Try the records of `rejected_records` again, and remove those that now apply.
+    #[command(after_help = exit_codes())]
     Redrive(RedriveArguments),
     /// Compare the object of every row, and write those that are missing or behind.
-    #[command(long_about = OBJECTS)]
+    #[command(long_about = OBJECTS, after_help = exit_codes())]
     Objects(ObjectsArguments),
+    /// Say how far `stream` has come, who runs it, and which records are rejected.
+    #[command(long_about = STATUS, after_help = exit_codes())]
+    Status(StatusArguments),
 }
+
+const DOCTOR: &str = "\
+Check every part that a run needs, and say how to fix what does not work.
+
+The checks: the settings; the AWS region and credentials; the database's login, TLS, schema, \
+privileges, encoding and time limits; the bucket; the two tables and their streams; the readers of the \
+streams; this machine's clock. Each line is \u{2713} (works), \u{2717} (does not work, with the remedy) or \u{2013} (not \
+configured, or not known).
+
+It writes nothing. It reads at most one record of one shard per table, which counts as one reader for one \
+call. Each check ends within a few seconds, and one that fails keeps no other from running. Exit code 0 \
+if no line is \u{2717}, else 2.";
+
+const MIGRATE: &str = "\
+Bring the database's schema up to date, and grant a role what it needs.
+
+It first looks for whatever would stop it (a changed, unknown or failed migration, a missing role or \
+privilege, a standby), and then changes nothing. --dry-run says the same and ends with the same exit \
+code. A second run changes nothing.
+
+Log in as the owner of the database, directly: not through RDS Proxy or PgBouncer.";
+
+const CHECK: &str = "\
+Say whether the streams still hold every change since a snapshot, and for how long.
+
+It also says who reads the streams: AWS advises at most two readers per shard, and a backfill is one. It \
+needs no database, and reads no records. Exit code 0 only if the gap can be closed with the margin to \
+spare, else 4.";
+
+const STATUS: &str = "\
+Say how far `stream` has come, who runs it, and which records are rejected.
+
+It shows the checkpoint of each shard and its lag, who holds the lock of `stream`, the rejected records \
+by reason, and an estimate of the rows. It reads only the database, asks nothing of AWS, and may run \
+beside anything.";
 
 const STREAM: &str = "\
 Replay the live streams of both tables, up to now.
@@ -114,10 +152,10 @@ impl CheckArguments {
     }
 }
 
-const SNAPSHOT_TIME: &str = "When the snapshot was taken that the database was restored from, in \
-    RFC 3339 (2026-11-23T14:00:00Z; RDS calls it OriginalSnapshotCreateTime). Where the projector was \
-    behind then, the time up to which it had applied";
-const MARGIN: &str = "What must be left of the 24 hours that a stream keeps, for the run itself";
+const SNAPSHOT_TIME: &str = "Everything created up to this time is in the restored database: the time \
+    of the snapshot (RDS: OriginalSnapshotCreateTime) or, if the projector was behind then, the time up \
+    to which it had applied. RFC 3339, such as 2026-11-23T14:00:00Z";
+const MARGIN: &str = "A stream keeps 24 hours: how much of them must be left for the run itself";
 
 fn time(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339)
@@ -183,17 +221,32 @@ pub(crate) struct RedriveArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct MigrateArguments {
-    /// List what is pending, and change nothing.
+    /// Change nothing: say what the real run would do or what would stop it, with the same exit code.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Let this role do what the projector does: SELECT, INSERT, UPDATE on `measurements` and
-    /// `rejected_records`. Also sets its `synchronous_commit` and time limits, unless it has its own.
+    /// `rejected_records`. Also set its `synchronous_commit` and time limits, unless it has its own.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
-    /// Let this role run `file`, `stream` and `redrive`: the same, and DELETE on
-    /// `rejected_records` and all on `backfill_checkpoints`.
+    /// Let this role run every other command: the same, and DELETE on `rejected_records` and
+    /// SELECT, INSERT, UPDATE, DELETE on `backfill_checkpoints`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_backfill_to: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    /// Print the checks as a JSON list of {check, ok, ms, detail, remedy}; `ok` is null if not configured
+    /// or not known.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArguments {
+    /// Print the status as JSON, with every shard and full sequence numbers.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -213,34 +266,36 @@ pub(crate) struct FileArguments {
 
 /// The Lambda's environment variables; a flag wins over its variable.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Settings (as the Lambda's environment variables)")]
+#[command(next_help_heading = "Settings (a flag, or the Lambda's environment variable)")]
 pub(crate) struct Settings {
-    /// `postgres://USER:PASSWORD@HOST:5432/DATABASE`; TLS is verify-full unless ?sslmode= says
-    /// otherwise.
+    /// `postgres://USER:PASSWORD@HOST:5432/DATABASE`. The server's certificate is verified, unless
+    /// ?sslmode= says otherwise. Percent-encode the password.
     #[arg(long, global = true, env, hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
-    /// A Secrets Manager secret with username, password and perhaps host, port, dbname.
+    /// A Secrets Manager secret with `username` and `password`. Its `host`, `port` and `dbname` count
+    /// only if `DATABASE_URL` is not set.
     #[arg(long, global = true, env, value_name = "ARN")]
     database_secret_arn: Option<String>,
-    /// password, or iam for a token made anew for each connection.
-    #[arg(long, global = true, env, value_name = "AUTH")]
+    /// How to log in: `password`, or `iam` for a new token per connection [default: password].
+    #[arg(long, global = true, env, value_name = "password|iam")]
     database_auth: Option<String>,
-    /// Connections to use at once [default: 4].
+    /// How many connections to use at once, 1 to 64 [default: 4].
     #[arg(long, global = true, env, value_name = "COUNT")]
     database_connections: Option<String>,
-    /// The bucket for the JSON objects; without it none are written.
+    /// The bucket for the JSON objects. If it is not set, no objects are written.
     #[arg(long, global = true, env, value_name = "BUCKET")]
     archive_bucket: Option<String>,
-    /// What stands before `SESSION_ID.json` in a key [default: measurements/].
+    /// What comes before `SESSION_ID.json` in an object's key [default: measurements/].
     #[arg(long, global = true, env, value_name = "PREFIX")]
     archive_prefix: Option<String>,
-    /// The table that holds one item a session [default: sessions].
+    /// The DynamoDB table that holds one item per session [default: sessions].
     #[arg(long, global = true, env, value_name = "TABLE")]
     sessions_table: Option<String>,
-    /// The table that holds one item a session and side [default: scans].
+    /// The DynamoDB table that holds one item per session and side [default: scans].
     #[arg(long, global = true, env, value_name = "TABLE")]
     scans_table: Option<String>,
-    /// apply removals by time to live, or keep their values [default: apply].
+    /// What to do with items that DynamoDB removed by time to live: `apply` the removal, or `keep` their
+    /// values [default: apply].
     #[arg(long, global = true, env, value_name = "apply|keep")]
     ttl_removals: Option<String>,
 }
@@ -253,11 +308,33 @@ impl Settings {
 
     /// The same without a database, for a dry run.
     pub(crate) fn config_without_database(&self) -> Result<Config, ConfigError> {
-        let nowhere = || Some("postgres://dry-run@localhost/dry-run".to_owned());
-        Config::read(
-            |variable| if variable == "DATABASE_URL" { nowhere() } else { self.get(variable) },
-            DEFAULT_CONNECTIONS,
-        )
+        let get = |variable| match variable {
+            "DATABASE_URL" => Some(NOWHERE.to_owned()),
+            _ => self.get(variable),
+        };
+        Config::read(get, DEFAULT_CONNECTIONS)
+    }
+
+    /// The configuration without the settings that are wrong, and what is wrong with them. `None` if too little is
+    /// left of it.
+    pub(crate) fn config_and_faults(&self) -> (Option<Config>, Vec<ConfigError>) {
+        let mut faults: Vec<ConfigError> = Vec::new();
+        while faults.len() < VARIABLES.len() {
+            let read = Config::read(
+                |variable| match faults.iter().any(|fault| fault.variable == variable) {
+                    true if variable == "DATABASE_URL" => Some(NOWHERE.to_owned()),
+                    true => None,
+                    false => self.get(variable),
+                },
+                DEFAULT_CONNECTIONS,
+            );
+            match read {
+                Ok(config) => return (Some(config), faults),
+                Err(fault) if faults.iter().any(|known| known.variable == fault.variable) => break,
+                Err(fault) => faults.push(fault),
+            }
+        }
+        (None, faults)
     }
 
     fn get(&self, variable: &str) -> Option<String> {

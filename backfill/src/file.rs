@@ -47,7 +47,7 @@ pub(crate) async fn run(
         summary::print_dry(counts.records, counts.rejected, &reasons);
         return Ok(Outcome::of(&counts));
     }
-    let mut delivery = Delivery::new(config.projector().await?);
+    let mut delivery = Delivery::new(config.projector_with_credentials().await?);
     let mut progress = Progress::start(bytes);
     let mut under_way = VecDeque::new();
     let mut batches = AllBatches::of(&files, arguments.batch_size as usize);

@@ -1,17 +1,20 @@
-//! `backfill`: brings a database's schema up to date, and replays change records into it: from the
-//! live streams, from files, and those that were set aside.
+//! `backfill`: brings a database's schema up to date, and replays change records into it: from the live
+//! streams, from files, and from the rejected records. It also says whether a run can work, and how far the
+//! last one came.
 
 mod check;
 mod checkpoint;
 mod cli;
 mod collect;
 mod deliver;
+mod doctor;
 mod document;
 mod file;
 mod follow;
 mod lineage;
 mod migrate;
 mod objects;
+mod outcome;
 mod position;
 mod progress;
 mod reader;
@@ -23,6 +26,7 @@ mod resume;
 mod shards;
 mod source;
 mod statement;
+mod status;
 mod stop;
 mod stream;
 mod summary;
@@ -33,47 +37,14 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use projector::apply::Counts;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::{Cli, Command};
-use crate::position::Lost;
+pub(crate) use crate::outcome::Outcome;
 use crate::progress::{LogWriter, note};
 use crate::stop::Stop;
-
-/// What a run came to; the exit code of the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// 0: all is done.
-    Done,
-    /// 3: all is done, and some records are set aside in `rejected_records`.
-    DoneWithRejections,
-    /// 4: the gap cannot be closed from the streams, or there would be too many readers.
-    Unsafe,
-    /// 5: all that is left is done; records can be lost, which was allowed.
-    DoneWithGap,
-    /// 6: a signal ended the run before all was applied.
-    Interrupted,
-}
-
-impl Outcome {
-    /// What a run that applied all came to.
-    fn of(counts: &Counts) -> Self {
-        if counts.rejected > 0 { Self::DoneWithRejections } else { Self::Done }
-    }
-
-    fn code(self) -> u8 {
-        match self {
-            Self::Done => 0,
-            Self::DoneWithRejections => 3,
-            Self::Unsafe => 4,
-            Self::DoneWithGap => 5,
-            Self::Interrupted => 6,
-        }
-    }
-}
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -87,30 +58,9 @@ async fn main() -> ExitCode {
         Ok(outcome) => ExitCode::from(outcome.code()),
         Err(error) => {
             note(&format!("backfill: {}", projector::error::chain(error.as_ref())));
-            ExitCode::from(code(&error))
+            ExitCode::from(Outcome::of_error(&error).code())
         }
     }
-}
-
-fn code(error: &anyhow::Error) -> u8 {
-    if is_configuration(error) {
-        2
-    } else if error.is::<Lost>() {
-        5
-    } else {
-        1
-    }
-}
-
-/// Whether a flag or variable is wrong, found at the start or by the first record.
-fn is_configuration(error: &anyhow::Error) -> bool {
-    error.chain().any(|error| {
-        error.is::<projector::config::ConfigError>()
-            || error.is::<projector::change::Misconfigured>()
-            || error
-                .downcast_ref::<projector::error::Error>()
-                .is_some_and(projector::error::Error::is_configuration)
-    })
 }
 
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
@@ -118,12 +68,14 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let Cli { settings, command } = &cli;
     let running = async {
         match command {
+            Command::Doctor(arguments) => at_once(stop, doctor::run(settings, arguments)).await,
             Command::Migrate(arguments) => at_once(stop, migrate::run(settings, arguments)).await,
             Command::Check(arguments) => at_once(stop, check::run(settings, arguments)).await,
             Command::Stream(arguments) => stream::run(settings, arguments, stop).await,
             Command::File(arguments) => file::run(settings, arguments, stop).await,
             Command::Redrive(arguments) => redrive::run(settings, arguments, stop).await,
             Command::Objects(arguments) => objects::run(settings, arguments, stop).await,
+            Command::Status(arguments) => at_once(stop, status::run(settings, arguments)).await,
         }
     };
     tokio::select! {

@@ -1,29 +1,31 @@
-//! The schema: applies what is pending, says what it did, and grants.
+//! The schema: applies what is pending, says what it did, and grants. Whatever would stop it is looked for before
+//! anything is changed, by a dry run and a real run alike.
 
-use std::collections::HashSet;
+pub(crate) mod grants;
+pub(crate) mod schema;
+
 use std::future::Future;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use projector::config::ConfigError;
-use projector::database::{ROLE_SETTINGS, STATEMENT_TIMEOUT};
-use sqlx::migrate::Migrator;
+use projector::database::STATEMENT_TIMEOUT;
+use sqlx::migrate::Migration;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 
+use self::grants::{Grant, Role, Step};
+use self::schema::{Applied, MIGRATOR, Mismatch};
 use crate::Outcome;
 use crate::cli::{MigrateArguments, Settings};
 use crate::summary::say;
 
-static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
-
-/// What the projector does, and nothing else.
-const GRANT_PROJECTOR: [&str; 1] =
-    ["GRANT SELECT, INSERT, UPDATE ON measurements, rejected_records TO"];
-/// What `backfill file`, `stream` and `redrive` do.
-const GRANT_BACKFILL: [&str; 2] = [
-    "GRANT SELECT, INSERT, UPDATE ON measurements TO",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON rejected_records, backfill_checkpoints TO",
-];
+/// What is to be done, found out before anything is changed.
+struct Plan {
+    applied: Vec<Applied>,
+    pending: Vec<&'static Migration>,
+    /// The roles, and what each is granted.
+    roles: Vec<(Role, &'static [Grant])>,
+}
 
 pub(crate) async fn run(
     settings: &Settings,
@@ -31,31 +33,35 @@ pub(crate) async fn run(
 ) -> anyhow::Result<Outcome> {
     let mut config = settings.config()?;
     config.archive = None;
-    let projector = config.projector().await?;
+    let projector = config.projector_with_credentials().await?;
     let mut connection = projector.database.connect().await?;
     let looking = look(&mut connection, arguments);
-    let (grants, applied) = limited("reading the database's state", looking).await?;
-    for migration in MIGRATOR.iter().filter(|migration| applied.contains(&migration.version)) {
+    let plan = limited("reading the database's state", looking).await?;
+    for migration in &plan.applied {
         say!("already applied  {}  {}", migration.version, migration.description);
     }
-    let pending = MIGRATOR.iter().filter(|migration| !applied.contains(&migration.version));
     if arguments.dry_run {
-        for migration in pending {
+        for migration in &plan.pending {
             say!("pending          {}  {}", migration.version, migration.description);
         }
+        for step in limited("reading the roles", steps(&mut connection, &plan)).await? {
+            step.announce();
+        }
+        say!("dry run: nothing was changed");
         return Ok(Outcome::Done);
     }
-    // No limit of its own: it may build an index. But it waits for no lock for long.
-    MIGRATOR.run(&mut connection).await.context(
-        "the migrations stopped (if a lock timed out: another `backfill migrate` runs, or somebody uses the table; see pg_locks, and run this again)",
-    )?;
-    for migration in pending {
+    if !plan.pending.is_empty() {
+        // No limit of its own: it may build an index. But it waits for no lock for long.
+        MIGRATOR.run(&mut connection).await.context(
+            "the migrations stopped (if a lock timed out: another `backfill migrate` runs, or somebody uses the table; see pg_locks, and run this again)",
+        )?;
+    }
+    for migration in &plan.pending {
         say!("applied          {}  {}", migration.version, migration.description);
     }
     let granting = async {
-        for (role, statements) in &grants {
-            role.grant(&mut connection, statements).await?;
-            role.set(&mut connection).await?;
+        for step in steps(&mut connection, &plan).await? {
+            step.run(&mut connection).await?;
         }
         Ok(())
     };
@@ -65,22 +71,32 @@ pub(crate) async fn run(
     Ok(Outcome::Done)
 }
 
-/// What is asked before anything is changed: a database or a role that will not do is found here.
-async fn look(
-    connection: &mut PgConnection,
-    arguments: &MigrateArguments,
-) -> anyhow::Result<(Vec<(Role, &'static [&'static str])>, HashSet<i64>)> {
-    require_utf8(connection).await?;
-    let mut grants = Vec::new();
-    for (role, statements) in [
-        (&arguments.grant_to, GRANT_PROJECTOR.as_slice()),
-        (&arguments.grant_backfill_to, &GRANT_BACKFILL),
+/// What is asked before anything is changed: a database, a login or a role that will not do is found here.
+async fn look(connection: &mut PgConnection, arguments: &MigrateArguments) -> anyhow::Result<Plan> {
+    require_usable(connection).await?;
+    let applied = applied(connection).await?;
+    let pending = schema::pending(&applied)?;
+    if !pending.is_empty() {
+        require_room(connection, &pending).await?;
+    }
+    let mut roles = Vec::new();
+    for (flag, role, grants) in [
+        ("--grant-to", &arguments.grant_to, grants::PROJECTOR),
+        ("--grant-backfill-to", &arguments.grant_backfill_to, grants::BACKFILL),
     ] {
         if let Some(role) = role {
-            grants.push((Role::find(connection, role).await?, statements));
+            roles.push((Role::find(connection, flag, role, grants).await?, grants));
         }
     }
-    Ok((grants, applied(connection).await?))
+    Ok(Plan { applied, pending, roles })
+}
+
+async fn steps(connection: &mut PgConnection, plan: &Plan) -> anyhow::Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    for (role, grants) in &plan.roles {
+        steps.extend(role.steps(connection, grants).await?);
+    }
+    Ok(steps)
 }
 
 /// A few small statements, which a connection that has gone silent must not hold for good.
@@ -93,161 +109,68 @@ async fn limited<T>(
         .with_context(|| format!("{what}: the database did not answer within 25 s"))?
 }
 
-/// The versions that are applied; none where the bookkeeping table is not there yet.
-async fn applied(connection: &mut PgConnection) -> anyhow::Result<HashSet<i64>> {
-    let known: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+/// The applied migrations; none if the table that lists them is not there yet.
+async fn applied(connection: &mut PgConnection) -> anyhow::Result<Vec<Applied>> {
+    let reading = "reading which migrations are applied";
+    let known: bool = sqlx::query_scalar(schema::HAS_LEDGER)
         .fetch_one(&mut *connection)
         .await
-        .context("reading which migrations are applied")?;
+        .context(reading)?;
     if !known {
-        return Ok(HashSet::new());
+        return Ok(Vec::new());
     }
-    let versions: Vec<i64> =
-        sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
-            .fetch_all(connection)
-            .await
-            .context("reading which migrations are applied")?;
-    Ok(versions.into_iter().collect())
+    sqlx::query_as(schema::LEDGER).fetch_all(connection).await.context(reading)
 }
 
-/// A database of another encoding has not every character, and each record that holds one would be rejected.
-async fn require_utf8(connection: &mut PgConnection) -> anyhow::Result<()> {
-    let encoding: String = sqlx::query_scalar("SELECT current_setting('server_encoding')")
-        .fetch_one(connection)
-        .await
-        .context("reading the database's encoding")?;
-    if encoding == "UTF8" {
+/// A database of another encoding has not every character, and each record that holds one would be rejected. A
+/// standby takes no change at all.
+async fn require_usable(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let sql = "SELECT current_setting('server_encoding'), pg_is_in_recovery()";
+    let (encoding, standby): (String, bool) =
+        sqlx::query_as(sql).fetch_one(connection).await.context("reading what the database is")?;
+    let problem = if encoding != "UTF8" {
+        format!(
+            "names a database with the encoding {encoding}, which cannot hold every text: make one with \
+             CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and restore a dump into it"
+        )
+    } else if standby {
+        "names a standby (a read replica), which takes no changes: name the primary".to_owned()
+    } else {
         return Ok(());
-    }
-    let problem = format!(
-        "names a database with the encoding {encoding}, which cannot hold every text: make one with \
-         CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and restore a dump into it"
-    );
+    };
     Err(ConfigError { variable: "DATABASE_URL", problem }.into())
 }
 
-/// A role of the database.
-struct Role {
-    /// As PostgreSQL quotes it.
-    quoted: String,
-    /// Its own settings, as `name=value`.
-    settings: Vec<String>,
-}
-
-impl Role {
-    async fn find(connection: &mut PgConnection, name: &str) -> anyhow::Result<Self> {
-        let sql = "SELECT quote_ident(rolname), coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = $1";
-        let found: Option<(String, Vec<String>)> = sqlx::query_as(sql)
-            .bind(name)
-            .fetch_optional(connection)
-            .await
-            .context("looking for the role")?;
-        let Some((quoted, settings)) = found else {
-            bail!(
-                "there is no role {name:?}: create it first (CREATE ROLE ... LOGIN), then run this again"
-            );
-        };
-        Ok(Self { quoted, settings })
+/// The login may create tables, and none of those that are to be created is there.
+async fn require_room(
+    connection: &mut PgConnection,
+    pending: &[&'static Migration],
+) -> anyhow::Result<()> {
+    let sql = "SELECT current_user::text, current_schema()::text,
+        coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
+    let (login, schema, may_create): (String, Option<String>, bool) = sqlx::query_as(sql)
+        .fetch_one(&mut *connection)
+        .await
+        .context("reading what the login may create")?;
+    if !may_create {
+        let schema = schema.as_deref().unwrap_or("public");
+        let problem = format!(
+            "logs in as {login:?}, who cannot create tables: log in as the owner of the database, or run \
+             GRANT CREATE ON SCHEMA {schema} TO {login:?} as its owner"
+        );
+        return Err(ConfigError { variable: "DATABASE_URL", problem }.into());
     }
-
-    async fn grant(
-        &self,
-        connection: &mut PgConnection,
-        statements: &[&str],
-    ) -> anyhow::Result<()> {
-        for grant in statements {
-            let sql = format!("{grant} {}", self.quoted);
-            sqlx::raw_sql(&sql)
-                .execute(&mut *connection)
-                .await
-                .with_context(|| format!("granting to {}", self.quoted))?;
-            say!("granted          {sql}");
+    let made = schema::tables_made(pending);
+    let names: Vec<&str> = made.iter().map(|(_, name)| *name).collect();
+    let existing: Option<String> = sqlx::query_scalar(schema::EXISTING)
+        .bind(names)
+        .fetch_optional(connection)
+        .await
+        .context("reading which tables exist")?;
+    match made.into_iter().find(|(_, name)| Some(*name) == existing.as_deref()) {
+        Some((version, table)) => {
+            Err(Mismatch::TableExists { version, table: table.to_owned() }.into())
         }
-        Ok(())
-    }
-
-    /// Gives the role the settings that its connections make for themselves, and cannot make behind a proxy.
-    /// What the role has of its own stays.
-    async fn set(&self, connection: &mut PgConnection) -> anyhow::Result<()> {
-        for (name, value) in ROLE_SETTINGS {
-            if let Some(own) = own_setting(&self.settings, name, value) {
-                say!("kept             {} has {own} of its own", self.quoted);
-                continue;
-            }
-            let known: bool = sqlx::query_scalar("SELECT current_setting($1, true) IS NOT NULL")
-                .bind(name)
-                .fetch_one(&mut *connection)
-                .await
-                .context("reading the server's settings")?;
-            if !known {
-                continue;
-            }
-            let sql = format!("ALTER ROLE {} SET {name} = '{value}'", self.quoted);
-            match sqlx::raw_sql(&sql).execute(&mut *connection).await {
-                Ok(_) => say!("set              {sql}"),
-                // Only behind a proxy are they missed.
-                Err(error) if code_of(&error).as_deref() == Some("42501") => {
-                    say!(
-                        "not set          {sql}: this login may not; behind a proxy, run it as one that may"
-                    );
-                }
-                Err(error) => return Err(error).with_context(|| format!("running {sql}")),
-            }
-        }
-        Ok(())
-    }
-}
-
-fn code_of(error: &sqlx::Error) -> Option<String> {
-    Some(error.as_database_error()?.code()?.into_owned())
-}
-
-/// A setting of the role's own that is as good as ours: a time limit that is no higher, or a
-/// `synchronous_commit` that waits for the disk.
-fn own_setting<'a>(settings: &'a [String], name: &str, ours: &str) -> Option<&'a str> {
-    let own = settings.iter().find(|own| own.split('=').next() == Some(name))?;
-    let value = own.split_once('=')?.1;
-    let as_good = match name {
-        "synchronous_commit" => !matches!(value, "off" | "local" | "false" | "no" | "0"),
-        _ => milliseconds(value).is_some_and(|own| own > 0 && Some(own) <= milliseconds(ours)),
-    };
-    as_good.then_some(own)
-}
-
-/// A time in a setting: a number of milliseconds, or with a unit (PostgreSQL documentation, "Parameter Names
-/// and Values").
-fn milliseconds(value: &str) -> Option<u64> {
-    let digits = value.find(|character: char| !character.is_ascii_digit()).unwrap_or(value.len());
-    let (number, unit) = value.split_at(digits);
-    let unit_ms = match unit.trim() {
-        "" | "ms" => 1,
-        "s" => 1_000,
-        "min" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit_ms)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{ROLE_SETTINGS, own_setting};
-
-    #[test]
-    fn a_setting_of_the_role_stays_unless_it_is_none() {
-        let ours = |name| ROLE_SETTINGS.iter().find(|(known, _)| *known == name).expect("ours").1;
-        let kept =
-            |setting: &str, name| own_setting(&[setting.to_owned()], name, ours(name)).is_some();
-        assert!(kept("statement_timeout=3s", "statement_timeout"));
-        assert!(kept("statement_timeout=20000", "statement_timeout"));
-        assert!(!kept("statement_timeout=1h", "statement_timeout"));
-        assert!(!kept("statement_timeout=-1", "statement_timeout"));
-        assert!(!kept("lock_timeout=30000", "lock_timeout"));
-        assert!(!kept("statement_timeout=0", "statement_timeout"));
-        assert!(!kept("statement_timeout=0ms", "statement_timeout"));
-        assert!(!kept("lock_timeout=3s", "statement_timeout"));
-        assert!(kept("synchronous_commit=remote_apply", "synchronous_commit"));
-        assert!(!kept("synchronous_commit=off", "synchronous_commit"));
+        None => Ok(()),
     }
 }

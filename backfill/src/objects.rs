@@ -46,7 +46,7 @@ pub(crate) async fn run(
     arguments: &ObjectsArguments,
     _stop: &Stop,
 ) -> anyhow::Result<Outcome> {
-    let projector = settings.config()?.projector().await?;
+    let projector = settings.config()?.projector_with_credentials().await?;
     let archive = projector.archive.as_ref().ok_or_else(|| ConfigError {
         variable: "ARCHIVE_BUCKET",
         problem: "is not set: it names the bucket whose objects are compared".to_owned(),

@@ -46,7 +46,7 @@ pub(crate) async fn run(
         );
     }
     let start = Instant::now();
-    let mut delivery = Delivery::of_rejected(config.projector().await?);
+    let mut delivery = Delivery::of_rejected(config.projector_with_credentials().await?);
     let pattern = arguments.reason.as_deref();
     let rows = count(&delivery.projector().database, pattern).await?;
     let mut progress = Progress::start(rows);

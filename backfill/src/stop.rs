@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::outcome::SECOND_SIGNAL;
 use crate::progress::note;
 use crate::summary::span;
 
@@ -33,7 +34,7 @@ impl Stop {
                     _ = terminate.recv() => {}
                 }
                 if stop.send_replace(true) {
-                    std::process::exit(130);
+                    std::process::exit(SECOND_SIGNAL.into());
                 }
                 note(&format!(
                     "stopping once the work under way is stored, within {}; signal again to stop at once",

@@ -195,6 +195,22 @@ impl Archive {
         Ok(Some((body.into_bytes(), metadata)))
     }
 
+    /// Asks for a byte of an object that does not exist: an answer of "not found" proves that the bucket is there, and
+    /// that the role may read objects and list them. Writes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] or [`Error::NoBucket`].
+    pub async fn probe(&self, key: &str) -> Result<(), Error> {
+        let get = self.client.get_object().bucket(&self.config.bucket).key(key).range("bytes=0-0");
+        match get.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if status(&error) == Some(404) && error.code() != Some("NoSuchBucket") => {
+                Ok(())
+            }
+            Err(error) => Err(self.failed("GET", key, &error)),
+        }
+    }
+
     /// Writes the object of a row, if it finds what it must.
     ///
     /// # Errors

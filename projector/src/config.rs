@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
+use aws_config::default_provider::region::DefaultRegionChain;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, SdkConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials as _;
+use tokio::time::timeout;
 
 use crate::apply::{Learned, Projector, TtlRemovals};
 use crate::archive::{Archive, ArchiveConfig};
@@ -28,11 +32,19 @@ pub const VARIABLES: [&str; 9] = [
 /// source mapping then halves the batch, and a record that is at fault is rejected when it comes alone.
 const ALL_REFUSED_AT_LEAST: usize = 2;
 
+/// How long the AWS region, and then the credentials, may take. Both may be asked of the instance metadata
+/// service, which does not answer on a machine that is none of Amazon's.
+const AWS_LIMIT: Duration = Duration::from_secs(5);
+
+/// What to do if there are no credentials.
+pub const CREDENTIALS_REMEDY: &str = "set AWS_PROFILE (after `aws sso login`, if it needs that), or AWS_ACCESS_KEY_ID and \
+    AWS_SECRET_ACCESS_KEY, or run this where a role is attached (instance metadata or container)";
+
 /// A variable that is missing or wrong.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{variable} {problem}")]
 pub struct ConfigError {
-    /// The variable's name.
+    /// The name of the variable or the flag, or what else is missing.
     pub variable: &'static str,
     /// What is wrong with it, and what it should be.
     pub problem: String,
@@ -90,16 +102,35 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] where an AWS service is needed and there is no region.
     pub async fn projector(self) -> Result<Projector, ConfigError> {
-        let needs_aws = self.archive.is_some() || self.database.login != Login::Url;
-        let aws = if needs_aws { Some(aws().await?) } else { None };
-        Ok(Projector {
+        let aws = if self.needs_aws() { Some(aws().await?) } else { None };
+        Ok(self.projector_of(aws))
+    }
+
+    /// Makes the projector for a command: if an AWS service is needed, its credentials are resolved first, so that
+    /// the operator learns within seconds that there are none. The Lambda function does without this round trip.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if an AWS service is needed and there is no region, or there are no credentials.
+    pub async fn projector_with_credentials(self) -> Result<Projector, ConfigError> {
+        let aws = if self.needs_aws() { Some(aws_with_credentials().await?) } else { None };
+        Ok(self.projector_of(aws))
+    }
+
+    /// Whether the database's login or the archive asks an AWS service.
+    #[must_use]
+    pub fn needs_aws(&self) -> bool {
+        self.archive.is_some() || self.database.login != Login::Url
+    }
+
+    fn projector_of(self, aws: Option<SdkConfig>) -> Projector {
+        Projector {
             tables: self.tables,
             ttl_removals: self.ttl_removals,
             archive: self.archive.zip(aws.as_ref()).map(|(config, aws)| Archive::new(config, aws)),
             database: Database::new(self.database, aws),
             all_refused_at_least: ALL_REFUSED_AT_LEAST,
             learned: Learned::default(),
-        })
+        }
     }
 }
 
@@ -109,16 +140,62 @@ impl Config {
 /// # Errors
 /// [`ConfigError`] where there is no region.
 pub async fn aws() -> Result<SdkConfig, ConfigError> {
+    Ok(aws_in(region().await?).await)
+}
+
+/// The same for a command, which says within seconds that there are no credentials: the SDK's clients would look for
+/// them again with each try of each call, for minutes.
+///
+/// # Errors
+/// [`ConfigError`] if there is no region, or there are no credentials.
+pub async fn aws_with_credentials() -> Result<SdkConfig, ConfigError> {
+    let aws = aws().await?;
+    match credentials(&aws).await {
+        Ok(_) => Ok(aws),
+        Err(problem) => {
+            wrong("AWS credentials", format!("cannot be found ({problem}): {CREDENTIALS_REMEDY}"))
+        }
+    }
+}
+
+/// The region, from the environment, the AWS profile or the instance metadata.
+///
+/// # Errors
+/// [`ConfigError`] if none of them names one within a few seconds.
+pub async fn region() -> Result<Region, ConfigError> {
+    let chain = DefaultRegionChain::builder().build();
+    match timeout(AWS_LIMIT, chain.region()).await {
+        Ok(Some(region)) => Ok(region),
+        Ok(None) | Err(_) => {
+            wrong("AWS_REGION", "is not set, and neither is a region in the AWS profile")
+        }
+    }
+}
+
+/// As [`aws`], in a region that is known.
+pub async fn aws_in(region: Region) -> SdkConfig {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(3))
         .operation_attempt_timeout(Duration::from_secs(10))
         .operation_timeout(Duration::from_secs(30))
         .build();
-    let aws = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts).load().await;
-    if aws.region().is_none() {
-        return wrong("AWS_REGION", "is not set, and neither is a region in the AWS profile");
+    let defaults = aws_config::defaults(BehaviorVersion::latest());
+    defaults.region(region).timeout_config(timeouts).load().await
+}
+
+/// Resolves the AWS credentials once, as the SDK's clients would.
+///
+/// # Errors
+/// What the SDK said, if none are found within a few seconds; [`CREDENTIALS_REMEDY`] says what to do.
+pub async fn credentials(aws: &SdkConfig) -> Result<Credentials, String> {
+    let Some(provider) = aws.credentials_provider() else {
+        return Err("no provider is configured".to_owned());
+    };
+    match timeout(AWS_LIMIT, provider.provide_credentials()).await {
+        Ok(Ok(credentials)) => Ok(credentials),
+        Ok(Err(error)) => Err(crate::error::chain(&error)),
+        Err(_) => Err(format!("no provider answered within {} s", AWS_LIMIT.as_secs())),
     }
-    Ok(aws)
 }
 
 fn wrong<T>(variable: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {

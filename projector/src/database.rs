@@ -19,8 +19,8 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-pub use self::connect::ROLE_SETTINGS;
-use self::connect::{Backend, Between, Connection, Purpose, Route};
+use self::connect::{Backend, Connection, Purpose, Route};
+pub use self::connect::{Between, ROLE_SETTINGS};
 pub use self::login::Login;
 pub use self::url::parse_url;
 use crate::cause;
@@ -138,6 +138,13 @@ impl Database {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.config.connections
+    }
+
+    /// What the last connection showed to be between us and the server; `None` if it led to the server itself, or
+    /// there was no connection yet.
+    #[must_use]
+    pub fn between(&self) -> Option<Between> {
+        *self.between.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens one more connection, for a command that needs a session of its own. A statement on it has no

@@ -62,7 +62,7 @@ pub(super) enum Route {
 
 /// What is between us and the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Between {
+pub enum Between {
     /// A pooler in transaction mode.
     Pooler,
     /// RDS Proxy.

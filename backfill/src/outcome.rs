@@ -1,0 +1,170 @@
+//! What a run came to, and the exit code that says so: one list, from which the help of every command is made.
+
+use std::fmt::Write as _;
+
+use projector::apply::Counts;
+
+use crate::migrate::schema::Mismatch;
+use crate::position::Lost;
+
+/// The exit code of a process that a second signal ended at once.
+pub(crate) const SECOND_SIGNAL: u8 = 130;
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is done.
+    Done,
+    /// Something is not applied.
+    Failed,
+    /// A flag, a variable or the set-up is wrong.
+    Configuration,
+    /// All is done, and some records are in `rejected_records`.
+    DoneWithRejections,
+    /// The gap cannot be closed from the streams, or there would be too many readers.
+    Unsafe,
+    /// Records can have been trimmed away before they were read.
+    Trimmed,
+    /// A signal ended the run before all was applied.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Every outcome, by exit code.
+    const ALL: [Self; 7] = [
+        Self::Done,
+        Self::Failed,
+        Self::Configuration,
+        Self::DoneWithRejections,
+        Self::Unsafe,
+        Self::Trimmed,
+        Self::Interrupted,
+    ];
+
+    /// What a run that applied everything came to.
+    pub(crate) fn of(counts: &Counts) -> Self {
+        if counts.rejected > 0 { Self::DoneWithRejections } else { Self::Done }
+    }
+
+    /// What a run that ended with this error came to.
+    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
+        if is_configuration(error) {
+            Self::Configuration
+        } else if error.is::<Lost>() {
+            Self::Trimmed
+        } else {
+            Self::Failed
+        }
+    }
+
+    /// The exit code.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Configuration => 2,
+            Self::DoneWithRejections => 3,
+            Self::Unsafe => 4,
+            Self::Trimmed => 5,
+            Self::Interrupted => 6,
+        }
+    }
+
+    /// What the exit code says to the operator, in lines that fit a terminal of 80 columns.
+    fn meaning(self) -> &'static [&'static str] {
+        match self {
+            Self::Done => &["done"],
+            Self::Failed => &[
+                "failed: something is not applied; fix the cause that the message names,",
+                "then run the same command again",
+            ],
+            Self::Configuration => &[
+                "configuration: a flag, a variable or the set-up is wrong; the message",
+                "names it",
+            ],
+            Self::DoneWithRejections => &["done, and some records are in rejected_records"],
+            Self::Unsafe => &[
+                "not safe: the streams do not hold every change since the snapshot, or",
+                "have too many readers",
+            ],
+            Self::Trimmed => &[
+                "records can have been trimmed away unread (with --allow-gap: everything",
+                "else is applied)",
+            ],
+            Self::Interrupted => {
+                &["ended by SIGINT or SIGTERM before all was applied; the same command", "resumes"]
+            }
+        }
+    }
+}
+
+/// Whether a flag or variable is wrong, found at the start or by the first record.
+fn is_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|error| {
+        error.is::<projector::config::ConfigError>()
+            || error.is::<projector::change::Misconfigured>()
+            || error
+                .downcast_ref::<projector::error::Error>()
+                .is_some_and(projector::error::Error::is_configuration)
+            || error.downcast_ref::<Mismatch>().is_some_and(Mismatch::is_configuration)
+    })
+}
+
+/// The table of exit codes, for the help of every command.
+pub(crate) fn exit_codes() -> String {
+    let mut text = "Exit codes:".to_owned();
+    let second_signal: &[&str] = &["ended at once by a second signal"];
+    let outcomes = Outcome::ALL.map(|outcome| (outcome.code(), outcome.meaning()));
+    for (code, lines) in outcomes.into_iter().chain([(SECOND_SIGNAL, second_signal)]) {
+        let mut number = code.to_string();
+        for line in lines {
+            let _ = write!(text, "\n  {number:<3}  {line}");
+            number.clear();
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, SECOND_SIGNAL, exit_codes};
+    use crate::cli::Cli;
+    use clap::CommandFactory as _;
+    use projector::config::ConfigError;
+
+    #[test]
+    fn the_codes_are_those_of_the_contract() {
+        assert_eq!(Outcome::ALL.map(Outcome::code), [0, 1, 2, 3, 4, 5, 6]);
+        let wrong = ConfigError { variable: "DATABASE_URL", problem: "is not set".to_owned() };
+        let wrong = anyhow::Error::from(wrong).context("starting");
+        assert_eq!(Outcome::of_error(&wrong), Outcome::Configuration);
+        assert_eq!(Outcome::of_error(&anyhow::anyhow!("a disk is full")), Outcome::Failed);
+    }
+
+    #[test]
+    fn every_command_lists_every_code() {
+        let mut cli = Cli::command();
+        cli.build();
+        let help = |command: &mut clap::Command| command.render_long_help().to_string();
+        let mut helps = vec![("backfill".to_owned(), help(&mut cli))];
+        for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            helps.push((command.get_name().to_owned(), help(command)));
+        }
+        assert_eq!(helps.len(), 9);
+        for (name, help) in helps {
+            let (_, codes) = help.split_once("Exit codes:").expect(&name);
+            let listed: Vec<u8> = codes
+                .lines()
+                .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+                .collect();
+            assert_eq!(listed, [0, 1, 2, 3, 4, 5, 6, SECOND_SIGNAL], "{name}: {codes}");
+        }
+    }
+
+    #[test]
+    fn the_table_fits_a_terminal_of_80_columns() {
+        for line in exit_codes().lines() {
+            assert!(line.len() <= 79, "{line}");
+        }
+    }
+}
