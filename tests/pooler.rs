@@ -92,6 +92,24 @@ async fn what_needs_a_session_is_refused_in_one_line() {
     }
 }
 
+/// The doctor says that there is a pooler, and checks the rest through it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_sees_the_pooler_and_what_is_behind_it() {
+    for (pooled, _) in behind_poolers().await {
+        let output = backfill(&pooled, &["doctor"]);
+        assert_code(&output, 2);
+        let report = text(&output.stdout);
+        let of = |check: &str| report.lines().find(|line| line.contains(check)).expect(check);
+        assert!(of("database route").starts_with("✗"), "{report}");
+        assert!(report.contains("name the database instance itself"), "{report}");
+        for check in ["database login", "database schema", "database privileges", "database limits"]
+        {
+            assert!(of(check).starts_with("✓"), "{check}: {report}");
+        }
+        assert!(of("database limits").contains("statement_timeout 20s"), "{report}");
+    }
+}
+
 /// Commands that need none work.
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_need_no_session_go_through() {
@@ -108,5 +126,6 @@ async fn commands_that_need_no_session_go_through() {
         assert_eq!(direct.rows().await, oracle::rows(&records));
         assert_code(&backfill(&pooled, &["redrive"]), 3);
         assert_code(&backfill(&pooled, &["objects"]), 0);
+        assert_code(&backfill(&pooled, &["status"]), 0);
     }
 }

@@ -37,7 +37,7 @@ FROM rejected_records GROUP BY reason ORDER BY count(*) DESC, reason LIMIT 20";
 
 /// PostgreSQL's estimates, from its last ANALYZE: counting would read the whole table.
 const ROWS: &str = "SELECT CASE WHEN reltuples >= 0 THEN reltuples::bigint END AS estimate,
-    (SELECT sum(frequency) FILTER (WHERE value)
+    (SELECT CASE WHEN count(*) > 0 THEN coalesce(sum(frequency) FILTER (WHERE value), 0) END
         FROM pg_stats s, unnest(s.most_common_vals::text::boolean[], s.most_common_freqs) AS c (value, frequency)
         WHERE s.schemaname = n.nspname AND s.tablename = 'measurements' AND s.attname = 'complete'
     )::float8 AS complete_share

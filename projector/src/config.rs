@@ -193,9 +193,16 @@ pub async fn credentials(aws: &SdkConfig) -> Result<Credentials, String> {
     };
     match timeout(AWS_LIMIT, provider.provide_credentials()).await {
         Ok(Ok(credentials)) => Ok(credentials),
-        Ok(Err(error)) => Err(crate::error::chain(&error)),
+        Ok(Err(error)) => Err(on_one_line(&crate::error::chain(&error))),
         Err(_) => Err(format!("no provider answered within {} s", AWS_LIMIT.as_secs())),
     }
+}
+
+/// The SDK says on a line of its own why each provider has no credentials.
+fn on_one_line(text: &str) -> String {
+    let lines =
+        text.lines().map(|line| line.replace("the credential provider was not enabled: ", ""));
+    lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("; ").replace(":; ", ": ")
 }
 
 fn wrong<T>(variable: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {

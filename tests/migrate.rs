@@ -1,0 +1,140 @@
+//! `backfill migrate`: whatever would stop it is said before anything is changed, by a dry run and a real run in the
+//! same words and with the same exit code.
+
+use support::runs::{assert_code, backfill, text};
+use support::services::Stores;
+
+/// Everything that a migration or a grant could change.
+const STATE: &str = "SELECT concat(
+    (SELECT string_agg(relname || coalesce(relacl::text, '') || relkind::text, ' ' ORDER BY relname)
+        FROM pg_class WHERE relnamespace = 'public'::regnamespace),
+    (SELECT string_agg(rolname || coalesce(rolconfig::text, ''), ' ' ORDER BY rolname)
+        FROM pg_roles WHERE rolname LIKE '%migrate_test%'))";
+
+async fn run_sql(stores: &Stores, sql: &str) {
+    sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect("PostgreSQL takes it");
+}
+
+/// Creates a role, and gives the stores as it reaches them.
+async fn role(stores: &Stores) -> (String, Stores) {
+    let role = format!("migrate_test_{:08x}", fastrand::u32(..));
+    run_sql(stores, &format!("CREATE ROLE {role} LOGIN PASSWORD 'p'")).await;
+    let (_, rest) = stores.database_url.split_once('@').expect("a host");
+    let as_role = Stores { database_url: format!("postgres://{role}:p@{rest}"), ..stores.clone() };
+    (role, as_role)
+}
+
+/// Sees that a dry run and a real run are both stopped with this exit code and message, and change nothing.
+#[track_caller]
+fn assert_stopped(stores: &Stores, arguments: &[&str], code: i32, message: &str) {
+    let dry = backfill(stores, &[&["migrate", "--dry-run"], arguments].concat());
+    let real = backfill(stores, &[&["migrate"], arguments].concat());
+    for output in [&dry, &real] {
+        assert_code(output, code);
+        assert!(text(&output.stderr).contains(message), "{message}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stderr).trim_end().lines().count(), 1, "{output:?}");
+    }
+    assert_eq!((dry.stdout, dry.stderr), (real.stdout, real.stderr));
+}
+
+#[tokio::test]
+async fn a_ledger_that_does_not_fit_stops_both_runs_and_names_the_remedy() {
+    for (change, code, message) in [
+        (
+            "UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 20261122000100",
+            1,
+            "the migration 20261122000100 \"rejected records\" was applied with another text",
+        ),
+        (
+            "INSERT INTO _sqlx_migrations VALUES (99990101000000, 'tomorrow', now(), true, '\\x00', 0)",
+            1,
+            "99990101000000 \"tomorrow\", which is later than the newest that this `backfill` knows",
+        ),
+        (
+            "INSERT INTO _sqlx_migrations VALUES (20200101000000, 'theirs', now(), true, '\\x00', 0)",
+            1,
+            "20200101000000 \"theirs\", which is none of ours",
+        ),
+        (
+            "UPDATE _sqlx_migrations SET success = false WHERE version = 20261122000100",
+            1,
+            "failed halfway (success is false in _sqlx_migrations): undo what it has made",
+        ),
+        (
+            "DELETE FROM _sqlx_migrations WHERE version = 20261122000100",
+            1,
+            "the table rejected_records exists, but _sqlx_migrations does not have the migration 20261122000100",
+        ),
+        (
+            "UPDATE _sqlx_migrations SET version = version - 20000000000000",
+            2,
+            "DATABASE_URL names a database whose table _sqlx_migrations belongs to another program",
+        ),
+    ] {
+        let stores = Stores::fresh().await;
+        run_sql(&stores, change).await;
+        let before = stores.ask(STATE).await;
+        let (role, _) = role(&stores).await;
+        let with_role = stores.ask(STATE).await;
+        assert_ne!(before, with_role);
+        assert_stopped(&stores, &["--grant-to", &role], code, message);
+        assert_eq!(stores.ask(STATE).await, with_role, "{change}");
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_does_not_exist_is_found_before_anything_is_changed() {
+    let stores = Stores::unmigrated().await;
+    for flag in ["--grant-to", "--grant-backfill-to"] {
+        let message =
+            format!("{flag} names \"nobody\", and the database has no such role: create it");
+        assert_stopped(&stores, &[flag, "nobody"], 2, &message);
+    }
+    assert_eq!(stores.ask("SELECT to_regclass('measurements')").await, "");
+}
+
+/// PostgreSQL answers a GRANT without the grant option with a warning alone, as if it had granted.
+#[tokio::test]
+async fn a_login_that_cannot_grant_or_create_is_found_before_anything_is_changed() {
+    let stores = Stores::fresh().await;
+    let (login, as_login) = role(&stores).await;
+    let (other, _) = role(&stores).await;
+    run_sql(&stores, &format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {login}")).await;
+    let message = format!(
+        "DATABASE_URL logs in as \"{login}\", who cannot grant SELECT on measurements: log in as its owner"
+    );
+    assert_stopped(&as_login, &["--grant-to", &other], 2, &message);
+    // Without a grant there is nothing to do, and nothing that the login lacks.
+    assert_code(&backfill(&as_login, &["migrate"]), 0);
+
+    let empty = Stores::unmigrated().await;
+    let (login, as_login) = role(&empty).await;
+    let message = format!("logs in as \"{login}\", who cannot create tables");
+    assert_stopped(&as_login, &[], 2, &message);
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_the_real_run_does() {
+    let stores = Stores::unmigrated().await;
+    let (role, _) = role(&stores).await;
+    let arguments = ["--grant-to", &role, "--grant-backfill-to", &role];
+    let before = stores.ask(STATE).await;
+    let dry = backfill(&stores, &[&["migrate", "--dry-run"], arguments.as_slice()].concat());
+    assert_code(&dry, 0);
+    assert_eq!(stores.ask(STATE).await, before);
+    let real = backfill(&stores, &[&["migrate"], arguments.as_slice()].concat());
+    assert_code(&real, 0);
+    let lines = |output: &[u8], renamed: &[(&str, &str)]| {
+        let mut text = text(output);
+        for (from, to) in renamed {
+            text = text.replace(from, to);
+        }
+        let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let mut lines: Vec<String> = lines.collect();
+        lines.pop().expect("a last line");
+        lines
+    };
+    let renamed = [("pending", "applied"), ("would grant", "granted"), ("would set", "set")];
+    assert_eq!(lines(&dry.stdout, &renamed), lines(&real.stdout, &[]));
+    assert!(text(&dry.stdout).contains("would grant"), "{dry:?}");
+}
