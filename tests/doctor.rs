@@ -7,6 +7,7 @@ use support::records::{Table, session};
 use support::runs::{assert_code, backfill, command, label, now, output, text};
 use support::services::Stores;
 use support::stream_server::{Fault, StreamServer};
+use tokio::net::TcpListener;
 
 /// Both tables' streams with a record, as a healthy account has them.
 async fn account() -> (Stores, StreamServer, [String; 2]) {
@@ -174,6 +175,34 @@ async fn each_fault_of_the_database_is_found() {
     assert_eq!(failed(&findings), ["database schema"]);
     let remedy = &finding(&findings, "database schema")["remedy"];
     assert!(remedy.as_str().expect("text").contains("run `backfill migrate`"), "{remedy}");
+}
+
+/// Takes connections and never answers.
+async fn silent() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    (listener, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_never_answers_ends_at_its_limit_and_keeps_nothing_else_waiting() {
+    let (stores, server, _) = account().await;
+    let (_listener, address) = silent().await;
+    let mut lambda = command(&stores, &server, &["doctor", "--json"]);
+    lambda.env("AWS_ENDPOINT_URL_LAMBDA", format!("http://{address}"));
+    let output = support::runs::output(lambda).await;
+    // Who reads the streams is good to know, and no run depends on it.
+    assert_code(&output, 0);
+    let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
+    assert_eq!(finding(&findings, "readers of scans")["ok"], Json::Null);
+
+    let mut command = command(&stores.with_database_at(&address), &server, &["doctor", "--json"]);
+    command.env("AWS_ENDPOINT_URL_S3", format!("http://{address}"));
+    let output = support::runs::output(command).await;
+    assert_code(&output, 2);
+    let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
+    assert_eq!(failed(&findings), ["database login", "bucket"]);
+    assert_eq!(finding(&findings, "table sessions")["ok"], true);
 }
 
 /// A setting that is wrong keeps only its own part from being checked.

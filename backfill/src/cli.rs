@@ -41,7 +41,7 @@ pub(crate) enum Command {
     /// Bring the database's schema up to date, and grant a role what it needs.
     #[command(long_about = MIGRATE, after_help = exit_codes())]
     Migrate(MigrateArguments),
-    /// Say whether the streams still hold every change since a snapshot, and for how long.
+    /// Say whether the streams still hold every change since a snapshot.
     #[command(long_about = CHECK, after_help = exit_codes())]
     Check(CheckArguments),
     /// Replay the live streams of both tables, up to now.
@@ -76,9 +76,9 @@ if no line is \u{2717}, else 2.";
 const MIGRATE: &str = "\
 Bring the database's schema up to date, and grant a role what it needs.
 
-It first looks for whatever would stop it (a changed, unknown or failed migration, a missing role or \
-privilege, a standby), and then changes nothing. --dry-run says the same and ends with the same exit \
-code. A second run changes nothing.
+Before it changes anything, it looks for whatever would stop it: a changed, unknown or failed migration, \
+a missing role or privilege, a standby. --dry-run does this too, with the same messages and exit codes. \
+Running it twice is harmless.
 
 Log in as the owner of the database, directly: not through RDS Proxy or PgBouncer.";
 
@@ -93,8 +93,8 @@ const STATUS: &str = "\
 Say how far `stream` has come, who runs it, and which records are rejected.
 
 It shows the checkpoint of each shard and its lag, who holds the lock of `stream`, the rejected records \
-by reason, and an estimate of the rows. It reads only the database, asks nothing of AWS, and may run \
-beside anything.";
+by reason, and an estimate of the rows. It reads only the database, and may run beside anything. It \
+asks AWS for nothing but the database's login, if that comes from AWS.";
 
 const STREAM: &str = "\
 Replay the live streams of both tables, up to now.

@@ -10,12 +10,17 @@ use streams::config::retry::RetryConfig;
 use streams::error::{ProvideErrorMetadata, SdkError};
 use streams::types::{ShardIteratorType, StreamDescription, StreamStatus, StreamViewType};
 
+use tokio::time::timeout;
+
 use super::clock::ServiceClock;
 use super::finding::{Finding, Verdict, timed};
 use crate::check::{self, READERS};
 use crate::source::Stream;
 
 const REACH: &str = "check the route from this machine to DynamoDB (a VPC needs its gateway endpoint or NAT), AWS_REGION and AWS_ENDPOINT_URL";
+
+/// How long the Lambda API may take. Shorter than the limit of a check, because its silence is no failure.
+const READERS_LIMIT: Duration = Duration::from_secs(4);
 
 /// A client that asks once: an operator waits for the answer.
 pub(super) fn client(aws: &SdkConfig, clock: &ServiceClock) -> Client {
@@ -47,9 +52,13 @@ pub(super) async fn check(
     let readers = format!("readers of {table}");
     let readers = match found {
         Some(stream) => {
-            let remedy = "check the route to the Lambda API; the other checks do not need it";
-            timed(readers, remedy, async { judge_readers(check::mappings(aws, &stream).await) })
-                .await
+            let asking = timeout(READERS_LIMIT, check::mappings(aws, &stream));
+            let work = async {
+                judge_readers(
+                    asking.await.unwrap_or_else(|_| Err("the Lambda API is silent".to_owned())),
+                )
+            };
+            timed(readers, "check the route to the Lambda API", work).await
         }
         None => Verdict::unknown("not known without the stream").of(readers, Duration::ZERO),
     };
