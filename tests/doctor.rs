@@ -119,9 +119,9 @@ async fn output_as_text(stores: &Stores, server: &StreamServer) -> String {
 async fn a_permission_that_is_missing_is_named() {
     for operation in ["ListStreams", "DescribeStream", "GetShardIterator", "GetRecords"] {
         let (stores, server, _) = account().await;
-        server.set_rule(move |call| match call.operation == operation {
-            true => Fault::Error(400, "AccessDeniedException"),
-            false => Fault::Pass,
+        server.set_rule(move |call| {
+            let refused = call.operation == operation;
+            if refused { Fault::Error(400, "AccessDeniedException") } else { Fault::Pass }
         });
         let (output, findings) = doctor(&stores, &server).await;
         assert_code(&output, 2);

@@ -50,9 +50,9 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
             return database::not_configured();
         }
         // The archive is checked by itself.
-        database::check(Config { archive: None, ..config.clone() }).await
+        Box::pin(database::check(Config { archive: None, ..config.clone() })).await
     };
-    let (database, aws) = tokio::join!(of_database, of_aws(&config, wrong("ARCHIVE_")));
+    let (database, aws) = tokio::join!(of_database, Box::pin(of_aws(&config, wrong("ARCHIVE_"))));
     findings.extend(database);
     findings.extend(aws);
     findings
@@ -213,7 +213,7 @@ mod tests {
             panic!("found")
         };
         assert!(text.ends_with("MPLE") && !text.contains("AKID"), "{text}");
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         assert!(matches!(judge_credentials("AK", Some(now + hour), now), Verdict::Works(_)));
         assert!(matches!(judge_credentials("AK", Some(now - hour), now), Verdict::Fails { .. }));
     }

@@ -68,14 +68,22 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let Cli { settings, command } = &cli;
     let running = async {
         match command {
-            Command::Doctor(arguments) => at_once(stop, doctor::run(settings, arguments)).await,
-            Command::Migrate(arguments) => at_once(stop, migrate::run(settings, arguments)).await,
-            Command::Check(arguments) => at_once(stop, check::run(settings, arguments)).await,
+            Command::Doctor(arguments) => {
+                at_once(stop, Box::pin(doctor::run(settings, arguments))).await
+            }
+            Command::Migrate(arguments) => {
+                at_once(stop, Box::pin(migrate::run(settings, arguments))).await
+            }
+            Command::Check(arguments) => {
+                at_once(stop, Box::pin(check::run(settings, arguments))).await
+            }
             Command::Stream(arguments) => stream::run(settings, arguments, stop).await,
             Command::File(arguments) => file::run(settings, arguments, stop).await,
             Command::Redrive(arguments) => redrive::run(settings, arguments, stop).await,
             Command::Objects(arguments) => objects::run(settings, arguments, stop).await,
-            Command::Status(arguments) => at_once(stop, status::run(settings, arguments)).await,
+            Command::Status(arguments) => {
+                at_once(stop, Box::pin(status::run(settings, arguments))).await
+            }
         }
     };
     tokio::select! {

@@ -77,11 +77,11 @@ struct Rejected {
     records: i64,
     reasons: i64,
     /// Those with the most records.
-    by_reason: Vec<Reason>,
+    by_reason: Vec<RejectedFor>,
 }
 
 #[derive(Clone, Debug, FromRow, Serialize)]
-struct Reason {
+struct RejectedFor {
     reason: String,
     records: i64,
     #[serde(with = "time::serde::rfc3339")]
@@ -132,7 +132,7 @@ async fn read(database: &Database) -> anyhow::Result<Status> {
     let lock = checkpoint::lock_holder(database).await.context("cannot read who holds the lock")?;
     let checkpoints =
         fetch(database, CHECKPOINTS).await.context("cannot read backfill_checkpoints")?;
-    let by_reason: Vec<Reason> =
+    let by_reason: Vec<RejectedFor> =
         fetch(database, REJECTED).await.context("cannot read rejected_records")?;
     let rows = fetch(database, ROWS).await.context("cannot read the estimates of measurements")?;
     let (records, reasons) =

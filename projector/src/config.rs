@@ -112,7 +112,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] if an AWS service is needed and there is no region, or there are no credentials.
     pub async fn projector_with_credentials(self) -> Result<Projector, ConfigError> {
-        let aws = if self.needs_aws() { Some(aws_with_credentials().await?) } else { None };
+        let aws =
+            if self.needs_aws() { Some(Box::pin(aws_with_credentials()).await?) } else { None };
         Ok(self.projector_of(aws))
     }
 
@@ -164,7 +165,7 @@ pub async fn aws_with_credentials() -> Result<SdkConfig, ConfigError> {
 /// [`ConfigError`] if none of them names one within a few seconds.
 pub async fn region() -> Result<Region, ConfigError> {
     let chain = DefaultRegionChain::builder().build();
-    match timeout(AWS_LIMIT, chain.region()).await {
+    match timeout(AWS_LIMIT, Box::pin(chain.region())).await {
         Ok(Some(region)) => Ok(region),
         Ok(None) | Err(_) => {
             wrong("AWS_REGION", "is not set, and neither is a region in the AWS profile")
@@ -180,7 +181,8 @@ pub async fn aws_in(region: Region) -> SdkConfig {
         .operation_timeout(Duration::from_secs(30))
         .build();
     let defaults = aws_config::defaults(BehaviorVersion::latest());
-    defaults.region(region).timeout_config(timeouts).load().await
+    // Its future is large.
+    Box::pin(defaults.region(region).timeout_config(timeouts).load()).await
 }
 
 /// Resolves the AWS credentials once, as the SDK's clients would.

@@ -8,7 +8,7 @@ use projector::database::{Between, Database, DatabaseConfig};
 use projector::deadline::Deadline;
 use projector::error::{self, Error};
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArguments, PgRow, PgSslMode};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow, PgSslMode};
 use sqlx::{Arguments as _, FromRow, Row as _};
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -177,7 +177,7 @@ fn route(between: Option<Between>) -> Verdict {
 
 /// With a secret that names the host, TLS is as by default.
 fn ssl_mode(config: &DatabaseConfig) -> PgSslMode {
-    config.url.as_ref().map_or(PgSslMode::VerifyFull, |url| url.get_ssl_mode())
+    config.url.as_ref().map_or(PgSslMode::VerifyFull, PgConnectOptions::get_ssl_mode)
 }
 
 fn tls(facts: &Facts, mode: PgSslMode, between: Option<Between>) -> Verdict {

@@ -114,7 +114,7 @@ fn rows(rows: &Rows) -> String {
 mod tests {
     use super::{LISTED, render};
     use crate::checkpoint::LockHolder;
-    use crate::status::{Checkpoint, Reason, Rejected, Rows, Status};
+    use crate::status::{Checkpoint, Rejected, RejectedFor, Rows, Status};
     use time::macros::datetime;
 
     fn shard(finished: bool) -> Checkpoint {
@@ -148,7 +148,7 @@ rows of measurements: not known until PostgreSQL has analyzed the table
 
     #[test]
     fn everything_has_its_line() {
-        let reason = Reason {
+        let reason = RejectedFor {
             reason: "the attribute user_id is missing".to_owned(),
             records: 7,
             oldest: datetime!(2026-11-23 19:00 UTC),
