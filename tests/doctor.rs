@@ -169,6 +169,13 @@ async fn each_fault_of_the_database_is_found() {
     assert_eq!(finding(&findings, "database schema")["ok"], Json::Null);
     assert_eq!(finding(&findings, "table sessions")["ok"], true);
 
+    let read_only =
+        format!("ALTER DATABASE {:?} SET default_transaction_read_only = on", stores.bucket);
+    run_sql(&stores, &read_only).await;
+    let (output, findings) = doctor(&stores, &server).await;
+    assert_code(&output, 2);
+    assert_eq!(failed(&findings), ["database role"]);
+
     let unmigrated = Stores::unmigrated().await;
     let (output, findings) = doctor(&unmigrated, &server).await;
     assert_code(&output, 2);

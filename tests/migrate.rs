@@ -4,12 +4,15 @@
 use support::runs::{assert_code, backfill, text};
 use support::services::Stores;
 
-/// Everything that a migration or a grant could change.
-const STATE: &str = "SELECT concat(
-    (SELECT string_agg(relname || coalesce(relacl::text, '') || relkind::text, ' ' ORDER BY relname)
-        FROM pg_class WHERE relnamespace = 'public'::regnamespace),
-    (SELECT string_agg(rolname || coalesce(rolconfig::text, ''), ' ' ORDER BY rolname)
-        FROM pg_roles WHERE rolname LIKE '%migrate_test%'))";
+/// Everything that a migration, or a grant to this role, could change.
+async fn state(stores: &Stores, role: &str) -> String {
+    let sql = format!(
+        "SELECT concat((SELECT string_agg(relname || coalesce(relacl::text, ''), ' ' ORDER BY relname)
+            FROM pg_class WHERE relnamespace = 'public'::regnamespace),
+        (SELECT rolconfig::text FROM pg_roles WHERE rolname = '{role}'))"
+    );
+    stores.ask(&sql).await
+}
 
 async fn run_sql(stores: &Stores, sql: &str) {
     sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect("PostgreSQL takes it");
@@ -73,12 +76,10 @@ async fn a_ledger_that_does_not_fit_stops_both_runs_and_names_the_remedy() {
     ] {
         let stores = Stores::fresh().await;
         run_sql(&stores, change).await;
-        let before = stores.ask(STATE).await;
         let (role, _) = role(&stores).await;
-        let with_role = stores.ask(STATE).await;
-        assert_ne!(before, with_role);
+        let before = state(&stores, &role).await;
         assert_stopped(&stores, &["--grant-to", &role], code, message);
-        assert_eq!(stores.ask(STATE).await, with_role, "{change}");
+        assert_eq!(state(&stores, &role).await, before, "{change}");
     }
 }
 
@@ -114,16 +115,26 @@ async fn a_login_that_cannot_grant_or_create_is_found_before_anything_is_changed
 }
 
 #[tokio::test]
+async fn a_database_that_takes_no_changes_is_found_before_anything_is_changed() {
+    let stores = Stores::unmigrated().await;
+    let read_only =
+        format!("ALTER DATABASE {:?} SET default_transaction_read_only = on", stores.bucket);
+    run_sql(&stores, &read_only).await;
+    assert_stopped(&stores, &[], 2, "names a database whose transactions are read-only");
+}
+
+#[tokio::test]
 async fn a_dry_run_says_what_the_real_run_does() {
     let stores = Stores::unmigrated().await;
     let (role, _) = role(&stores).await;
     let arguments = ["--grant-to", &role, "--grant-backfill-to", &role];
-    let before = stores.ask(STATE).await;
+    let before = state(&stores, &role).await;
     let dry = backfill(&stores, &[&["migrate", "--dry-run"], arguments.as_slice()].concat());
     assert_code(&dry, 0);
-    assert_eq!(stores.ask(STATE).await, before);
+    assert_eq!(state(&stores, &role).await, before);
     let real = backfill(&stores, &[&["migrate"], arguments.as_slice()].concat());
     assert_code(&real, 0);
+    assert_ne!(state(&stores, &role).await, before);
     let lines = |output: &[u8], renamed: &[(&str, &str)]| {
         let mut text = text(output);
         for (from, to) in renamed {

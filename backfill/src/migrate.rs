@@ -122,11 +122,12 @@ async fn applied(connection: &mut PgConnection) -> anyhow::Result<Vec<Applied>> 
     sqlx::query_as(schema::LEDGER).fetch_all(connection).await.context(reading)
 }
 
-/// A database of another encoding has not every character, and each record that holds one would be rejected. A
-/// standby takes no change at all.
+/// A database of another encoding lacks some characters, and each record that holds one would be rejected. A
+/// standby, or a read-only database, takes no change at all.
 async fn require_usable(connection: &mut PgConnection) -> anyhow::Result<()> {
-    let sql = "SELECT current_setting('server_encoding'), pg_is_in_recovery()";
-    let (encoding, standby): (String, bool) =
+    let sql = "SELECT current_setting('server_encoding'), pg_is_in_recovery(),
+        current_setting('transaction_read_only') = 'on'";
+    let (encoding, standby, read_only): (String, bool, bool) =
         sqlx::query_as(sql).fetch_one(connection).await.context("reading what the database is")?;
     let problem = if encoding != "UTF8" {
         format!(
@@ -135,6 +136,10 @@ async fn require_usable(connection: &mut PgConnection) -> anyhow::Result<()> {
         )
     } else if standby {
         "names a standby (a read replica), which takes no changes: name the primary".to_owned()
+    } else if read_only {
+        "names a database whose transactions are read-only: unset default_transaction_read_only for the database and \
+         the role; on RDS, check whether the storage is full"
+            .to_owned()
     } else {
         return Ok(());
     };

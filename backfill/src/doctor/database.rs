@@ -33,7 +33,8 @@ const AFTER_LOGIN: [&str; 7] = [
 
 const FACTS: &str = "SELECT current_user::text AS login, current_database()::text AS name,
     current_setting('server_version') AS version, current_setting('server_encoding') AS encoding,
-    pg_is_in_recovery() AS standby, current_setting('statement_timeout') AS statement_timeout,
+    pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only,
+    current_setting('statement_timeout') AS statement_timeout,
     current_setting('lock_timeout') AS lock_timeout,
     current_setting('synchronous_commit') AS synchronous_commit, clock_timestamp() AS clock,
     (SELECT s.version || ' ' || s.cipher FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid() AND s.ssl) AS tls";
@@ -46,6 +47,7 @@ struct Facts {
     version: String,
     encoding: String,
     standby: bool,
+    read_only: bool,
     statement_timeout: String,
     lock_timeout: String,
     synchronous_commit: String,
@@ -90,21 +92,21 @@ pub(super) async fn check(config: Config) -> Vec<Finding> {
         ("database login", login(&facts, &database_config)),
         ("database route", route(between)),
         ("database TLS", tls(&facts, ssl_mode(&database_config), between)),
-        ("database role", standby(&facts)),
+        ("database role", role(&facts)),
         ("database encoding", encoding(&facts)),
         ("database limits", limits(&facts)),
     ];
     let mut findings: Vec<Finding> =
         verdicts.into_iter().map(|(check, verdict)| verdict.of(check, took)).collect();
-    let apart =
-        clock::judge("the database's", facts.clock - here, "of this machine, or of the database");
-    findings.push(apart.of("clock: database", took));
     let start = Instant::now();
     let schema = within(schema(&database)).await;
     findings.push(schema.of("database schema", start.elapsed()));
     let start = Instant::now();
     let privileges = within(privileges(&database, &facts.login)).await;
     findings.push(privileges.of("database privileges", start.elapsed()));
+    let apart =
+        clock::judge("the database's", facts.clock - here, "of this machine, or of the database");
+    findings.push(apart.of("clock: database", took));
     findings
 }
 
@@ -199,10 +201,14 @@ fn tls(facts: &Facts, mode: PgSslMode, between: Option<Between>) -> Verdict {
     Verdict::unknown(format!("{text}, as sslmode in DATABASE_URL says (without it: verify-full)"))
 }
 
-fn standby(facts: &Facts) -> Verdict {
+fn role(facts: &Facts) -> Verdict {
     if facts.standby {
         let remedy = "name the primary in DATABASE_URL; after a failover, wait until the standby is promoted";
         return Verdict::fails("a standby (a read replica), which takes no writes", remedy);
+    }
+    if facts.read_only {
+        let remedy = "unset default_transaction_read_only for the database and the role; on RDS, check whether the storage is full";
+        return Verdict::fails("a primary whose transactions are read-only", remedy);
     }
     Verdict::works("a primary, which takes writes")
 }
@@ -321,7 +327,7 @@ fn judge_privileges(lacking: &[(String, String)], login: &str) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::{
-        Facts, Tables, encoding, judge_privileges, judge_schema, limits, route, standby, tls,
+        Facts, Tables, encoding, judge_privileges, judge_schema, limits, role, route, tls,
     };
     use crate::doctor::finding::Verdict;
     use projector::database::Between;
@@ -334,6 +340,7 @@ mod tests {
             version: "17.2".to_owned(),
             encoding: "UTF8".to_owned(),
             standby: false,
+            read_only: false,
             statement_timeout: "20s".to_owned(),
             lock_timeout: "5s".to_owned(),
             synchronous_commit: "on".to_owned(),
@@ -355,8 +362,9 @@ mod tests {
 
     #[test]
     fn what_the_server_says_is_judged() {
-        assert_eq!(works(&standby(&facts())), Some(true));
-        assert_eq!(works(&standby(&Facts { standby: true, ..facts() })), Some(false));
+        assert_eq!(works(&role(&facts())), Some(true));
+        assert_eq!(works(&role(&Facts { standby: true, ..facts() })), Some(false));
+        assert_eq!(works(&role(&Facts { read_only: true, ..facts() })), Some(false));
         assert_eq!(works(&encoding(&facts())), Some(true));
         let latin = Facts { encoding: "LATIN1".to_owned(), ..facts() };
         assert_eq!(works(&encoding(&latin)), Some(false));
