@@ -17,9 +17,9 @@ const READERS: usize = 2;
 const READERS_OF_A_GLOBAL_TABLE: usize = 1;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(4);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
 /// For all pages and tries of one question.
-const LIMIT: Duration = Duration::from_secs(8);
+const LIMIT: Duration = Duration::from_secs(4);
 
 /// Who reads a stream.
 #[derive(Clone, Debug)]

@@ -88,13 +88,8 @@ async fn prepare(
 
     let archive =
         config.archive.as_ref().map(|archive| format!("{}/{}", archive.bucket, archive.prefix));
-<<<<<<< HEAD
     let delivery = Delivery::new(config.projector().await?);
     let promised = snapshot.filter(|_| !arguments.allow_gap);
-=======
-    let mut delivery = Delivery::new(config.projector_with_credentials().await?);
-    let promised = arguments.snapshot_time.filter(|_| !arguments.allow_gap);
->>>>>>> dedb55a (Add doctor and status, judge migrations before they run, and list the exit codes once)
     let database = &delivery.projector().database;
     let mut checkpoints = Checkpoints::open(database, archive, promised).await?;
     let cutoff = latest(started, checkpoints.now().await?);

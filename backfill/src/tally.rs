@@ -46,7 +46,7 @@ impl Tally<'_> {
         if !self.at_cutoff() {
             Outcome::Interrupted
         } else if self.gap || !self.context.findings().gaps.is_empty() {
-            Outcome::DoneWithGap
+            Outcome::Trimmed
         } else {
             Outcome::of(&self.delivery.counts)
         }

@@ -10,17 +10,12 @@ use streams::config::retry::RetryConfig;
 use streams::error::{ProvideErrorMetadata, SdkError};
 use streams::types::{ShardIteratorType, StreamDescription, StreamStatus, StreamViewType};
 
-use tokio::time::timeout;
-
 use super::clock::ServiceClock;
 use super::finding::{Finding, Verdict, timed};
-use crate::check::{self, READERS};
+use crate::readers::{self, Readers};
 use crate::source::Stream;
 
 const REACH: &str = "check the route from this machine to DynamoDB (a VPC needs its gateway endpoint or NAT), AWS_REGION and AWS_ENDPOINT_URL";
-
-/// How long the Lambda API may take. Shorter than the limit of a check, because its silence is no failure.
-const READERS_LIMIT: Duration = Duration::from_secs(4);
 
 /// A client that asks once: an operator waits for the answer.
 pub(super) fn client(aws: &SdkConfig, clock: &ServiceClock) -> Client {
@@ -49,18 +44,16 @@ pub(super) async fn check(
         }
     };
     let stream = timed(format!("table {table}"), REACH, work).await;
-    let readers = format!("readers of {table}");
+    let name = format!("readers of {table}");
     let readers = match found {
         Some(stream) => {
-            let asking = timeout(READERS_LIMIT, check::mappings(aws, &stream));
             let work = async {
-                judge_readers(
-                    asking.await.unwrap_or_else(|_| Err("the Lambda API is silent".to_owned())),
-                )
+                let asked = readers::ask(aws, std::slice::from_ref(&stream)).await;
+                asked.first().map_or_else(|| Verdict::unknown("not known"), judge_readers)
             };
-            timed(readers, "check the route to the Lambda API", work).await
+            timed(name, "check the route to the Lambda API", work).await
         }
-        None => Verdict::unknown("not known without the stream").of(readers, Duration::ZERO),
+        None => Verdict::unknown("not known without the stream").of(name, Duration::ZERO),
     };
     vec![stream, readers]
 }
@@ -185,27 +178,20 @@ fn remedy(operation: &str, code: &str) -> String {
 }
 
 /// The readers are good to know, and no run depends on the right to ask for them.
-fn judge_readers(mappings: Result<usize, String>) -> Verdict {
-    match mappings {
-        Ok(mappings) if mappings + 1 > READERS => Verdict::fails(
-            format!(
-                "{mappings} event source mappings: with a backfill more than the {READERS} readers per shard that AWS advises"
-            ),
+fn judge_readers(readers: &Readers) -> Verdict {
+    if let Some(problem) = readers.problem() {
+        return Verdict::fails(
+            problem,
             "disable one of the mappings while a backfill runs, or accept that all readers are throttled",
-        ),
-        Ok(mappings) => Verdict::works(format!(
-            "{mappings} event source mapping{}; a backfill is one reader more, of {READERS}",
-            if mappings == 1 { "" } else { "s" }
-        )),
-        Err(reason) => Verdict::unknown(format!(
-            "not known ({reason}): make sure that at most one event source mapping reads the stream"
-        )),
+        );
     }
+    let text = [vec![readers.brief()], readers.notes()].concat().join("; ");
+    if readers.mappings.is_ok() { Verdict::works(text) } else { Verdict::unknown(text) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Verdict, judge_readers, remedy, unusable};
+    use super::{Readers, Verdict, judge_readers, remedy, unusable};
     use aws_sdk_dynamodbstreams::types::{StreamDescription, StreamStatus, StreamViewType};
 
     #[test]
@@ -221,9 +207,10 @@ mod tests {
 
     #[test]
     fn readers_are_judged_and_a_refusal_is_no_failure() {
-        assert!(matches!(judge_readers(Ok(1)), Verdict::Works(_)));
-        assert!(matches!(judge_readers(Ok(2)), Verdict::Fails { .. }));
-        assert!(matches!(judge_readers(Err("denied".to_owned())), Verdict::Unknown(_)));
+        let judge = |mappings| judge_readers(&Readers { mappings, replicas: Ok(0) });
+        assert!(matches!(judge(Ok(1)), Verdict::Works(_)));
+        assert!(matches!(judge(Ok(2)), Verdict::Fails { .. }));
+        assert!(matches!(judge(Err("denied".to_owned())), Verdict::Unknown(_)));
     }
 
     #[test]
