@@ -1,18 +1,21 @@
 //! The database: login, route, TLS, schema, privileges, encoding, time limits, clock. A few statements over one
-//! connection as the projector makes it; what they say is judged by pure functions.
+//! connection, as the projector makes it; [`judge`] says what their answers come to.
+
+mod judge;
 
 use std::time::{Duration, Instant};
 
 use projector::config::Config;
-use projector::database::{Between, Database, DatabaseConfig};
+use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::{self, Error};
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow, PgSslMode};
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, FromRow, Row as _};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
+use self::judge::{Facts, Tables};
 use super::clock;
 use super::finding::{Finding, LIMIT, Verdict};
 use crate::migrate::grants::{self, LACKING};
@@ -20,8 +23,8 @@ use crate::migrate::schema::{self, Applied};
 
 const REACH: &str =
     "check the host and port of the database, its security group, and the route from this machine";
-/// The names of the checks, in order; those after the login need it.
-const AFTER_LOGIN: [&str; 7] = [
+/// The checks that need a login, in their order.
+const AFTER_LOGIN: [&str; 8] = [
     "database route",
     "database TLS",
     "database role",
@@ -29,6 +32,7 @@ const AFTER_LOGIN: [&str; 7] = [
     "database limits",
     "database schema",
     "database privileges",
+    "clock: database",
 ];
 
 const FACTS: &str = "SELECT current_user::text AS login, current_database()::text AS name,
@@ -39,34 +43,10 @@ const FACTS: &str = "SELECT current_user::text AS login, current_database()::tex
     current_setting('synchronous_commit') AS synchronous_commit, clock_timestamp() AS clock,
     (SELECT s.version || ' ' || s.cipher FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid() AND s.ssl) AS tls";
 
-/// What the server says of itself and of our connection.
-#[derive(Clone, Debug, FromRow)]
-struct Facts {
-    login: String,
-    name: String,
-    version: String,
-    encoding: String,
-    standby: bool,
-    read_only: bool,
-    statement_timeout: String,
-    lock_timeout: String,
-    synchronous_commit: String,
-    clock: OffsetDateTime,
-    tls: Option<String>,
-}
-
 const TABLES: &str = "SELECT
     coalesce(has_table_privilege(to_regclass('_sqlx_migrations')::oid, 'SELECT'), true) AS readable,
     to_regclass('_sqlx_migrations') IS NOT NULL AS ledger,
     ARRAY(SELECT name FROM unnest($1::text[]) AS given (name) WHERE to_regclass(name) IS NULL) AS missing";
-
-/// The tables, and the list of applied migrations.
-#[derive(Clone, Debug, FromRow)]
-struct Tables {
-    readable: bool,
-    ledger: bool,
-    missing: Vec<String>,
-}
 
 /// Checks the database. The configuration makes the connection, so that it is the one that a run would have.
 pub(super) async fn check(config: Config) -> Vec<Finding> {
@@ -89,12 +69,12 @@ pub(super) async fn check(config: Config) -> Vec<Finding> {
     let here = asked + (OffsetDateTime::now_utc() - asked) / 2;
     let between = database.between();
     let verdicts = [
-        ("database login", login(&facts, &database_config)),
-        ("database route", route(between)),
-        ("database TLS", tls(&facts, ssl_mode(&database_config), between)),
-        ("database role", role(&facts)),
-        ("database encoding", encoding(&facts)),
-        ("database limits", limits(&facts)),
+        ("database login", judge::login(&facts, &database_config)),
+        ("database route", judge::route(between)),
+        ("database TLS", judge::tls(&facts, judge::ssl_mode(&database_config), between)),
+        ("database role", judge::role(&facts)),
+        ("database encoding", judge::encoding(&facts)),
+        ("database limits", judge::limits(&facts)),
     ];
     let mut findings: Vec<Finding> =
         verdicts.into_iter().map(|(check, verdict)| verdict.of(check, took)).collect();
@@ -112,8 +92,7 @@ pub(super) async fn check(config: Config) -> Vec<Finding> {
 
 /// The login failed, and the rest cannot be known.
 fn not_logged_in(verdict: Verdict, took: Duration) -> Vec<Finding> {
-    let unknown = AFTER_LOGIN.iter().copied().chain(["clock: database"]);
-    let unknown = unknown
+    let unknown = AFTER_LOGIN
         .map(|check| Verdict::unknown("not known without a login").of(check, Duration::ZERO));
     [verdict.of("database login", took)].into_iter().chain(unknown).collect()
 }
@@ -156,89 +135,6 @@ fn trouble(error: &Error) -> Verdict {
     Verdict::fails(format!("{what}{source}"), remedy)
 }
 
-fn login(facts: &Facts, config: &DatabaseConfig) -> Verdict {
-    let host = config.url.as_ref().map_or_else(
-        || "the host that the secret names".to_owned(),
-        |url| format!("{}:{}", url.get_host(), url.get_port()),
-    );
-    let Facts { login, name, version, .. } = facts;
-    Verdict::works(format!("{login} on {name} at {host}, PostgreSQL {version}"))
-}
-
-fn route(between: Option<Between>) -> Verdict {
-    let through = match between {
-        None => return Verdict::works("direct"),
-        Some(Between::Pooler) => "through a pooler in transaction mode",
-        Some(Between::Proxy) => "through RDS Proxy",
-    };
-    Verdict::fails(
-        format!("{through}: `migrate` and `stream` refuse it, the other commands work"),
-        "name the database instance itself in DATABASE_URL",
-    )
-}
-
-/// With a secret that names the host, TLS is as by default.
-fn ssl_mode(config: &DatabaseConfig) -> PgSslMode {
-    config.url.as_ref().map_or(PgSslMode::VerifyFull, PgConnectOptions::get_ssl_mode)
-}
-
-fn tls(facts: &Facts, mode: PgSslMode, between: Option<Between>) -> Verdict {
-    let verified = match mode {
-        PgSslMode::VerifyFull => "the server's certificate and name are verified",
-        PgSslMode::VerifyCa => "the server's certificate is verified, its name is not",
-        _ => "the server is not verified",
-    };
-    // Behind a pooler the server sees the pooler's connection, not ours.
-    let seen = match (&facts.tls, between) {
-        (_, Some(_)) => "to the pooler",
-        (Some(tls), None) => tls,
-        (None, None) => "no TLS",
-    };
-    let text = format!("{seen}; {verified}");
-    if matches!(mode, PgSslMode::VerifyFull | PgSslMode::VerifyCa) {
-        return Verdict::works(text);
-    }
-    Verdict::unknown(format!("{text}, as sslmode in DATABASE_URL says (without it: verify-full)"))
-}
-
-fn role(facts: &Facts) -> Verdict {
-    if facts.standby {
-        let remedy = "name the primary in DATABASE_URL; after a failover, wait until the standby is promoted";
-        return Verdict::fails("a standby (a read replica), which takes no writes", remedy);
-    }
-    if facts.read_only {
-        let remedy = "unset default_transaction_read_only for the database and the role; on RDS, check whether the storage is full";
-        return Verdict::fails("a primary whose transactions are read-only", remedy);
-    }
-    Verdict::works("a primary, which takes writes")
-}
-
-fn encoding(facts: &Facts) -> Verdict {
-    if facts.encoding == "UTF8" {
-        return Verdict::works("UTF8");
-    }
-    Verdict::fails(
-        format!("{}, which cannot hold every text", facts.encoding),
-        "make a database with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and restore a dump into it",
-    )
-}
-
-fn limits(facts: &Facts) -> Verdict {
-    let Facts { statement_timeout, lock_timeout, synchronous_commit, .. } = facts;
-    let text = format!(
-        "statement_timeout {statement_timeout}, lock_timeout {lock_timeout}, synchronous_commit {synchronous_commit}"
-    );
-    let durable = !matches!(synchronous_commit.as_str(), "off" | "local");
-    if durable && statement_timeout != "0" && lock_timeout != "0" {
-        return Verdict::works(text);
-    }
-    let remedy = format!(
-        "run `backfill migrate --grant-to {}` on the database instance itself, which sets them for the role",
-        facts.login
-    );
-    Verdict::fails(text, remedy)
-}
-
 async fn schema(database: &Database) -> Result<Verdict, Error> {
     let all: Vec<_> = schema::MIGRATOR.iter().collect();
     let (_, names): (Vec<i64>, Vec<&str>) = schema::tables_made(&all).into_iter().unzip();
@@ -256,44 +152,7 @@ async fn schema(database: &Database) -> Result<Verdict, Error> {
             applied.push(Applied::from_row(&row).map_err(Error::Database)?);
         }
     }
-    Ok(judge_schema(&tables, &applied))
-}
-
-fn judge_schema(tables: &Tables, applied: &[Applied]) -> Verdict {
-    if tables.ledger && !tables.readable {
-        return match tables.missing.as_slice() {
-            [] => Verdict::unknown(
-                "the tables are there; whether every migration is applied is not known, because this login may not read _sqlx_migrations",
-            ),
-            missing => Verdict::fails(
-                format!("missing: {}", missing.join(", ")),
-                "run `backfill migrate` as the owner of the database",
-            ),
-        };
-    }
-    match schema::pending(applied) {
-        Err(mismatch) => {
-            let text = mismatch.to_string();
-            let (what, remedy) =
-                text.split_once(": ").unwrap_or((&text, "see `backfill migrate --dry-run`"));
-            Verdict::fails(what, remedy)
-        }
-        Ok(pending) if pending.is_empty() && tables.missing.is_empty() => {
-            Verdict::works(format!("up to date, {} migrations", applied.len()))
-        }
-        Ok(pending) if pending.is_empty() => Verdict::fails(
-            format!("every migration is applied, but there is no {}", tables.missing.join(", ")),
-            "restore the table: somebody has dropped it, or it lies outside the search_path of this login",
-        ),
-        Ok(pending) => Verdict::fails(
-            format!(
-                "{} of {} migrations are pending",
-                pending.len(),
-                pending.len() + applied.len()
-            ),
-            "run `backfill migrate` as the owner of the database",
-        ),
-    }
+    Ok(judge::schema(&tables, &applied))
 }
 
 async fn privileges(database: &Database, login: &str) -> Result<Verdict, Error> {
@@ -309,104 +168,5 @@ async fn privileges(database: &Database, login: &str) -> Result<Verdict, Error> 
     let lacking = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
     let lacking: Vec<(String, String)> =
         lacking.collect::<Result<_, sqlx::Error>>().map_err(Error::Database)?;
-    Ok(judge_privileges(&lacking, login))
-}
-
-fn judge_privileges(lacking: &[(String, String)], login: &str) -> Verdict {
-    if lacking.is_empty() {
-        return Verdict::works("every command may read and write the tables that exist");
-    }
-    let lacking: Vec<String> =
-        lacking.iter().map(|(table, privilege)| format!("{privilege} on {table}")).collect();
-    Verdict::fails(
-        format!("{login} lacks {}", lacking.join(", ")),
-        format!("run `backfill migrate --grant-backfill-to {login}` as the owner of the tables"),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{
-        Facts, Tables, encoding, judge_privileges, judge_schema, limits, role, route, tls,
-    };
-    use crate::doctor::finding::Verdict;
-    use projector::database::Between;
-    use sqlx::postgres::PgSslMode;
-
-    fn facts() -> Facts {
-        Facts {
-            login: "backfill".to_owned(),
-            name: "feet".to_owned(),
-            version: "17.2".to_owned(),
-            encoding: "UTF8".to_owned(),
-            standby: false,
-            read_only: false,
-            statement_timeout: "20s".to_owned(),
-            lock_timeout: "5s".to_owned(),
-            synchronous_commit: "on".to_owned(),
-            clock: time::macros::datetime!(2026-11-23 20:00 UTC),
-            tls: Some("TLSv1.3 TLS_AES_256_GCM_SHA384".to_owned()),
-        }
-    }
-
-    fn works(verdict: &Verdict) -> Option<bool> {
-        match verdict {
-            Verdict::Works(_) => Some(true),
-            Verdict::Fails { remedy, .. } => {
-                assert!(!remedy.is_empty());
-                Some(false)
-            }
-            Verdict::Unknown(_) => None,
-        }
-    }
-
-    #[test]
-    fn what_the_server_says_is_judged() {
-        assert_eq!(works(&role(&facts())), Some(true));
-        assert_eq!(works(&role(&Facts { standby: true, ..facts() })), Some(false));
-        assert_eq!(works(&role(&Facts { read_only: true, ..facts() })), Some(false));
-        assert_eq!(works(&encoding(&facts())), Some(true));
-        let latin = Facts { encoding: "LATIN1".to_owned(), ..facts() };
-        assert_eq!(works(&encoding(&latin)), Some(false));
-        assert_eq!(works(&limits(&facts())), Some(true));
-        let not_durable = Facts { synchronous_commit: "off".to_owned(), ..facts() };
-        assert_eq!(works(&limits(&not_durable)), Some(false));
-        let unlimited = Facts { statement_timeout: "0".to_owned(), ..facts() };
-        assert_eq!(works(&limits(&unlimited)), Some(false));
-        assert_eq!(works(&route(None)), Some(true));
-        assert_eq!(works(&route(Some(Between::Pooler))), Some(false));
-    }
-
-    #[test]
-    fn tls_counts_as_verified_only_if_the_mode_verifies() {
-        assert_eq!(works(&tls(&facts(), PgSslMode::VerifyFull, None)), Some(true));
-        assert_eq!(works(&tls(&facts(), PgSslMode::Require, None)), None);
-        let Verdict::Unknown(text) = tls(&Facts { tls: None, ..facts() }, PgSslMode::Disable, None)
-        else {
-            panic!("not verified")
-        };
-        assert!(text.starts_with("no TLS; the server is not verified"), "{text}");
-    }
-
-    #[test]
-    fn a_schema_that_cannot_be_read_is_not_called_good() {
-        let tables = Tables { readable: false, ledger: true, missing: Vec::new() };
-        assert_eq!(works(&judge_schema(&tables, &[])), None);
-        let missing = vec!["measurements".to_owned()];
-        let tables = Tables { missing, ..tables };
-        assert_eq!(works(&judge_schema(&tables, &[])), Some(false));
-        let none = Tables { readable: true, ledger: false, ..tables };
-        assert_eq!(works(&judge_schema(&none, &[])), Some(false));
-    }
-
-    #[test]
-    fn a_missing_privilege_is_named() {
-        assert_eq!(works(&judge_privileges(&[], "backfill")), Some(true));
-        let lacking = [("measurements".to_owned(), "UPDATE".to_owned())];
-        let Verdict::Fails { detail, remedy } = judge_privileges(&lacking, "backfill") else {
-            panic!("a privilege is missing")
-        };
-        assert_eq!(detail, "backfill lacks UPDATE on measurements");
-        assert!(remedy.contains("--grant-backfill-to backfill"), "{remedy}");
-    }
+    Ok(judge::privileges(&lacking, login))
 }
