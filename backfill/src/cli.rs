@@ -47,8 +47,8 @@ pub(crate) enum Command {
     /// Replay the live streams of both tables, up to now.
     #[command(long_about = STREAM, after_help = exit_codes())]
     Stream(StreamArguments),
-    /// Replay records from files.
-    #[command(after_help = exit_codes())]
+    /// Apply the records in files: what Lambda gave up on and wrote to its bucket, or saved streams.
+    #[command(long_about = FILE, after_help = exit_codes())]
     File(FileArguments),
     /// Try the records of `rejected_records` again, and remove those that now apply.
     #[command(after_help = exit_codes())]
@@ -120,6 +120,27 @@ read from the trim horizon. One run at a time works on a database.
 Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and one batch of --batch-size records or \
 32 MiB in its forms from JSON to statement; for a shard that waits, next to nothing. Some 70 MB without \
 meshes, 250 MB with meshes of 300 KB, whatever the number of shards.";
+
+const FILE: &str = "\
+Apply the records in files: what Lambda gave up on and wrote to its bucket, or saved streams.
+
+A file holds one JSON document after another: one per line, several per line, or laid out over many lines. \
+UTF-8, plain or gzip, whatever its name. A document is
+  - a Lambda event ({\"Records\": [...]}),
+  - what Lambda wrote to an on-failure destination on S3 (DDBStreamBatchInfo and payload),
+  - one change record, or a list of them, as EventBridge Pipes sends it,
+  - what GetRecords returned, with --stream-arn if its records do not name their stream.
+
+One bad file holds up no other. What cannot be read is named with its file, line and byte offset, all else is \
+applied, and the exit code is 1. What is no change record (an item of an export, a line of a log) is named in the \
+same way; rejected_records holds only change records that cannot apply. A misspelt path ends the run before \
+anything is written; so does a path without files.
+
+Run the same command again after any end: what is stored already counts as duplicate. SIGINT and SIGTERM end the \
+run after the batches under way (exit code 6).
+
+Memory: at most 3 batches of --batch-size records or 32 MiB, and one document of at most 64 MiB; a larger one is \
+not read.";
 
 const OBJECTS: &str = "\
 Compare the object of every row, and write those that are missing or behind.
@@ -251,15 +272,20 @@ pub(crate) struct StatusArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct FileArguments {
-    /// Files to replay, in this order: a Lambda event ({"Records": [...]}), what Lambda wrote to an
-    /// on-failure destination on S3, or one record or event a line; gzip of any. Of a folder, all files
-    /// in it and below it.
+    /// What to read, in this order: a file; a folder for all files in it and below it, except those
+    /// whose names begin with a dot; - for standard input.
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
-    /// Read and check every record, connect to nothing, and say what would be rejected.
+    /// The stream of records that do not name it, as GetRecords returns them
+    /// (arn:aws:dynamodb:REGION:ACCOUNT:table/TABLE/stream/LABEL). Records that name their stream
+    /// keep it.
+    #[arg(long, value_name = "ARN")]
+    pub(crate) stream_arn: Option<String>,
+    /// Read and check every record, connect to nothing, and say what would be rejected and what
+    /// cannot be read. The exit codes are the same.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// How many records are merged before they are written.
+    /// How many records are merged before they are written. A batch spans files.
     #[arg(long, value_name = "RECORDS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) batch_size: u32,
 }

@@ -1,252 +1,272 @@
-//! `backfill file`: replays files (fixture streams, what Lambda gave up on) through the projector's own apply path.
+//! `backfill file`: replays files (what Lambda gave up on, fixture streams) through the projector's own apply path.
+//!
+//! What can be applied is applied; what cannot be read is named, and holds nothing else up. The files are read on a
+//! thread of their own: standard input may wait for ever, and a signal must end the command all the same.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Instant;
 
-use anyhow::Context as _;
-use flate2::read::MultiGzDecoder;
+use anyhow::{Context as _, bail};
 use projector::apply::Counts;
+use projector::change::Tables;
+use projector::config::{Config, ConfigError};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::Outcome;
+use crate::batches::{Batch, Batches};
 use crate::cli::{FileArguments, Settings};
-use crate::deliver::{BATCH_BYTES, Delivery, try_out};
-use crate::document::{Kind, event, failed_batch, kind};
-use crate::progress::Progress;
+use crate::deliver::{Delivered, Delivery, try_out};
+use crate::document::Extractor;
+use crate::dump::StreamArn;
+use crate::input::{Input, Listing};
+use crate::progress::{Progress, note};
+use crate::report::{FileReport, Tally};
 use crate::stop::Stop;
-use crate::summary::{self, Reasons};
+use crate::summary::{self, Reasons, span};
 
-/// So many batches are on their way at once: one is decoded while another is in the database.
+/// This many batches are applied at once: one is decoded while another is in the database. One more is being read.
 const UNDER_WAY: usize = 2;
 
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &FileArguments,
-    _stop: &Stop,
+    stop: &Stop,
 ) -> anyhow::Result<Outcome> {
     let config =
         if arguments.dry_run { settings.config_without_database() } else { settings.config() }?;
-    // Before anything is written: a misspelt path is found at once.
-    let mut files = Vec::new();
-    for path in &arguments.paths {
-        list(path, &mut files)?;
+    let extractor = extractor(arguments, &config)?;
+    let listing = Listing::of(&arguments.paths)?;
+    if listing.inputs.is_empty() && listing.unreadable.is_empty() {
+        bail!("{}", nothing_found(arguments, &listing));
     }
-    let bytes = files.iter().map(|file| file.bytes).sum();
-    let start = Instant::now();
-    if arguments.dry_run {
-        let (mut counts, mut reasons) = (Counts::default(), Reasons::default());
-        let mut progress = Progress::start(bytes);
-        let mut batches = AllBatches::of(&files, arguments.batch_size as usize);
-        while let Some((_, batch)) = batches.next()? {
-            try_out(&batch.records, &config.tables, &mut counts, &mut reasons)?;
-            progress.advance(batch.bytes, &counts);
-        }
-        drop(progress);
-        summary::print_dry(counts.records, counts.rejected, &reasons);
-        return Ok(Outcome::of(&counts));
+    let store = if arguments.dry_run {
+        Store::Nowhere(config.tables, Counts::default(), Reasons::default())
+    } else {
+        Store::Projector(Box::new(Delivery::new(config.projector_with_credentials().await?)))
+    };
+    let mut replay = Replay {
+        store,
+        tally: Tally::default(),
+        progress: Progress::start(listing.bytes()),
+        under_way: VecDeque::new(),
+        inputs: listing.inputs,
+        done: 0,
+        start: Instant::now(),
+    };
+    for (path, reason) in listing.unreadable {
+        replay.tally.add(&FileReport::unreadable(path.display().to_string(), reason));
     }
-    let mut delivery = Delivery::new(config.projector_with_credentials().await?);
-    let mut progress = Progress::start(bytes);
-    let mut under_way = VecDeque::new();
-    let mut batches = AllBatches::of(&files, arguments.batch_size as usize);
-    loop {
-        // Replaying them at the same time is harmless: versions decide, not the order.
-        while under_way.len() < UNDER_WAY
-            && let Some((path, batch)) = batches.next()?
-        {
-            under_way.push_back((path, batch.last, batch.bytes, delivery.start(batch.records)));
-        }
-        let Some((path, last, bytes, batch)) = under_way.pop_front() else { break };
-        let delivered = batch.await.context("a delivery panicked")?.with_context(|| {
-            format!("stopped in the batch that ends at record {last} of {}", path.display())
-        })?;
-        delivery.add(delivered);
-        progress.advance(bytes, &delivery.counts);
-    }
-    drop(progress);
-    summary::print("done", &delivery.counts, &delivery.reasons, start.elapsed());
-    Ok(Outcome::of(&delivery.counts))
+    let end = replay.all(extractor, arguments.batch_size as usize, stop).await;
+    replay.finish(end, listing.hidden)
 }
 
-/// The batches of all files, one file after the other.
-struct AllBatches<'a> {
-    files: std::slice::Iter<'a, Input>,
-    open: Option<(&'a Path, Batches)>,
-    batch_size: usize,
+fn extractor(arguments: &FileArguments, config: &Config) -> Result<Extractor, ConfigError> {
+    let arn = arguments.stream_arn.as_deref();
+    let stream_arn = arn.map(|arn| StreamArn::parse(arn, &config.tables)).transpose();
+    let stream_arn =
+        stream_arn.map_err(|problem| ConfigError { variable: "--stream-arn", problem })?;
+    Ok(Extractor { tables: config.tables.clone(), stream_arn })
 }
 
-impl<'a> AllBatches<'a> {
-    fn of(files: &'a [Input], batch_size: usize) -> Self {
-        Self { files: files.iter(), open: None, batch_size }
+fn nothing_found(arguments: &FileArguments, listing: &Listing) -> String {
+    let paths: Vec<String> =
+        arguments.paths.iter().map(|path| path.display().to_string()).collect();
+    let hidden = match listing.hidden {
+        0 => String::new(),
+        hidden => format!(" ({hidden} left out, because their names begin with a dot)"),
+    };
+    format!("no files in {}{hidden}: is this the right path?", paths.join(", "))
+}
+
+/// Where records go.
+enum Store {
+    Projector(Box<Delivery>),
+    /// A dry run: they are decoded and counted.
+    Nowhere(Tables, Counts, Reasons),
+}
+
+impl Store {
+    fn counts(&self) -> &Counts {
+        match self {
+            Self::Projector(delivery) => &delivery.counts,
+            Self::Nowhere(_, counts, _) => counts,
+        }
     }
 
-    fn next(&mut self) -> anyhow::Result<Option<(&'a Path, Batch)>> {
-        loop {
-            if let Some((path, batches)) = &mut self.open
-                && let Some(batch) = batches.next()?
-            {
-                return Ok(Some((path, batch)));
+    /// A task that applies these records.
+    fn start(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Task> {
+        Ok(match self {
+            _ if records.is_empty() => None,
+            Self::Projector(delivery) => Some(delivery.start(records)),
+            Self::Nowhere(tables, counts, reasons) => {
+                try_out(&records, tables, counts, reasons)?;
+                None
             }
-            let Some(Input { path, .. }) = self.files.next() else { return Ok(None) };
-            self.open = Some((path, Batches::open(path, self.batch_size)?));
-        }
-    }
-}
-
-/// This file, or the files of this folder and those below it, by name: Lambda's on-failure destination is a
-/// tree. What begins with a dot is left out.
-fn list(path: &Path, files: &mut Vec<Input>) -> anyhow::Result<()> {
-    let context = || format!("cannot read {}", path.display());
-    let metadata = std::fs::metadata(path).with_context(context)?;
-    if !metadata.is_dir() {
-        files.push(Input { path: path.to_owned(), bytes: metadata.len() });
-        return Ok(());
-    }
-    let entries = std::fs::read_dir(path).with_context(context)?;
-    let mut below = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(context)?;
-    below.sort();
-    let hidden =
-        |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
-    below.iter().filter(|path| !hidden(path)).try_for_each(|path| list(path, files))
-}
-
-/// A file to replay.
-struct Input {
-    path: PathBuf,
-    /// As it lies on the disk, compressed or not.
-    bytes: u64,
-}
-
-struct Batch {
-    records: Vec<Vec<u8>>,
-    /// What was read from the file since the batch before, compressed where the file is.
-    bytes: u64,
-    /// The number of the batch's last record in the file.
-    last: u64,
-}
-
-/// The records of one file, in batches.
-struct Batches {
-    path: PathBuf,
-    lines: BufReader<Box<dyn Read>>,
-    read: std::rc::Rc<std::cell::Cell<u64>>,
-    reported: u64,
-    /// Records of an event that are not delivered yet.
-    waiting: std::vec::IntoIter<Vec<u8>>,
-    ended: bool,
-    whole_document: bool,
-    delivered: u64,
-    batch_size: usize,
-}
-
-/// Counts what is read through it.
-struct Counted {
-    file: File,
-    read: std::rc::Rc<std::cell::Cell<u64>>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        self.read.set(self.read.get() + count as u64);
-        Ok(count)
-    }
-}
-
-impl Batches {
-    fn open(path: &Path, batch_size: usize) -> anyhow::Result<Self> {
-        let context = || format!("cannot read {}", path.display());
-        let read = std::rc::Rc::default();
-        let file = File::open(path).with_context(context)?;
-        let mut raw =
-            BufReader::with_capacity(1 << 16, Counted { file, read: std::rc::Rc::clone(&read) });
-        let gzip = raw.fill_buf().with_context(context)?.starts_with(&[0x1f, 0x8b]);
-        let plain: Box<dyn Read> =
-            if gzip { Box::new(MultiGzDecoder::new(raw)) } else { Box::new(raw) };
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let by_line = [".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"];
-        Ok(Self {
-            path: path.to_owned(),
-            lines: BufReader::with_capacity(1 << 20, plain),
-            read,
-            reported: 0,
-            waiting: Vec::new().into_iter(),
-            ended: false,
-            whole_document: !by_line.iter().any(|ending| name.ends_with(ending)),
-            delivered: 0,
-            batch_size,
         })
     }
+}
 
-    fn next(&mut self) -> anyhow::Result<Option<Batch>> {
-        let mut records = Vec::new();
-        let mut bytes = 0;
-        while records.len() < self.batch_size && bytes < BATCH_BYTES {
-            let Some(record) =
-                self.record().with_context(|| format!("cannot read {}", self.path.display()))?
-            else {
-                break;
-            };
-            bytes += record.len();
-            records.push(record);
+/// `None` if there is nothing to wait for.
+type Task = Option<JoinHandle<anyhow::Result<Delivered>>>;
+
+/// How a replay ended, if not by an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    AllRead,
+    Stopped,
+}
+
+/// A run.
+struct Replay {
+    store: Store,
+    tally: Tally,
+    progress: Progress,
+    /// The batches that are being applied, without their records; the first is the oldest.
+    under_way: VecDeque<(Batch, Task)>,
+    inputs: Vec<Input>,
+    /// How many of them have been read and applied.
+    done: usize,
+    start: Instant,
+}
+
+impl Replay {
+    /// Applies all batches, or those under way when a signal comes.
+    async fn all(
+        &mut self,
+        extractor: Extractor,
+        batch_size: usize,
+        stop: &Stop,
+    ) -> anyhow::Result<End> {
+        let (sender, mut batches) = mpsc::channel(1);
+        let (handle, inputs) = (Handle::current(), self.inputs.clone());
+        let reader = thread::spawn(move || {
+            let mut batches = Batches::of(inputs, extractor, batch_size);
+            // A batch is read once there is a place for it, so that one at most is in memory beside those under way.
+            while let Ok(place) = handle.block_on(sender.reserve())
+                && let Some(batch) = batches.next()
+            {
+                place.send(batch);
+            }
+        });
+        let (mut reading, mut stopped) = (true, false);
+        while reading || !self.under_way.is_empty() {
+            tokio::select! {
+                biased;
+                () = stop.wait(), if reading => {
+                    (reading, stopped) = (false, true);
+                    batches.close();
+                }
+                () = stop.grace_over() => return Ok(End::Stopped),
+                delivered = oldest(&mut self.under_way), if !self.under_way.is_empty() => {
+                    self.applied(delivered)?;
+                }
+                batch = batches.recv(), if reading && self.under_way.len() < UNDER_WAY => match batch {
+                    // Replaying them at the same time is harmless: versions decide, not the order.
+                    Some(batch) => self.begin(batch)?,
+                    None => reading = false,
+                },
+            }
         }
-        if records.is_empty() {
-            return Ok(None);
+        if stopped {
+            return Ok(End::Stopped);
         }
-        self.delivered += records.len() as u64;
-        let read = self.read.get() - self.reported;
-        self.reported += read;
-        Ok(Some(Batch { records, bytes: read, last: self.delivered }))
+        if reader.join().is_err() {
+            bail!("the thread that reads the files panicked");
+        }
+        Ok(End::AllRead)
     }
 
-    fn record(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        loop {
-            if let Some(record) = self.waiting.next() {
-                return Ok(Some(record));
+    fn begin(&mut self, mut batch: Batch) -> anyhow::Result<()> {
+        let records = std::mem::take(&mut batch.records);
+        let task = self.store.start(records).with_context(|| self.stopped_at(&batch))?;
+        self.under_way.push_back((batch, task));
+        Ok(())
+    }
+
+    /// Accounts for the oldest batch.
+    fn applied(&mut self, delivered: anyhow::Result<Option<Delivered>>) -> anyhow::Result<()> {
+        let Some((batch, _)) = self.under_way.pop_front() else { return Ok(()) };
+        let delivered = delivered.with_context(|| self.stopped_at(&batch))?;
+        if let (Store::Projector(delivery), Some(delivered)) = (&mut self.store, delivered) {
+            delivery.add(delivered);
+        }
+        batch.ended.iter().for_each(|report| self.tally.add(report));
+        self.done += batch.ended.len();
+        let files = format!("{}/{} files", self.done, self.inputs.len());
+        self.progress.advance_files(batch.input_bytes, self.store.counts(), &files);
+        Ok(())
+    }
+
+    /// Where a run stopped, and which files are done.
+    fn stopped_at(&self, batch: &Batch) -> String {
+        let batch = match &batch.last {
+            Some((file, number)) => format!("the batch that ends at record {number} of {file}"),
+            None => "a batch".to_owned(),
+        };
+        format!("stopped in {batch}; {}", self.resume())
+    }
+
+    /// Which files are done, and how to resume.
+    fn resume(&self) -> String {
+        let (done, all) = (self.done, self.inputs.len());
+        let next = match self.inputs.get(done) {
+            Some(input) if done > 0 => format!("all before {input}"),
+            Some(_) => "none".to_owned(),
+            None => "all".to_owned(),
+        };
+        format!(
+            "{done} of {all} files are done ({next}). Run the same command again, which is harmless: what is stored \
+             already counts as duplicate"
+        )
+    }
+
+    /// The summary, and what the run came to.
+    fn finish(self, end: anyhow::Result<End>, hidden: u64) -> anyhow::Result<Outcome> {
+        let resume = self.resume();
+        let Self { store, tally, progress, start, under_way, .. } = self;
+        drop(progress);
+        let counts = *store.counts();
+        let heading = match &end {
+            Ok(End::AllRead) => "done",
+            Ok(End::Stopped) => "interrupted",
+            // The error says it all.
+            Err(_) if counts.records == 0 => return end.map(|_| Outcome::Done),
+            Err(_) => "stopped",
+        };
+        match &store {
+            Store::Projector(delivery) => {
+                summary::print(heading, &counts, &delivery.reasons, start.elapsed());
             }
-            if self.ended {
-                return Ok(None);
-            }
-            let mut line = Vec::new();
-            self.ended = self.lines.read_until(b'\n', &mut line)? == 0;
-            if self.whole_document {
-                self.whole_document = false;
-                // A first line that is JSON by itself begins a file of one record a line.
-                if serde_json::from_slice::<serde::de::IgnoredAny>(&line).is_err() {
-                    self.lines.read_to_end(&mut line)?;
-                    self.ended = true;
-                    if !line.trim_ascii().is_empty() {
-                        let text = line.trim_ascii();
-                        let records = match kind(text) {
-                            Kind::FailedBatch => failed_batch(text)?,
-                            Kind::Event | Kind::Record => event(text).context(
-                                "neither a Lambda event ({\"Records\": [...]}) nor one record a line",
-                            )?,
-                        };
-                        self.waiting = records.into_iter();
-                    }
-                    continue;
-                }
-            }
-            let text = line.trim_ascii();
-            if text.is_empty() {
-                continue;
-            }
-            // A record has no member of these names, so this is an event or a failed batch on one line.
-            match kind(text) {
-                Kind::Event => match event(text) {
-                    Ok(records) => self.waiting = records.into_iter(),
-                    // What is no JSON is delivered as it is: it will be set aside like any bad record.
-                    Err(_) => return Ok(Some(text.to_vec())),
-                },
-                Kind::FailedBatch => self.waiting = failed_batch(text)?.into_iter(),
-                Kind::Record => return Ok(Some(text.to_vec())),
+            Store::Nowhere(_, _, reasons) => {
+                summary::print_dry(counts.records, counts.rejected, reasons);
             }
         }
+        tally.print(hidden);
+        if end? == End::Stopped {
+            if !under_way.is_empty() {
+                note(&format!(
+                    "{} batches were not finished within {}",
+                    under_way.len(),
+                    span(crate::stop::GRACE)
+                ));
+            }
+            note(&format!("ended by a signal: {resume}"));
+            return Ok(Outcome::Interrupted);
+        }
+        tally.check()?;
+        Ok(Outcome::of(&counts))
+    }
+}
+
+/// Waits for the oldest batch. Cancelled, it waits for the same one again.
+async fn oldest(
+    under_way: &mut VecDeque<(Batch, Task)>,
+) -> anyhow::Result<Option<Delivered>> {
+    match under_way.front_mut() {
+        Some((_, Some(task))) => task.await.context("a delivery panicked")?.map(Some),
+        _ => Ok(None),
     }
 }

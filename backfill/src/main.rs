@@ -2,6 +2,7 @@
 //! streams, from files, and from the rejected records. It also says whether a run can work, and how far the
 //! last one came.
 
+mod batches;
 mod check;
 mod checkpoint;
 mod cli;
@@ -9,8 +10,10 @@ mod collect;
 mod deliver;
 mod doctor;
 mod document;
+mod dump;
 mod file;
 mod follow;
+mod input;
 mod lineage;
 mod migrate;
 mod objects;
@@ -22,6 +25,7 @@ mod readers;
 mod record;
 mod redrive;
 mod replay;
+mod report;
 mod resume;
 mod shards;
 mod source;
@@ -32,6 +36,7 @@ mod stream;
 mod summary;
 mod tally;
 mod tip;
+mod values;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use projector::apply::Counts;
 use time::OffsetDateTime;
 
@@ -100,12 +100,30 @@ impl Progress {
 
     /// So much more is through.
     pub(crate) fn advance(&mut self, by: u64, counts: &Counts) {
+        self.show(by, counts, "");
+    }
+
+    /// The same of bytes, and of files: `files` says how many of how many.
+    pub(crate) fn advance_files(&mut self, by: u64, counts: &Counts, files: &str) {
+        let done = HumanBytes(self.done + by);
+        // The length of standard input is not known.
+        let of = match self.length {
+            0 => String::new(),
+            length => format!(" of {}", HumanBytes(length)),
+        };
+        self.show(by, counts, &format!("{files}, {done}{of}, "));
+    }
+
+    fn show(&mut self, by: u64, counts: &Counts, before: &str) {
         self.done += by;
         let (records, rejected) = (counts.records, counts.rejected);
-        let text =
-            format!("{records} records ({:.0}/s), {rejected} rejected", self.bar.rate(records));
-        let percent = self.done * 100 / self.length.max(1);
-        self.bar.show(self.done, text, |text| format!("{percent:>3}%  {text}"));
+        let rate = self.bar.rate(records);
+        let text = format!("{before}{records} records ({rate:.0}/s), {rejected} rejected");
+        let percent = match self.length {
+            0 => String::new(),
+            length => format!("{:>3}%  ", self.done * 100 / length),
+        };
+        self.bar.show(self.done, text, |text| format!("{percent}{text}"));
     }
 }
 
