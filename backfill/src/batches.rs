@@ -42,6 +42,8 @@ struct OpenFile {
     /// What is found and is not in a batch yet.
     taken: Taken,
     report: FileReport,
+    /// Reading may wait for somebody who writes: standard input, or another pipe.
+    may_wait: bool,
 }
 
 impl Batches {
@@ -55,16 +57,26 @@ impl Batches {
         let Some(input) = self.inputs.next() else { return false };
         match input.open(&self.bytes) {
             Ok(bytes) => {
+                let may_wait = !matches!(input, Input::File(_, 1..));
                 self.open = Some(OpenFile {
+                    may_wait,
                     values: Values::new(bytes),
                     taken: Taken::default(),
                     report: FileReport::new(input.to_string()),
                 });
             }
-            Err(error) => ended
-                .push(FileReport::unreadable(input.to_string(), error::chain(error.as_ref()))),
+            Err(error) => {
+                ended.push(FileReport::unreadable(input.to_string(), error::chain(error.as_ref())))
+            }
         }
         true
+    }
+
+    fn end_file(&mut self, batch: &mut Batch) {
+        if let Some(file) = self.open.take() {
+            file.note_last(batch);
+            batch.ended.push(file.report);
+        }
     }
 }
 
@@ -86,13 +98,16 @@ impl Iterator for Batches {
                 batch.records.push(record);
                 file.report.records += 1;
             } else if !file.read_on(&self.extractor) {
-                let file = self.open.take()?;
-                file.note_last(&mut batch);
-                batch.ended.push(file.report);
+                self.end_file(&mut batch);
             }
         }
-        if let Some(file) = &self.open {
-            file.note_last(&mut batch);
+        // Whether the file ends with this batch.
+        if let Some(file) = &mut self.open {
+            if !file.may_wait && file.taken.records.is_empty() && !file.read_on(&self.extractor) {
+                self.end_file(&mut batch);
+            } else {
+                file.note_last(&mut batch);
+            }
         }
         batch.input_bytes = self.bytes.get() - self.reported;
         self.reported += batch.input_bytes;
@@ -103,7 +118,7 @@ impl Iterator for Batches {
 impl OpenFile {
     /// Reads on until there are records. False at the end of the file.
     fn read_on(&mut self, extractor: &Extractor) -> bool {
-        let Self { values, taken, report } = self;
+        let Self { values, taken, report, .. } = self;
         let mut more = true;
         while more && taken.records.is_empty() {
             more = values.advance(&mut |found| match found {

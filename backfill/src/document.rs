@@ -99,6 +99,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Outline<'a> {
                 Ok(Outline::Other)
             }
 
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Outline::Other)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Outline::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Outline::Other)
+            }
+
             fn visit_unit<E>(self) -> Result<Self::Value, E> {
                 Ok(Outline::Other)
             }
@@ -155,7 +167,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut view_type = None;
-                // Numbers come here too, as a map of one member: none of these names.
+                // A number of many digits comes here too, as a map of one member with another name.
                 while let Some(name) = map.next_key::<Text<'de>>()? {
                     if &*name == "StreamViewType" {
                         view_type = Some(map.next_value::<Member<'de>>()?);
@@ -182,6 +194,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
             }
 
             fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Member::Other)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Member::Other)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Member::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
                 Ok(Member::Other)
             }
 
@@ -239,7 +263,7 @@ pub(crate) enum Refusal {
     NoNewImages(String),
     #[error(
         "records without eventSourceARN, as GetRecords returns them: say with --stream-arn of which stream they are{}",
-        .0.as_ref().map(|arn| format!(" (NextShardIterator says {arn})")).unwrap_or_default()
+        .0.as_ref().map(|arn| format!(" (NextShardIterator says {})", arn.escape_debug())).unwrap_or_default()
     )]
     NoArn(Option<String>),
     #[error(transparent)]
@@ -457,6 +481,8 @@ fn which(batch: &RawValue) -> String {
     format!(
         "sequence numbers {start_sequence_number} to {end_sequence_number} of {shard_id} of {stream_arn}"
     )
+    .escape_debug()
+    .to_string()
 }
 
 /// Where a part of this text begins.
@@ -467,4 +493,195 @@ fn offset(text: &[u8], part: &RawValue) -> usize {
 /// The beginning of a text that a file gave.
 fn shortened(text: &str) -> &str {
     text.char_indices().nth(100).map_or(text, |(end, _)| &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use projector::change::Tables;
+
+    use super::{Extractor, Outline, Taken};
+    use crate::dump::StreamArn;
+
+    const ARN: &str =
+        "arn:aws:dynamodb:eu-central-1:1:table/sessions/stream/2026-11-22T00:00:00.000";
+
+    /// The records of a document, and for what is refused the offset and the reason.
+    fn taken(document: &str, stream_arn: Option<&str>) -> (Vec<String>, Vec<(usize, String)>) {
+        let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
+        let stream_arn = stream_arn.map(|arn| StreamArn::parse(arn, &tables).expect("an ARN"));
+        let outline: Outline<'_> = serde_json::from_str(document).expect("JSON");
+        let mut taken = Taken::default();
+        Extractor { tables, stream_arn }.take(document.as_bytes(), &outline, &mut taken);
+        let text = |record: Vec<u8>| String::from_utf8(record).expect("text");
+        let refused = taken.refused.into_iter();
+        (
+            taken.records.into_iter().map(text).collect(),
+            refused.map(|(offset, refusal)| (offset, refusal.to_string())).collect(),
+        )
+    }
+
+    /// A record to the letter, with more spaces and digits than it needs.
+    fn record(id: &str) -> String {
+        format!(r#"{{ "eventID":"{id}",  "n":1.00, "dynamodb":{{}}, "eventSourceARN":"{ARN}" }}"#)
+    }
+
+    #[test]
+    fn records_are_found_in_every_kind_of_document_and_kept_to_the_letter() {
+        let (a, b) = (record("a"), record("b"));
+        let both = vec![a.clone(), b.clone()];
+        let event =
+            format!(r#"{{"window":{{"Records":[1]}},"Records":[{a}, {b}],"state":{{"n":"1"}}}}"#);
+        let failed = |payload: &str| {
+            format!(
+                r#"{{"payload":{payload},"requestContext":{{}},"DDBStreamBatchInfo":{{"shardId":"s"}},"version":"1.0"}}"#
+            )
+        };
+        for (document, expected) in [
+            (a.clone(), vec![a.clone()]),
+            (event.clone(), both.clone()),
+            (format!("[{a},{b}]"), both.clone()),
+            (failed(&serde_json::Value::from(event.as_str()).to_string()), both.clone()),
+            (failed(&event), both.clone()),
+            (format!("[{},{a}]", failed(&event)), [both.clone(), vec![a.clone()]].concat()),
+            (format!(r#"{{"NextShardIterator":"AAAA","Records":[{a},{b}]}}"#), both.clone()),
+            (r#"{"window":{},"Records":[],"isFinalInvokeForWindow":true}"#.to_owned(), vec![]),
+            ("[]".to_owned(), vec![]),
+        ] {
+            assert_eq!(taken(&document, None), (expected, vec![]), "{document}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_record_is_one_for_rejected_records() {
+        for record in [
+            format!(r#"{{"dynamodb":7,"eventSourceARN":"{ARN}"}}"#),
+            r#"{"dynamodb":{"SequenceNumber":7},"eventSourceARN":7}"#.to_owned(),
+            format!(r#"{{"eventSourceARN":"{ARN}"}}"#),
+        ] {
+            assert_eq!(taken(&record, None), (vec![record.clone()], vec![]));
+        }
+        // Among records that name their stream.
+        let event = format!(r#"{{"Records":[{},null,{{"dynamodb":{{}}}}]}}"#, record("a"));
+        let (records, refused) = taken(&event, None);
+        assert_eq!(
+            (&records[1..], refused.len()),
+            (&["null".to_owned(), r#"{"dynamodb":{}}"#.to_owned()][..], 0)
+        );
+    }
+
+    #[test]
+    fn what_is_no_record_of_these_streams_is_refused_with_a_hint() {
+        let of = |arn: &str| format!(r#"{{"dynamodb":{{}},"eventSourceARN":"{arn}"}}"#);
+        let orders = of(&ARN.replace("sessions", "orders"));
+        let keys_only =
+            format!(r#"{{"eventSourceARN":"{ARN}","dynamodb":{{"StreamViewType":"KEYS_ONLY"}}}}"#);
+        for (document, hint) in [
+            (r#"{"ping":true}"#, "neither a change record nor a Lambda event"),
+            (
+                r#"{"source":"aws.events","detail-type":"Scheduled Event","detail":{}}"#,
+                "neither a change record",
+            ),
+            (
+                r#"{"timestamp":"2026-11-22T08:00:00Z","level":"INFO","message":"batch"}"#,
+                "neither a change record",
+            ),
+            (r#"{"version":"1.0","records":[]}"#, "neither a change record"),
+            (r#"{"Records":[null,{}]}"#, "neither a change record"),
+            (r#"{"Records":{"a":1}}"#, "Records is not a list"),
+            ("[[{}]]", "a list within a list"),
+            ("[null]", "neither a change record"),
+            (
+                r#"{"Item":{"session_id":{"S":"a"}}}"#,
+                "an export holds items without sequence numbers",
+            ),
+            (
+                r#"{"Metadata":{},"Keys":{},"NewImage":{}}"#,
+                "an export holds items without sequence numbers",
+            ),
+            (r#"{"Count":1,"Items":[{}]}"#, "an export holds items without sequence numbers"),
+            (
+                r#"{"Records":[{"kinesis":{"data":"e30="},"eventSource":"aws:kinesis","eventID":"a"}]}"#,
+                "a record of a Kinesis stream",
+            ),
+            (
+                r#"{"recordFormat":"application/json","tableName":"sessions","eventID":"a","dynamodb":{}}"#,
+                "a record of a Kinesis stream",
+            ),
+            (
+                r#"{"requestContext":{},"KinesisBatchInfo":{},"payload":"{}"}"#,
+                "a record of a Kinesis stream",
+            ),
+            (
+                r#"{"requestContext":{},"requestPayload":{},"responseContext":{}}"#,
+                "was not of a DynamoDB stream",
+            ),
+            (
+                r#"{"Records":[{"eventSource":"aws:sqs","body":"{}","eventSourceARN":"arn:aws:sqs:r:1:q"}]}"#,
+                "from \"aws:sqs\"",
+            ),
+            (r#"{"Records":[{"EventSource":"aws:sns","Sns":{}}]}"#, "from \"aws:sns\""),
+            (
+                r#"{"Records":[{"eventID":"a","eventSource":"s3.amazonaws.com","eventName":"PutObject"}]}"#,
+                "from \"s3.amazonaws.com\"",
+            ),
+            (
+                orders.as_str(),
+                "of table \"orders\", but SESSIONS_TABLE is \"sessions\" and SCANS_TABLE is \"scans\"",
+            ),
+            (keys_only.as_str(), "view type KEYS_ONLY"),
+            (of("arn:aws:sqs:r:1:q").as_str(), "from \"arn:aws:sqs:r:1:q\""),
+            (r#"{"eventID":"a","dynamodb":{}}"#, "say with --stream-arn"),
+            (
+                r#"{"DDBStreamBatchInfo":{"shardId":"s","streamArn":"x"},"requestContext":{}}"#,
+                "of s of x; within 24 hours `backfill stream`",
+            ),
+            (
+                r#"{"DDBStreamBatchInfo":{},"payload":"x"}"#,
+                "whose payload is no event with records",
+            ),
+            (
+                r#"{"DDBStreamBatchInfo":{},"payload":"{\"Records\":[]}"}"#,
+                "whose payload is no event with records",
+            ),
+        ] {
+            let (records, refused) = taken(document, None);
+            assert_eq!(records, [""; 0], "{document}");
+            assert!(!refused.is_empty(), "{document}");
+            for (_, reason) in refused {
+                assert!(reason.contains(hint), "{document}: {reason}");
+            }
+        }
+    }
+
+    /// One record of another table costs the others of its event nothing; its place is told.
+    #[test]
+    fn what_is_refused_among_records_has_its_offset() {
+        let orders = record("o").replace("table/sessions", "table/orders");
+        let event = format!(r#"{{"Records":[{},{orders}]}}"#, record("a"));
+        let (records, refused) = taken(&event, None);
+        assert_eq!(records, [record("a")]);
+        assert_eq!(refused.len(), 1);
+        assert_eq!(&event[refused[0].0..][..orders.len()], orders);
+        let list = format!(r#"[{},{{"ping":1}}]"#, record("a"));
+        assert_eq!(&list[taken(&list, None).1[0].0..], r#"{"ping":1}]"#);
+    }
+
+    #[test]
+    fn what_get_records_returned_is_applied_with_the_arn_of_its_stream() {
+        let dump = format!(
+            r#"{{"Records":[{{"eventID":"a","dynamodb":{{"Keys":{{"session_id":{{"S":"a"}}}}}}}}],"NextShardIterator":"{ARN}|1|AAAA"}}"#
+        );
+        let (records, refused) = taken(&dump, None);
+        assert_eq!((records.len(), refused.len()), (0, 1));
+        assert!(refused[0].1.ends_with(&format!("(NextShardIterator says {ARN})")), "{refused:?}");
+        let (records, refused) = taken(&dump, Some(ARN));
+        assert_eq!((records.len(), refused.len()), (1, 0));
+        assert!(records[0].ends_with(&format!(r#","eventSourceARN":"{ARN}"}}"#)), "{records:?}");
+        // A record keeps the stream that it names.
+        let other = record("a").replace("2026-11-22", "2026-11-23");
+        assert_eq!(taken(&other, Some(ARN)), (vec![other], vec![]));
+        let (records, refused) = taken(&dump, Some(&ARN.replace("2026-11-22", "2026-11-23")));
+        assert_eq!(records.len(), 0);
+        assert!(refused[0].1.contains("--stream-arn names another stream"), "{refused:?}");
+    }
 }

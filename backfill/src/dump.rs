@@ -23,7 +23,9 @@ pub(crate) struct StreamArn {
 /// speak of.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unfit {
-    #[error("NextShardIterator says that the records are of {0}, and --stream-arn names another stream")]
+    #[error(
+        "NextShardIterator says that the records are of {0}, and --stream-arn names another stream"
+    )]
     OtherStream(String),
     #[error("the record's keys are not those of the table that --stream-arn names: {}", .0.join(", "))]
     OtherKeys(&'static [&'static str]),
@@ -150,7 +152,8 @@ mod tests {
 
     use super::{StreamArn, Unfit, seconds};
 
-    const ARN: &str = "arn:aws:dynamodb:eu-central-1:1:table/sessions/stream/2026-11-22T00:00:00.000";
+    const ARN: &str =
+        "arn:aws:dynamodb:eu-central-1:1:table/sessions/stream/2026-11-22T00:00:00.000";
 
     fn tables() -> Tables {
         Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() }
@@ -172,7 +175,9 @@ mod tests {
 
     #[test]
     fn times_are_read_as_the_cli_and_python_print_them() {
-        for time in ["2026-11-22T08:00:00+00:00", "2026-11-22 08:00:00.5+00:00", "2026-11-22T08:00:00Z"] {
+        for time in
+            ["2026-11-22T08:00:00+00:00", "2026-11-22 08:00:00.5+00:00", "2026-11-22T08:00:00Z"]
+        {
             assert_eq!(seconds(time), Some(1_795_334_400), "{time}");
         }
         assert_eq!(seconds("yesterday"), None);

@@ -231,10 +231,10 @@ impl Replay {
         let counts = *store.counts();
         let heading = match &end {
             Ok(End::AllRead) => "done",
-            Ok(End::Stopped) => "interrupted",
+            Ok(End::Stopped) => "stopped by a signal",
             // The error says it all.
             Err(_) if counts.records == 0 => return end.map(|_| Outcome::Done),
-            Err(_) => "stopped",
+            Err(_) => "stopped by an error",
         };
         match &store {
             Store::Projector(delivery) => {
@@ -253,7 +253,7 @@ impl Replay {
                     span(crate::stop::GRACE)
                 ));
             }
-            note(&format!("ended by a signal: {resume}"));
+            note(&format!("stopped by a signal: {resume}"));
             return Ok(Outcome::Interrupted);
         }
         tally.check()?;
@@ -262,9 +262,7 @@ impl Replay {
 }
 
 /// Waits for the oldest batch. Cancelled, it waits for the same one again.
-async fn oldest(
-    under_way: &mut VecDeque<(Batch, Task)>,
-) -> anyhow::Result<Option<Delivered>> {
+async fn oldest(under_way: &mut VecDeque<(Batch, Task)>) -> anyhow::Result<Option<Delivered>> {
     match under_way.front_mut() {
         Some((_, Some(task))) => task.await.context("a delivery panicked")?.map(Some),
         _ => Ok(None),

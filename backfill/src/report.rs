@@ -162,7 +162,7 @@ impl Tally {
 
     /// On standard output: how many files were read, and which were not.
     pub(crate) fn print(&self, hidden: u64) {
-        say!("{} files: {} read in full", self.files(), self.whole + self.empty);
+        say!("files: {} of {} read in full", self.whole + self.empty, self.files());
         for (count, meaning) in [
             (self.empty, "of those empty"),
             (self.part, "read in part"),
@@ -192,18 +192,22 @@ impl Tally {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let bad = self.part + self.nothing;
         if let (Some(problem), false, 0) = (&self.of_tables, self.other, self.records) {
-            let problem = format!("or SCANS_TABLE is wrong, or the path: every record is {problem}");
+            let problem =
+                format!("or SCANS_TABLE is wrong, or the path: every record is {problem}");
             return Err(ConfigError { variable: "SESSIONS_TABLE", problem }.into());
         }
         if bad > 0 {
             anyhow::bail!(
-                "{bad} of {} files were not read, or in part: each is named above with the reason. Correct them \
+                "{bad} of {} files could not be read in full: each is named above with the reason. Correct them \
                  and run the same command again, which is harmless: what is stored already counts as duplicate",
                 self.files()
             );
         }
         if self.documents == 0 {
-            anyhow::bail!("there is nothing in any of the {} files: is this the right path?", self.files());
+            anyhow::bail!(
+                "no document in any file ({} read): is this the right path?",
+                self.files()
+            );
         }
         Ok(())
     }

@@ -73,7 +73,7 @@ pub(crate) enum Fault {
     /// The parser's words, without the place.
     #[error("not JSON: {0}")]
     NotJson(String),
-    #[error("no JSON object or list begins here")]
+    #[error("no JSON object or list begins here: neither a Lambda event nor a change record")]
     NoDocument,
     #[error("the input ends in the middle of this document: it is truncated")]
     Truncated,
@@ -342,4 +342,187 @@ fn line_breaks(bytes: &[u8]) -> u64 {
 
 fn place(buffer: &[u8], base: Place, at: usize) -> Place {
     Place { line: base.line + line_breaks(&buffer[..at]), byte: base.byte + at as u64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, BufRead, BufReader, Cursor, Read as _};
+
+    use super::{Found, MAX_VALUE_BYTES, Values};
+
+    /// Values as their text, and what is broken as its place, its last line and the reason.
+    fn all(input: impl BufRead) -> Vec<String> {
+        let (mut values, mut all) = (Values::new(input), Vec::new());
+        let mut found = |found: Found<'_>| {
+            all.push(match found {
+                Found::Value(value) => {
+                    assert_eq!(value.place(0).byte + value.text.len() as u64, {
+                        value.place(value.text.len()).byte
+                    });
+                    String::from_utf8_lossy(value.text).into_owned()
+                }
+                Found::Broken(broken) => {
+                    format!("{} to {}: {}", broken.place, broken.last_line, broken.fault)
+                }
+            });
+        };
+        while values.advance(&mut found) {}
+        assert!(!values.advance(&mut found), "it ends once");
+        all
+    }
+
+    const TRUNCATED: &str = "the input ends in the middle of this document: it is truncated";
+
+    #[test]
+    fn values_are_found_however_they_are_laid_out() {
+        let cases: [(&str, &[&str]); 9] = [
+            ("", &[]),
+            ("\u{feff} \r\n\n\t", &[]),
+            ("{\"a\":1}\n{\"b\":[]}", &["{\"a\":1}", "{\"b\":[]}"]),
+            ("{}\r\n\r\n[]\r\n", &["{}", "[]"]),
+            ("{}{} []{}", &["{}", "{}", "[]", "{}"]),
+            (
+                "\u{feff}{\n  \"a\": {\n    \"b\": 1\n  }\n}\n{\n}\n",
+                &["{\n  \"a\": {\n    \"b\": 1\n  }\n}", "{\n}"],
+            ),
+            ("[\n{},\n{}\n]\n\u{feff}{}", &["[\n{},\n{}\n]", "{}"]),
+            ("{}\n{\n}{\n}\n{}", &["{}", "{\n}", "{\n}", "{}"]),
+            (r#"{"a":"}{\"\\"}"#, &[r#"{"a":"}{\"\\"}"#]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(all(text.as_bytes()), expected, "{text:?}");
+            // However few bytes come at a time.
+            assert_eq!(all(BufReader::with_capacity(1, text.as_bytes())), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_broken_line_costs_that_line() {
+        let place = |line: u64, byte: u64, last: u64, fault: &str| {
+            format!("line {line}, byte offset {byte} to {last}: {fault}")
+        };
+        let no_document =
+            "no JSON object or list begins here: neither a Lambda event nor a change record";
+        let cases: [(&str, Vec<String>); 11] = [
+            ("{}\nno\n{}", vec!["{}".into(), place(2, 3, 2, no_document), "{}".into()]),
+            ("no\nnothing\n\n{}", vec![place(1, 0, 3, no_document), "{}".into()]),
+            // Cut off in a text, in an object, and after a comma.
+            (
+                "{\"a\":\"b\n{}\n",
+                vec![
+                    place(
+                        1,
+                        0,
+                        1,
+                        "not JSON: control character (\\u0000-\\u001F) found while parsing a string",
+                    ),
+                    "{}".into(),
+                ],
+            ),
+            (
+                "{\"a\":{\"b\":1}\n{\"c\":2}\n{\"d\":3}\n",
+                vec![
+                    place(1, 0, 1, "not JSON: expected `,` or `}`"),
+                    "{\"c\":2}".into(),
+                    "{\"d\":3}".into(),
+                ],
+            ),
+            (
+                "{\"a\":[1,\n{}\n{\"d\":3}\n",
+                vec![
+                    place(1, 0, 1, "not JSON: expected `,` or `]`"),
+                    "{}".into(),
+                    "{\"d\":3}".into(),
+                ],
+            ),
+            // The pieces of a document that is laid out for reading are no documents.
+            (
+                "{\n  \"a\": {},\n  \"b\": [\n    {}\n  ],\n  c\n}\n{}",
+                vec![place(1, 0, 7, "not JSON: key must be a string"), "{}".into()],
+            ),
+            ("{} no\n{}", vec!["{}".into(), place(1, 3, 1, no_document), "{}".into()]),
+            ("{}\n{\"a\":", vec!["{}".into(), place(2, 3, 2, TRUNCATED)]),
+            ("{}\n{\n  \"a\":", vec!["{}".into(), place(2, 3, 3, TRUNCATED)]),
+            // The last line began a document; the one before it did, too.
+            ("[1,\n{}", vec![place(1, 0, 1, TRUNCATED), "{}".into()]),
+            ("null\n7\n{}\n", vec![place(1, 0, 2, no_document), "{}".into()]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(all(text.as_bytes()), expected, "{text:?}");
+            assert_eq!(all(BufReader::with_capacity(1, text.as_bytes())), expected, "{text:?}");
+        }
+    }
+
+    /// Gives these bytes and then fails, as a decompressor at the end of what is truncated.
+    struct Truncated<'a>(&'a [u8]);
+
+    impl io::Read for Truncated<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(buffer)? {
+                0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                count => Ok(count),
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_before_a_failure_is_found() {
+        for (text, before) in
+            [("{}\n{\"a\":1}\n{\"b", 2), ("{}\n{\"a\":1}\n", 2), ("{}", 1), ("", 0), ("{\"a", 0)]
+        {
+            let found = all(BufReader::new(Truncated(text.as_bytes())));
+            assert_eq!(found.len(), before + 1, "{found:?}");
+            assert!(found[before].ends_with(": the gzip file is truncated here"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_too_large_costs_itself_alone() {
+        let mut text = b"{}\n{\"a\":\"".to_vec();
+        text.resize(text.len() + MAX_VALUE_BYTES, b'x');
+        text.extend(b"\"}\n{\"b\":1}\n");
+        let found = all(&text[..]);
+        assert_eq!((found.len(), found[0].as_str(), found[2].as_str()), (3, "{}", "{\"b\":1}"));
+        assert!(
+            found[1].starts_with("line 2, byte offset 3 to 2: a document of more than 64 MiB"),
+            "{}",
+            found[1]
+        );
+    }
+
+    #[test]
+    fn an_input_without_an_end_ends() {
+        let beginning = Cursor::new(b"{\"a\":\"".to_vec());
+        let found = all(BufReader::with_capacity(1 << 20, beginning.chain(io::repeat(b'x'))));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("a document of more than 64 MiB"), "{found:?}");
+        assert!(
+            found[1].ends_with("no document begins within 1024 MiB: the rest is not read"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn documents_that_never_end_cost_a_bounded_number_of_looks() {
+        let found = all(&b"[\n".repeat(10_000)[..]);
+        assert_eq!(found.len(), 100, "{}", found.len());
+        assert!(found[99].ends_with("do not end: the rest is not read"), "{}", found[99]);
+    }
+
+    #[test]
+    fn no_bytes_are_left_out_without_a_word() {
+        let pieces: [&[u8]; 12] =
+            [b"{", b"}", b"[", b"]", b"\"", b"\n", b",", b":", b"{}", b"\"a\":1", b" ", b"\xff"];
+        let mut rng = fastrand::Rng::with_seed(7);
+        for _ in 0..3_000 {
+            let length = rng.usize(..24);
+            let text: Vec<u8> =
+                (0..length).flat_map(|_| pieces[rng.usize(..pieces.len())]).copied().collect();
+            let found = all(BufReader::with_capacity(rng.usize(1..9), &text[..]));
+            let blank = text.iter().all(u8::is_ascii_whitespace);
+            assert_eq!(found.is_empty(), blank, "{:?}: {found:?}", String::from_utf8_lossy(&text));
+            // In whatever pieces it comes.
+            assert_eq!(all(&text[..]), found, "{:?}", String::from_utf8_lossy(&text));
+        }
+    }
 }

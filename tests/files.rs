@@ -1,0 +1,512 @@
+//! `backfill file`: what can be read is applied, the rest is named, and nothing is left out without a word.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use support::emulator::{binary, event};
+use support::oracle;
+use support::records::{LABEL, Record, session};
+use support::runs::{assert_code, backfill, counted, text};
+use support::services::Stores;
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Child;
+
+/// The stream of the cases' records.
+const STREAM: &str =
+    "arn:aws:dynamodb:us-east-1:123456789012:table/sessions/stream/2026-11-22T00:00:00.000";
+
+fn case(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(name);
+    path.to_str().expect("a path").to_owned()
+}
+
+/// One session per number.
+fn sessions(numbers: std::ops::Range<u128>) -> Vec<Record> {
+    numbers.map(|number| session(&format!("s{number:05}"), "u").place(LABEL, 1 + number)).collect()
+}
+
+fn lines(records: &[Record]) -> String {
+    records.iter().flat_map(|record| [record.json.as_str(), "\n"]).collect()
+}
+
+fn gzip(content: &str) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(content.as_bytes()).expect("gzip");
+    encoder.finish().expect("gzip")
+}
+
+/// A folder to put files into.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("a path").to_owned()
+    }
+
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        fs::create_dir_all(self.path(name).parent().expect("a folder")).expect("a folder");
+        fs::write(self.path(name), content).expect("a file");
+        self.text(name)
+    }
+}
+
+/// A run that connects to nothing.
+fn dry(arguments: &[&str]) -> Output {
+    Command::new(binary("backfill"))
+        .args(["file", "--dry-run"])
+        .args(arguments)
+        .env_remove("DATABASE_URL")
+        .stdin(Stdio::null())
+        .output()
+        .expect("backfill runs")
+}
+
+/// Sees that the log names this file, with this place and reason.
+#[track_caller]
+fn assert_named(output: &Output, file: &str, rest: &str) {
+    let log = text(&output.stderr);
+    let named = log.lines().any(|line| {
+        line.split_once(file).is_some_and(|(_, line)| line.starts_with(": ") && line.contains(rest))
+    });
+    assert!(named, "{file}: {rest}\n{log}");
+}
+
+/// What becomes of a case: its arguments, the exit code, how many records are applied and rejected, and a reason.
+type Case = (&'static str, &'static [&'static str], i32, u64, u64, &'static str);
+
+const CASES: [Case; 23] = [
+    ("E06-binary-forms.json", &[], 3, 2, 5, "the attribute mesh"),
+    ("E07-pipes-one-line.json", &[], 0, 2, 0, ""),
+    ("E07-pipes-pretty.json", &[], 0, 2, 0, ""),
+    ("E07-pipes.jsonl", &[], 0, 2, 0, ""),
+    ("E13-window-before.json", &[], 0, 1, 0, ""),
+    ("E13-window-after.json", &[], 0, 1, 0, ""),
+    ("E13-window-final.json", &[], 0, 0, 0, "there are no records in these files"),
+    ("E16-ttl-on-replica.json", &[], 0, 2, 0, ""),
+    ("E19-cli.json", &[], 1, 0, 0, "line 3, byte offset 27: records without eventSourceARN"),
+    ("E19-cli.json", &["--stream-arn", STREAM], 0, 2, 0, ""),
+    ("E19-event-sorted-one-line.json", &[], 0, 2, 0, ""),
+    ("E19-event-sorted-one-line.jsonl", &["--stream-arn", STREAM], 0, 2, 0, ""),
+    ("E20-export-full.json", &[], 1, 0, 0, "line 1, byte offset 0: an item of an export"),
+    ("E20-export-incremental.jsonl", &[], 1, 0, 0, "line 1, byte offset 0: an item of an export"),
+    ("E21-bom-event.json", &[], 0, 1, 0, ""),
+    ("E21-bom.jsonl", &[], 0, 2, 0, ""),
+    ("E21-crlf.jsonl", &[], 0, 2, 0, ""),
+    ("E21-gzip-unnamed.json", &[], 0, 1, 0, ""),
+    ("E21-no-breaks.json", &[], 0, 2, 0, ""),
+    ("E21-no-breaks.jsonl", &[], 0, 2, 0, ""),
+    ("E21-pretty-record.json", &[], 0, 1, 0, ""),
+    ("E21-pretty-records.json", &[], 0, 2, 0, ""),
+    ("E21-utf16.json", &[], 1, 0, 0, "UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`"),
+];
+
+/// A run on the database alone.
+fn without_archive(stores: &Stores, arguments: &[&str]) -> Output {
+    Command::new(binary("backfill"))
+        .args(arguments)
+        .env("DATABASE_URL", &stores.database_url)
+        .env_remove("ARCHIVE_BUCKET")
+        .output()
+        .expect("backfill runs")
+}
+
+#[tokio::test]
+async fn every_case_ends_as_it_should() {
+    for entry in fs::read_dir(case("")).expect("the cases") {
+        let name = entry.expect("a case").file_name().into_string().expect("a name");
+        let known = CASES.iter().any(|(case, ..)| *case == name);
+        assert!(known || name == "README.md", "{name} is in no case");
+    }
+    let stores = Stores::fresh().await;
+    for (name, more, code, applied, rejected, reason) in CASES {
+        let empty = "TRUNCATE measurements, rejected_records";
+        sqlx::raw_sql(empty).execute(&mut stores.connect().await).await.expect(empty);
+        let path = case(name);
+        let arguments = [&["file", path.as_str()], more].concat();
+        let output = without_archive(&stores, &arguments);
+        assert_code(&output, code);
+        let (said, log) = (text(&output.stdout), text(&output.stderr));
+        assert!(said.contains(reason) || log.contains(reason), "{name}: {said}\n{log}");
+        let records = if name.starts_with("E16") { applied + 2 } else { applied };
+        let counts = ["applied", "superseded", "rejected"].map(|count| counted(&output, count));
+        assert_eq!((counts[0] + counts[1], counts[2]), (records, rejected), "{name}: {said}");
+        assert_eq!(stores.rows().await.len() as u64, applied, "{name}");
+        assert_eq!(stores.rejected().await as u64, rejected, "{name}");
+        // A dry run comes to the same.
+        assert_code(&dry(&[&[path.as_str()], more].concat()), code);
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_binary_names_its_attribute() {
+    let stores = Stores::fresh().await;
+    assert_code(&backfill(&stores, &["file", &case("E06-binary-forms.json")]), 3);
+    let named = "SELECT count(*) FROM rejected_records WHERE reason LIKE '%the attribute mesh%'";
+    assert_eq!(stores.ask(named).await, "5");
+}
+
+#[tokio::test]
+async fn a_bad_file_holds_up_no_other() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let records = sessions(0..6);
+    folder.put("a.jsonl", lines(&records[..2]));
+    folder.put("b.json", "{\"Records\": [");
+    folder.put("c.log", "2026-11-22T08:00:00Z START\n2026-11-22T08:00:01Z END\n");
+    folder.put("d/e.json", event(records[2..4].iter().map(|record| record.json.as_str())));
+    // A link to nowhere, and a file that opens and cannot be read.
+    symlink("nowhere", folder.path("f.json")).expect("a link");
+    symlink("/proc/self/mem", folder.path("g.json")).expect("a link");
+    folder.put("h.json", "{\"ping\":1}");
+    symlink(".", folder.path("i")).expect("a link");
+    folder.put(".hidden", "{");
+    folder.put("z.jsonl.gz", gzip(&lines(&records[4..])));
+
+    for dry_run in [true, false] {
+        let path = folder.text("");
+        let output =
+            if dry_run { dry(&[&path]) } else { backfill(&stores, &["file", path.as_str()]) };
+        assert_code(&output, 1);
+        assert_named(&output, "b.json", "line 1, byte offset 0: the input ends in the middle of");
+        assert_named(&output, "c.log", "lines 1 to 2, byte offset 0: no JSON object or list");
+        assert_named(&output, "f.json", "No such file");
+        assert_named(&output, "g.json", "rror");
+        assert_named(&output, "h.json", "line 1, byte offset 0: neither a change record nor");
+        let said = text(&output.stdout);
+        assert!(said.contains("files: 3 of 8 read in full\n       5 not read\n"), "{said}");
+        assert!(said.contains("1 left out, because their names begin with a dot"), "{said}");
+        assert!(
+            text(&output.stderr).contains("5 of 8 files could not be read in full"),
+            "{output:?}"
+        );
+        assert!(said.contains("6 records"), "{said}");
+    }
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    assert_eq!(stores.rejected().await, 0, "what is no record is not rejected");
+}
+
+#[tokio::test]
+async fn a_misspelt_path_ends_the_run_before_anything_is_written() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let good = folder.put("a.jsonl", lines(&sessions(0..2)));
+    let output = backfill(&stores, &["file", &good, &folder.text("b.jsonl")]);
+    assert_code(&output, 1);
+    assert!(text(&output.stderr).contains("b.jsonl: No such file"), "{output:?}");
+    assert_eq!(stores.rows().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_broken_line_costs_that_line_and_is_named() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let records = sessions(0..5);
+    let [a, b, c, d, e] = &records[..] else { panic!("five records") };
+    let cut = &b.json[..b.json.len() / 2];
+    let export = r#"{"Item":{"session_id":{"S":"x"}}}"#;
+    let content =
+        format!("{}\n{cut}\n{}\n{export}\n{export}\n{}\n{}", a.json, c.json, d.json, e.json);
+    let output = backfill(&stores, &["file", &folder.put("a.jsonl", content)]);
+    assert_code(&output, 1);
+    let second = a.json.len() + 1;
+    assert_named(&output, "a.jsonl", &format!("line 2, byte offset {second}: not JSON"));
+    let fourth = second + cut.len() + 1 + c.json.len() + 1;
+    assert_named(
+        &output,
+        "a.jsonl",
+        &format!("line 4, byte offset {fourth}: an item of an export"),
+    );
+    assert_named(&output, "a.jsonl", "(and 1 more for this reason)");
+    assert!(
+        text(&output.stdout).contains("files: 0 of 1 read in full\n       1 read in part\n"),
+        "{output:?}"
+    );
+    assert_eq!(stores.rows().await, oracle::rows([a, c, d, e]));
+    assert_eq!(stores.rejected().await, 0);
+}
+
+#[tokio::test]
+async fn a_truncated_gzip_is_applied_up_to_its_end() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let records = sessions(0..5_000);
+    let mut packed = gzip(&lines(&records));
+    packed.truncate(packed.len() / 2);
+    let mut plain = Vec::new();
+    std::io::copy(&mut flate2::read::GzDecoder::new(&packed[..]), &mut plain)
+        .expect_err("it is truncated");
+    let whole = plain.iter().filter(|byte| **byte == b'\n').count();
+    assert!(whole > 1_000, "{whole}");
+    let output = without_archive(&stores, &["file", &folder.put("a.jsonl.gz", packed)]);
+    assert_code(&output, 1);
+    assert_named(&output, "a.jsonl.gz", &format!("line {}, byte offset", whole + 1));
+    assert_named(&output, "a.jsonl.gz", "the gzip file is truncated here");
+    assert_eq!(counted(&output, "applied"), whole as u64);
+    assert_eq!(stores.rows().await, oracle::rows(&records[..whole]));
+
+    // Of several members, the last is truncated.
+    let mut members = [gzip(&lines(&records[..2])), gzip(&lines(&records[2..4]))].concat();
+    assert_code(&dry(&[&folder.put("b", &members)]), 0);
+    members.truncate(members.len() - 3);
+    let output = dry(&[&folder.put("b", members)]);
+    assert_code(&output, 1);
+    assert!(text(&output.stdout).contains("4 records, 0 would be rejected"), "{output:?}");
+}
+
+/// Counted by the statements that the database sees, so that no clock plays a part.
+#[tokio::test]
+async fn a_batch_spans_files() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let counter = "CREATE SEQUENCE statements;
+        CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM nextval('statements'); RETURN NULL; END $$;
+        CREATE TRIGGER counted AFTER INSERT ON measurements FOR EACH STATEMENT EXECUTE FUNCTION counted()";
+    sqlx::raw_sql(counter).execute(&mut stores.connect().await).await.expect("a trigger");
+    let records = sessions(0..600);
+    for (index, record) in records.iter().enumerate() {
+        folder.put(&format!("{index:04}.json"), &record.json);
+    }
+    let output = without_archive(&stores, &["file", &folder.text("")]);
+    assert_code(&output, 0);
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    let statements: u64 =
+        stores.ask("SELECT last_value FROM statements").await.parse().expect("a number");
+    assert!(statements <= 5, "{statements} statements for 600 records in 600 files");
+    assert!(text(&output.stdout).contains("files: 600 of 600 read in full"), "{output:?}");
+}
+
+/// A file without an end would take all memory, if it were read as one line.
+#[test]
+fn a_file_without_line_breaks_takes_bounded_memory() {
+    let folder = Folder::new();
+    let record = &sessions(0..1)[0].json;
+    let huge = folder.put("a.json", "{\"a\":\"");
+    let file = fs::File::options().append(true).open(&huge).expect("a file");
+    file.set_len(8 << 30).expect("a sparse file");
+    let good = folder.put("b.json", record);
+    let script = "ulimit -v 2000000; exec \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(binary("backfill"))
+        .args(["file", "--dry-run", &huge, &good])
+        .env_remove("DATABASE_URL")
+        .output()
+        .expect("backfill runs");
+    assert_code(&output, 1);
+    assert_named(&output, "a.json", "line 1, byte offset 0: not JSON: control character");
+    assert_named(&output, "a.json", "the rest is not read");
+    assert!(text(&output.stdout).contains("1 records, 0 would be rejected"), "{output:?}");
+}
+
+#[tokio::test]
+async fn standard_input_is_read_plain_and_packed() {
+    let stores = Stores::fresh().await;
+    let records = sessions(0..4);
+    for (content, of) in [
+        (lines(&records[..2]).into_bytes(), &records[..2]),
+        (gzip(&lines(&records[2..])), &records[2..]),
+    ] {
+        let mut run = Command::new(binary("backfill"))
+            .args(["file", "-"])
+            .env("DATABASE_URL", &stores.database_url)
+            .env_remove("ARCHIVE_BUCKET")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("backfill runs");
+        run.stdin.take().expect("its input").write_all(&content).expect("written");
+        let output = run.wait_with_output().expect("it ends");
+        assert_code(&output, 0);
+        assert_eq!(counted(&output, "applied"), of.len() as u64);
+    }
+    assert_eq!(stores.rows().await, oracle::rows(&records));
+    assert_code(&dry(&["-", "-"]), 1);
+    let nothing = dry(&["-"]);
+    assert_code(&nothing, 1);
+    assert_named(&nothing, "standard input", "empty");
+}
+
+#[test]
+fn no_files_no_documents_and_no_records_are_told_apart() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("none")).expect("a folder");
+    folder.put("hidden/.a", "{}");
+    for (path, hint) in
+        [("none", ""), ("hidden", " (1 left out, because their names begin with a dot)")]
+    {
+        let output = dry(&[&folder.text(path)]);
+        assert_code(&output, 1);
+        let expected = format!(
+            "no files in {}{hidden}: is this the right path?",
+            folder.text(path),
+            hidden = hint
+        );
+        assert!(text(&output.stderr).contains(&expected), "{output:?}");
+        assert_eq!(text(&output.stdout), "");
+    }
+    folder.put("empty/a", "");
+    folder.put("empty/b", "\n \n");
+    let output = dry(&[&folder.text("empty")]);
+    assert_code(&output, 1);
+    assert!(text(&output.stderr).contains("no document in any file (2 read)"), "{output:?}");
+    assert!(
+        text(&output.stdout).contains("files: 2 of 2 read in full\n       2 of those empty"),
+        "{output:?}"
+    );
+    // The last call of a window: a document, with nothing to do.
+    folder.put("final/a.json", r#"{"window":{},"Records":[]}"#);
+    let output = dry(&[&folder.text("final")]);
+    assert_code(&output, 0);
+    assert!(text(&output.stdout).contains("there are no records in these files"), "{output:?}");
+}
+
+#[tokio::test]
+async fn records_of_another_table_hold_up_no_others_and_are_a_wrong_variable_if_there_are_no_others()
+ {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let records = sessions(0..2);
+    let foreign = records[0].json.replace("table/sessions/", "table/orders/");
+    let other = folder.put("a/a.json", &foreign);
+    folder.put("a/b.json", &records[1].json);
+    let output = backfill(&stores, &["file", &folder.text("a")]);
+    assert_code(&output, 1);
+    assert_named(&output, "a.json", "of table \"orders\", but SESSIONS_TABLE is \"sessions\"");
+    assert_eq!(stores.rows().await, oracle::rows(&records[1..]));
+    let output = backfill(&stores, &["file", &other]);
+    assert_code(&output, 2);
+    assert!(
+        text(&output.stderr).contains("SESSIONS_TABLE or SCANS_TABLE is wrong, or the path"),
+        "{output:?}"
+    );
+    let wrong = dry(&[&other, "--stream-arn", &STREAM.replace("sessions", "orders")]);
+    assert_code(&wrong, 2);
+    assert!(
+        text(&wrong.stderr).contains("--stream-arn names a stream of table \"orders\""),
+        "{wrong:?}"
+    );
+}
+
+async fn signal(child: &Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    let status = tokio::process::Command::new("kill").args([name, &pid]).status().await;
+    assert!(status.expect("kill runs").success());
+}
+
+/// Waits for so many rows.
+async fn rows(stores: &Stores, count: usize) {
+    let start = Instant::now();
+    while stores.rows().await.len() < count {
+        assert!(start.elapsed() < Duration::from_secs(60), "no {count} rows");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn from_standard_input(stores: &Stores) -> Child {
+    tokio::process::Command::new(binary("backfill"))
+        .args(["file", "--batch-size", "2", "-"])
+        .env("DATABASE_URL", &stores.database_url)
+        .env_remove("ARCHIVE_BUCKET")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("backfill runs")
+}
+
+/// The input stays open, and a thread waits for it.
+#[tokio::test]
+async fn a_signal_ends_a_run_that_waits_for_its_input() {
+    for name in ["-TERM", "-INT"] {
+        let stores = Stores::fresh().await;
+        let mut run = from_standard_input(&stores);
+        let mut input = run.stdin.take().expect("its input");
+        input.write_all(lines(&sessions(0..3)).as_bytes()).await.expect("written");
+        input.flush().await.expect("written");
+        rows(&stores, 2).await;
+        signal(&run, name).await;
+        let output = tokio::time::timeout(Duration::from_secs(60), run.wait_with_output()).await;
+        let output = output.expect("it ends").expect("it ends");
+        assert_code(&output, 6);
+        let said = text(&output.stdout);
+        assert!(said.contains("stopped by a signal: 2 records"), "{said}");
+        let log = text(&output.stderr);
+        assert!(log.contains("what is stored already counts as duplicate"), "{log}");
+        drop(input);
+    }
+}
+
+#[tokio::test]
+async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let records = sessions(0..100);
+    let path = folder.put("a.jsonl", lines(&records));
+    // The first batch waits for this lock, and the second one, too.
+    let mut holder = stores.connect().await;
+    let lock = "BEGIN; LOCK TABLE measurements IN EXCLUSIVE MODE";
+    sqlx::raw_sql(lock).execute(&mut holder).await.expect("a lock");
+    let run = tokio::process::Command::new(binary("backfill"))
+        .args(["file", "--batch-size", "10", &path])
+        .env("DATABASE_URL", &stores.database_url)
+        .env_remove("ARCHIVE_BUCKET")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("backfill runs");
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted \
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    while stores.ask(waiting).await != "2" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    signal(&run, "-TERM").await;
+    // The signal is with the process once it has been sent; whoever comes first, no third batch begins before the
+    // lock is gone.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    sqlx::raw_sql("COMMIT").execute(&mut holder).await.expect("no lock");
+    let output = run.wait_with_output().await.expect("it ends");
+    assert_code(&output, 6);
+    assert_eq!(counted(&output, "applied"), 20, "{}", text(&output.stdout));
+    assert_eq!(stores.rows().await, oracle::rows(&records[..20]));
+    // The same command goes on.
+    let again = without_archive(&stores, &["file", &path]);
+    assert_code(&again, 0);
+    assert_eq!((counted(&again, "applied"), counted(&again, "duplicate")), (80, 20));
+}
+
+#[tokio::test]
+async fn a_run_that_an_error_stops_says_which_files_are_done() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let records = sessions(0..4);
+    for (index, record) in records.iter().enumerate() {
+        folder.put(&format!("{index}.json"), &record.json);
+    }
+    let refuse = "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE 'no' USING ERRCODE = '42501'; END $$;
+        CREATE TRIGGER no BEFORE INSERT ON measurements FOR EACH ROW
+        WHEN (new.session_id >= 's00002') EXECUTE FUNCTION no()";
+    sqlx::raw_sql(refuse).execute(&mut stores.connect().await).await.expect("a trigger");
+    let output = backfill(&stores, &["file", "--batch-size", "1", &folder.text("")]);
+    assert_code(&output, 1);
+    let log = text(&output.stderr);
+    let third = folder.text("2.json");
+    assert!(
+        log.contains(&format!("stopped in the batch that ends at record 1 of {third}")),
+        "{log}"
+    );
+    assert!(log.contains(&format!("2 of 4 files are done (all before {third})")), "{log}");
+    assert!(text(&output.stdout).contains("stopped by an error: 2 records"), "{output:?}");
+    assert_eq!(stores.rows().await, oracle::rows(&records[..2]));
+}
