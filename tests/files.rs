@@ -15,7 +15,7 @@ use support::records::{LABEL, Record, session};
 use support::runs::{assert_code, backfill, counted, text};
 use support::services::Stores;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
 
 /// The stream of the cases' records.
@@ -457,7 +457,7 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
     let mut holder = stores.connect().await;
     let lock = "BEGIN; LOCK TABLE measurements IN EXCLUSIVE MODE";
     sqlx::raw_sql(lock).execute(&mut holder).await.expect("a lock");
-    let run = tokio::process::Command::new(binary("backfill"))
+    let mut run = tokio::process::Command::new(binary("backfill"))
         .args(["file", "--batch-size", "10", &path])
         .env("DATABASE_URL", &stores.database_url)
         .env_remove("ARCHIVE_BUCKET")
@@ -472,9 +472,17 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     signal(&run, "-TERM").await;
-    // The signal is with the process once it has been sent; whoever comes first, no third batch begins before the
-    // lock is gone.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Once it has seen the signal, the batches may go on.
+    let mut log = tokio::io::BufReader::new(run.stderr.take().expect("its log")).lines();
+    let seen = async {
+        while let Some(line) = log.next_line().await.expect("its log") {
+            if line.starts_with("stopping once the work under way is stored") {
+                return;
+            }
+        }
+        panic!("it does not say that it stops");
+    };
+    tokio::time::timeout(Duration::from_secs(60), seen).await.expect("it sees the signal");
     sqlx::raw_sql("COMMIT").execute(&mut holder).await.expect("no lock");
     let output = run.wait_with_output().await.expect("it ends");
     assert_code(&output, 6);

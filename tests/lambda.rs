@@ -107,6 +107,26 @@ async fn a_wrong_table_fails_the_invocation_and_names_the_variables() {
     assert_eq!(lambda.invoke(r#"{"Records":[]}"#).await, json!({ "batchItemFailures": [] }));
 }
 
+/// The event of a tumbling window has more members than `Records`, in whatever order, and its last one has no records;
+/// EventBridge Pipes sends a list. None is taken for one record.
+#[tokio::test]
+async fn events_of_a_window_and_of_pipes_are_applied() {
+    let stores = Stores::fresh().await;
+    let lambda = start(&stores).await;
+    for (name, rows) in [
+        ("E13-window-before.json", 1),
+        ("E13-window-after.json", 2),
+        ("E13-window-final.json", 2),
+        ("E07-pipes-one-line.json", 4),
+        ("E07-pipes-pretty.json", 4),
+    ] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(name);
+        let event = std::fs::read_to_string(path).expect("a case");
+        assert_eq!(lambda.invoke(&event).await, json!({ "batchItemFailures": [] }), "{name}");
+        assert_eq!((stores.rows().await.len(), stores.rejected().await), (rows, 0), "{name}");
+    }
+}
+
 /// The name of our own error, by which an operator searches; and what was no event is told apart.
 #[tokio::test]
 async fn the_error_type_is_the_name_of_the_error() {
