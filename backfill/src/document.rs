@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::dump::{StreamArn, Unfit};
+use crate::scan::Scanned;
 
 /// The parts of a document that tell what it is. The rest is skipped unread: records keep their bytes to the letter.
 #[derive(Debug)]
@@ -151,6 +152,18 @@ impl<'a> Members<'a> {
     /// Whether this is a change record, perhaps a malformed one.
     fn is_record(&self) -> bool {
         self.images.is_some() || self.arn.is_some() || self.event_id
+    }
+}
+
+impl<'a> From<&Scanned<'a>> for Outline<'a> {
+    fn from(record: &Scanned<'a>) -> Self {
+        let text = |text| Member::Text(Cow::Borrowed(text));
+        Self::Object(Box::new(Members {
+            source: record.source.map(text),
+            arn: Some(text(record.arn)),
+            images: Some(Member::Object(record.view_type.map(Cow::Borrowed))),
+            ..Members::default()
+        }))
     }
 }
 

@@ -27,6 +27,7 @@ mod redrive;
 mod replay;
 mod report;
 mod resume;
+mod scan;
 mod shards;
 mod source;
 mod statement;

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::{self, BufRead};
 
 use crate::document::Outline;
+use crate::scan;
 
 /// The largest value that is read. Lambda's events have at most 6 MB, and escaped as text in what it writes about a
 /// failed batch, at most six times as much.
@@ -297,6 +298,9 @@ impl<R: BufRead> Values<R> {
 fn first_value(bytes: &[u8]) -> Result<(Outline<'_>, usize), Fault> {
     if !matches!(bytes.first(), Some(b'{' | b'[')) {
         return Err(Fault::NoDocument);
+    }
+    if let Some(record) = scan::record(bytes) {
+        return Ok((Outline::from(&record), record.length));
     }
     let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Outline<'_>>();
     match values.next() {
