@@ -66,7 +66,8 @@ impl Batches {
                 });
             }
             Err(error) => {
-                ended.push(FileReport::unreadable(input.to_string(), error::chain(error.as_ref())))
+                let reason = error::chain(error.as_ref());
+                ended.push(FileReport::unreadable(input.to_string(), reason));
             }
         }
         true

@@ -131,16 +131,16 @@ UTF-8, plain or gzip, whatever its name. A document is
   - one change record, or a list of them, as EventBridge Pipes sends it,
   - what GetRecords returned, with --stream-arn if its records do not name their stream.
 
-One bad file holds up no other. What cannot be read is named with its file, line and byte offset, all else is \
-applied, and the exit code is 1. What is no change record (an item of an export, a line of a log) is named in the \
+One bad file holds up no other. What cannot be read is named with its file, line and byte offset (after decompression), all \
+else is applied, and the exit code is 1. What is no change record (an item of an export, a line of a log) is named in the \
 same way; rejected_records holds only change records that cannot apply. A misspelt path ends the run before \
-anything is written; so does a path without files.
+anything is written; so does a search that finds no files.
 
 Run the same command again after any end: what is stored already counts as duplicate. SIGINT and SIGTERM end the \
 run after the batches under way (exit code 6).
 
-Memory: at most 3 batches of --batch-size records or 32 MiB, and one document of at most 64 MiB; a larger one is \
-not read.";
+Memory: two batches of --batch-size records or 32 MiB in their forms from JSON to statement, one more as JSON, and one \
+document of at most 64 MiB with the records in it; a larger one is not read.";
 
 const OBJECTS: &str = "\
 Compare the object of every row, and write those that are missing or behind.
@@ -276,7 +276,7 @@ pub(crate) struct FileArguments {
     /// whose names begin with a dot; - for standard input.
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
-    /// The stream of records that do not name it, as GetRecords returns them
+    /// The stream of records that do not name it, as `GetRecords` returns them
     /// (arn:aws:dynamodb:REGION:ACCOUNT:table/TABLE/stream/LABEL). Records that name their stream
     /// keep it.
     #[arg(long, value_name = "ARN")]

@@ -25,7 +25,7 @@ pub(crate) enum Outline<'a> {
 /// The members of an object, in whatever order they come, that tell what it is.
 #[derive(Debug, Default)]
 pub(crate) struct Members<'a> {
-    /// `Records`: an event, or what GetRecords returned.
+    /// `Records`: an event, or what `GetRecords` returned.
     records: Option<Member<'a>>,
     /// `DDBStreamBatchInfo`: what Lambda writes about a batch that it gave up on.
     batch: Option<&'a RawValue>,
@@ -348,22 +348,22 @@ impl Extractor {
         }
     }
 
-    /// The records of an event, or of what GetRecords returned.
+    /// The records of an event, or of what `GetRecords` returned.
     fn take_event(&self, text: &[u8], members: &Members<'_>, taken: &mut Taken) {
-        let list = match &members.records {
-            Some(Member::List(list)) => list,
-            _ => return taken.refused.push((0, Refusal::NoList)),
+        let Some(Member::List(list)) = &members.records else {
+            return taken.refused.push((0, Refusal::NoList));
         };
         let of = members.next_shard_iterator.as_ref().and_then(|iterator| stream(iterator.text()?));
         let outlines: Vec<_> =
             list.iter().map(|record| serde_json::from_str::<Outline<'_>>(record.get())).collect();
-        let any = |test: fn(&Members<'_>) -> bool| {
-            outlines
-                .iter()
-                .any(|outline| matches!(outline, Ok(Outline::Object(members)) if test(members)))
+        let objects = || {
+            outlines.iter().filter_map(|outline| match outline {
+                Ok(Outline::Object(members)) => Some(members),
+                _ => None,
+            })
         };
-        let (has_records, has_arns) =
-            (any(|members| members.is_record()), any(|members| members.arn.is_some()));
+        let has_records = objects().any(|members| members.is_record());
+        let has_arns = objects().any(|members| members.arn.is_some());
         for (record, outline) in list.iter().zip(&outlines) {
             let bytes = record.get().as_bytes();
             let result = match outline {

@@ -1,4 +1,4 @@
-//! Pure: records as GetRecords returns them (`aws dynamodbstreams get-records`, the SDKs) → as Lambda delivers them.
+//! Pure: records as `GetRecords` returns them (`aws dynamodbstreams get-records`, the SDKs) → as Lambda delivers them.
 //! They do not name their stream, and their creation time may be text.
 
 use std::fmt;

@@ -42,6 +42,9 @@ pub(crate) async fn run(
     if listing.inputs.is_empty() && listing.unreadable.is_empty() {
         bail!("{}", nothing_found(arguments, &listing));
     }
+    for path in &listing.empty {
+        note(&format!("no files in {}: is this the right path?", path.display()));
+    }
     let store = if arguments.dry_run {
         Store::Nowhere(config.tables, Counts::default(), Reasons::default())
     } else {

@@ -38,6 +38,8 @@ pub(crate) struct Listing {
     pub(crate) inputs: Vec<Input>,
     /// What is in a folder and cannot be read, and why.
     pub(crate) unreadable: Vec<(PathBuf, String)>,
+    /// The folders of the command line without any file.
+    pub(crate) empty: Vec<PathBuf>,
     /// How many files and folders whose name begins with a dot were left out.
     pub(crate) hidden: u64,
     /// The folders that were listed, by device and inode: a link may lead back.
@@ -63,9 +65,13 @@ impl Listing {
             let metadata =
                 fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
             if metadata.is_dir() {
+                let before = listing.inputs.len() + listing.unreadable.len();
                 listing
                     .folder(path, &metadata)
                     .with_context(|| format!("cannot read {}", path.display()))?;
+                if listing.inputs.len() + listing.unreadable.len() == before {
+                    listing.empty.push(path.clone());
+                }
             } else {
                 // A pipe, too: `<(aws s3 cp … -)`.
                 listing.inputs.push(Input::File(path.clone(), metadata.len()));
@@ -173,8 +179,11 @@ fn plain(beginning: &[u8], bytes: impl BufRead + 'static) -> anyhow::Result<Box<
     Ok(Box::new(bytes))
 }
 
+/// A reader whose first bytes have been looked at.
+type Peeked<R> = io::Chain<Cursor<Vec<u8>>, R>;
+
 /// The first bytes, and all bytes.
-fn peek<R: BufRead>(mut reader: R) -> io::Result<(Vec<u8>, io::Chain<Cursor<Vec<u8>>, R>)> {
+fn peek<R: BufRead>(mut reader: R) -> io::Result<(Vec<u8>, Peeked<R>)> {
     let mut beginning = Vec::new();
     reader.by_ref().take(SIGNATURE_BYTES).read_to_end(&mut beginning)?;
     Ok((beginning.clone(), Cursor::new(beginning).chain(reader)))
