@@ -17,6 +17,7 @@ pub mod deadline;
 pub mod error;
 pub mod fold;
 pub mod handler;
+pub mod kept;
 pub mod measurement;
 pub mod object;
 mod rds_token;

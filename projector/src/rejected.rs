@@ -9,9 +9,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgArguments;
 use sqlx::{Arguments as _, Row as _};
@@ -20,6 +18,7 @@ use crate::change;
 use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::{Consequence, Error};
+use crate::kept::{self, escaped};
 use crate::version::Version;
 
 /// A record of the batch and why it is rejected.
@@ -33,15 +32,22 @@ pub struct Rejection {
     pub logged: String,
 }
 
-const INSERT: &str = "INSERT INTO rejected_records
+/// A row that is there keeps all but its reason, which is the one of the last time. It names no column of a later
+/// migration: a projector that is newer than its schema must be able to reject.
+const STORE: &str = "INSERT INTO rejected_records AS stored
     (identity, table_name, stream_label, sequence_number, event_id, reason, record)
 SELECT identity, table_name, stream_label, sequence_number, event_id, reason, record::json
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
     AS given (identity, table_name, stream_label, sequence_number, event_id, reason, record)
+-- A redelivery that says the same writes nothing, and locks nothing.
+WHERE NOT EXISTS (
+    SELECT FROM rejected_records AS same
+    WHERE same.identity = given.identity AND same.reason = given.reason)
 ORDER BY identity COLLATE \"C\"
-ON CONFLICT (identity) DO NOTHING";
+ON CONFLICT (identity) DO UPDATE SET reason = excluded.reason
+WHERE stored.reason <> excluded.reason";
 
-/// Asked for after the insert has committed.
+/// Asked for after the statement above has committed.
 const STORED: &str = "SELECT identity FROM rejected_records WHERE identity = ANY($1::text[])";
 
 /// Rows per statement; each may hold 400 KB.
@@ -67,8 +73,8 @@ pub struct Stored {
     pub error: Option<Error>,
 }
 
-/// Stores the records in `rejected_records`: one row per record, however often it is delivered. One that cannot
-/// be stored keeps no other out, and a slow database takes fewer at a time.
+/// Stores the records in `rejected_records`: one row per record, however often it is delivered; the row's reason is
+/// the last one. A record that cannot be stored keeps no other out, and a slow database takes fewer at a time.
 ///
 /// # Errors
 /// Only what is [`Consequence::Fatal`].
@@ -116,7 +122,9 @@ pub async fn store<R: AsRef<[u8]>>(
             Consequence::Fatal => return Err(error),
             // A database of another encoding than UTF-8 has not every character. ASCII they all have.
             Consequence::Reject if piece.iter().any(|row| !row.escaped) => {
-                piece.iter_mut().for_each(Row::escape);
+                for row in &mut piece {
+                    row.escape(records[row.positions[0]].as_ref());
+                }
                 pieces.push_front(piece);
                 continue;
             }
@@ -156,7 +164,7 @@ async fn put(
         arguments.add(column(|row| Some(&row.labels.record)))?;
         Ok(arguments)
     };
-    database.fetch(INSERT, arguments, deadline).await?;
+    database.fetch(STORE, arguments, deadline).await?;
     let identities = || {
         let mut arguments = PgArguments::default();
         arguments.add(rows.iter().map(|row| row.labels.identity.as_str()).collect::<Vec<_>>())?;
@@ -175,10 +183,21 @@ pub fn sequence_number(record: &[u8]) -> Option<String> {
     Some(sequence_number.to_owned())
 }
 
+/// The bytes of a record that is kept in the row with this identity. Earlier versions kept a record that is a JSON
+/// string, or `{"base64": ...}`, as it is; its digest tells it from what we keep in these forms.
+#[must_use]
+pub fn record_of(identity: &str, kept: &str) -> Vec<u8> {
+    let record = kept::decode(kept);
+    if identity != digest(&record) && identity == digest(kept.as_bytes()) {
+        return kept.as_bytes().to_vec();
+    }
+    record
+}
+
 impl Row {
-    fn escape(&mut self) {
+    fn escape(&mut self, record: &[u8]) {
         self.escaped = true;
-        self.labels.escape();
+        self.labels.escape(record);
         self.reason = escaped(&self.reason);
     }
 }
@@ -218,35 +237,19 @@ impl Labels {
             stream_label: stream.map(|(_, label)| label.to_owned()),
             sequence_number,
             event_id: member("/eventID"),
-            record: storable_json(record, json.is_some()),
+            record: kept::encode(record),
         }
     }
 
-    /// The same in ASCII. In JSON a character outside it can only stand in a string, where its escape means
-    /// the same; a label shows the escape.
-    fn escape(&mut self) {
+    /// The same in ASCII; a label shows the escapes.
+    fn escape(&mut self, original: &[u8]) {
         let Self { identity, table_name, stream_label, sequence_number, event_id, record } = self;
         *identity = escaped(identity);
-        *record = escaped(record);
+        *record = kept::encode_ascii(original);
         for label in [table_name, stream_label, sequence_number, event_id].into_iter().flatten() {
             *label = escaped(label);
         }
     }
-}
-
-/// Every character outside ASCII as JSON escapes it, in UTF-16: `\u00e9`.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_ascii() {
-            escaped.push(character);
-            continue;
-        }
-        for unit in character.encode_utf16(&mut [0; 2]) {
-            write!(escaped, "\\u{unit:04x}").expect("a string takes all");
-        }
-    }
-    escaped
 }
 
 fn digest(record: &[u8]) -> String {
@@ -255,16 +258,6 @@ fn digest(record: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("a string takes all");
     }
     text
-}
-
-/// The record to the letter where it is JSON of a depth that both sides parse; else a JSON string
-/// of it, or, where it is no text, an object with it in base64. ASCII escapes hold any character.
-fn storable_json(record: &[u8], parses: bool) -> String {
-    match std::str::from_utf8(record) {
-        Ok(text) if parses => text.to_owned(),
-        Ok(text) => json!(text).to_string(),
-        Err(_) => json!({ "base64": BASE64.encode(record) }).to_string(),
-    }
 }
 
 /// A `text` column takes every character but NUL.
@@ -278,7 +271,7 @@ fn storable_text(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::Labels;
+    use super::{Labels, record_of};
 
     const ARN: &str = "arn:aws:dynamodb:eu-central-1:1:table/scans/stream/2026-11-22T00:00:00.000";
 
@@ -297,25 +290,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_kept_in_json_all_the_same() {
+    fn what_is_no_json_is_known_by_its_digest() {
         let not_json = Labels::of(b"{\"a\0");
         assert_eq!(not_json.record, r#""{\"a\u0000""#);
         assert!(not_json.identity.starts_with("sha256/"));
-        assert_eq!(Labels::of(b"\xff\xfe").record, r#"{"base64":"//4="}"#);
-        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
-        assert!(Labels::of(deep.as_bytes()).record.starts_with('"'));
     }
 
     #[test]
-    fn escaping_keeps_what_the_json_means() {
+    fn escaping_a_row_leaves_its_identity_and_its_record() {
         let record = r#"{"eventID":"é😀","a":"\n\u00e9"}"#;
         let mut labels = Labels::of(record.as_bytes());
-        labels.escape();
+        let identity = labels.identity.clone();
+        labels.escape(record.as_bytes());
         assert!(
             labels.record.is_ascii() && labels.event_id.as_deref() == Some("\\u00e9\\ud83d\\ude00")
         );
-        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
-        assert_eq!(json(&labels.record), json(record));
+        assert_eq!(labels.identity, identity);
+        assert_eq!(record_of(&identity, &labels.record), record.as_bytes());
+    }
+
+    #[test]
+    fn what_earlier_versions_kept_comes_back_too() {
+        // As it was, or in one of the two forms: the identity decides.
+        for record in [r#""abc""#, r#"{"base64":"AAAA"}"#] {
+            let identity = Labels::of(record.as_bytes()).identity;
+            assert_eq!(record_of(&identity, record), record.as_bytes());
+        }
+        assert_eq!(record_of(&Labels::of(b"abc").identity, r#""abc""#), b"abc");
+        assert_eq!(record_of(&Labels::of(b"\xff").identity, r#"{"base64":"/w=="}"#), b"\xff");
     }
 
     #[test]
