@@ -38,6 +38,27 @@ pub struct Change {
     pub expired: bool,
 }
 
+/// Which change a record is: its place in the order of one part's changes. A record that can never apply has one, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The measurement's key.
+    pub session_id: String,
+    /// The part.
+    pub part: Part,
+    /// The change's version.
+    pub version: Version,
+}
+
+impl Place {
+    /// Whether a later change of the same stream is in the part, whose version this is. Versions of two streams are
+    /// compared by the time at which the streams were enabled, which says nothing of two changes: then it is `false`.
+    #[must_use]
+    pub fn is_overtaken_by(&self, held: &str) -> bool {
+        let label = held.split_once('/').map(|(label, _)| label);
+        label == Some(self.version.label()) && held > self.version.as_str()
+    }
+}
+
 /// What is wrong with a record that can never apply. Shown to the operator as `reason`.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
@@ -268,26 +289,50 @@ pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> 
     })
 }
 
-fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<Change, Malformed> {
-    let images = record.dynamodb.as_ref().ok_or(Malformed::MissingMember("dynamodb"))?;
+/// Which change a record is, if that is certain: it is of one of the two tables, and its keys and its sequence number
+/// can be read. For a record that [`decode`] finds malformed.
+#[must_use]
+pub fn place_of(record: &[u8], tables: &Tables) -> Option<Place> {
+    let record: StreamRecord<'_> = serde_json::from_slice(record).ok()?;
+    let (table, label) = tables.stream_of(record.event_source_arn.as_deref()?).ok()?;
+    let images = record.dynamodb.as_ref()?;
+    let place = place(images, label, table == tables.sessions).ok()?;
+    // With two keys in it, nobody knows whose change it is.
+    if let (Some(image), Some(keys)) = (&images.new_image, &images.keys) {
+        require_own_image(place.part, image, keys).ok()?;
+    }
+    Some(place)
+}
+
+fn place(images: &StreamImages<'_>, label: &str, of_sessions: bool) -> Result<Place, Malformed> {
     let sequence_number = images
         .sequence_number
         .as_deref()
         .ok_or(Malformed::MissingMember("dynamodb.SequenceNumber"))?;
     let version = Version::new(label, sequence_number)?;
     let keys = images.keys.as_ref().ok_or(Malformed::MissingMember("dynamodb.Keys"))?;
-    let session_id = session_id(keys)?;
+    let session_id = session_id(keys)?.to_owned();
     let part = if of_sessions { Part::Session } else { side(keys)? };
+    Ok(Place { session_id, part, version })
+}
+
+fn require_own_image(part: Part, image: &Item<'_>, keys: &Item<'_>) -> Result<(), Malformed> {
+    match key_names(part).iter().find(|name| image.get(name) != keys.get(name)) {
+        Some(name) => Err(Malformed::ForeignImage(name)),
+        None => Ok(()),
+    }
+}
+
+fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<Change, Malformed> {
+    let images = record.dynamodb.as_ref().ok_or(Malformed::MissingMember("dynamodb"))?;
+    let Place { session_id, part, version } = place(images, label, of_sessions)?;
+    let keys = images.keys.as_ref().ok_or(Malformed::MissingMember("dynamodb.Keys"))?;
     let event_name = record.event_name.as_deref().ok_or(Malformed::MissingMember("eventName"))?;
     let document = match event_name {
         "INSERT" | "MODIFY" => {
             let image =
                 images.new_image.as_ref().ok_or(Malformed::MissingMember("dynamodb.NewImage"))?;
-            for name in key_names(part) {
-                if image.get(name) != keys.get(name) {
-                    return Err(Malformed::ForeignImage(name));
-                }
-            }
+            require_own_image(part, image, keys)?;
             Some(document(part, image)?)
         }
         "REMOVE" => None,
@@ -300,7 +345,7 @@ fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<C
         });
     let changed_at =
         images.approximate_creation_date_time.as_ref().map(creation_time).transpose()?;
-    Ok(Change { session_id: session_id.to_owned(), part, version, changed_at, document, expired })
+    Ok(Change { session_id, part, version, changed_at, document, expired })
 }
 
 fn key_names(part: Part) -> &'static [&'static str] {
@@ -430,7 +475,7 @@ mod tests {
     use bigdecimal::BigDecimal;
     use proptest::prelude::*;
 
-    use super::{Decoded, Malformed, Tables, decode, value};
+    use super::{Decoded, Malformed, Tables, decode, place_of, value};
     use crate::attribute::Item;
     use crate::measurement::{Part, Value};
 
@@ -484,5 +529,40 @@ mod tests {
         assert!(matches!(decode(&record(b"\xff", b"u")), Decoded::Change(_)));
         let malformed = decode(&record(b"1", b"\xff"));
         assert!(matches!(malformed, Decoded::Malformed(Malformed::NotARecord(_))));
+    }
+
+    #[test]
+    fn a_malformed_record_has_a_place_only_if_all_of_it_is_certain() {
+        let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
+        let malformed = r#"{"eventSourceARN":"arn:aws:dynamodb:eu-central-1:1:table/scans/stream/2026-11-22T00:00:00.000",
+            "dynamodb":{"SequenceNumber":"7","Keys":{"session_id":{"S":"s1"},"side":{"S":"left"}},
+            "NewImage":{"session_id":{"S":"s1"},"side":{"S":"left"}}}}"#;
+        let place = place_of(malformed.as_bytes(), &tables).expect("a place");
+        assert_eq!((place.session_id.as_str(), place.part), ("s1", Part::Left));
+        for (from, to) in [
+            ("table/scans", "table/other"),
+            (r#""7""#, r#""x""#),
+            (r#""Keys":{"session_id""#, r#""Keys":{"session""#),
+            (r#""side":{"S":"left"}},"#, r#""side":{"S":"both"}},"#),
+            (r#""NewImage":{"session_id":{"S":"s1"}"#, r#""NewImage":{"session_id":{"S":"s2"}"#),
+            (r#""dynamodb":"#, r#""dynamodb":7,"dynamodb":"#),
+        ] {
+            assert!(malformed.contains(from), "{from}");
+            assert_eq!(place_of(malformed.replace(from, to).as_bytes(), &tables), None, "{to}");
+        }
+    }
+
+    #[test]
+    fn only_a_later_change_of_the_same_stream_overtakes() {
+        let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
+        let record = br#"{"eventSourceARN":"arn:aws:dynamodb:eu-central-1:1:table/sessions/stream/2026-11-22T00:00:00.000",
+            "dynamodb":{"SequenceNumber":"7","Keys":{"session_id":{"S":"s1"}}}}"#;
+        let place = place_of(record, &tables).expect("a place");
+        let held = |label: &str, number: u32| format!("{label}/{number:040}");
+        assert!(place.is_overtaken_by(&held("2026-11-22T00:00:00.000", 8)));
+        assert!(!place.is_overtaken_by(&held("2026-11-22T00:00:00.000", 7)));
+        assert!(!place.is_overtaken_by(&held("2026-11-22T00:00:00.000", 6)));
+        assert!(!place.is_overtaken_by(&held("2026-11-23T00:00:00.000", 8)));
+        assert!(!place.is_overtaken_by(""));
     }
 }
