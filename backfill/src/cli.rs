@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use projector::config::{Config, ConfigError, VARIABLES};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -50,8 +51,8 @@ pub(crate) enum Command {
     /// Apply the records in files: what Lambda gave up on and wrote to its bucket, or saved streams.
     #[command(long_about = FILE, after_help = exit_codes())]
     File(FileArguments),
-    /// Try the records of `rejected_records` again, and remove those that now apply.
-    #[command(after_help = exit_codes())]
+    /// Try the records of `rejected_records` again, and remove those that now apply; or discard them.
+    #[command(long_about = REDRIVE, after_help = exit_codes())]
     Redrive(RedriveArguments),
     /// Compare the object of every row, and write those that are missing or behind.
     #[command(long_about = OBJECTS, after_help = exit_codes())]
@@ -146,14 +147,23 @@ const OBJECTS: &str = "\
 Compare the object of every row, and write those that are missing or behind.
 
 For a bucket that was restored, emptied or replaced, and for sessions whose records no stream holds any \
-more. It may run beside live functions: every write is conditional, and no object goes back. Each row costs \
-a HEAD, 32 at a time; a row whose object is behind also a read of the row and a PUT.";
+more. It may run beside live functions: every write is conditional, and no object goes back.
+
+Each row costs a HEAD request, at most 32 at a time. A row whose object is behind costs a read of the row and a PUT, \
+too. With --dry-run there are only HEAD requests.
+
+An object that cannot be written holds up no other: it is tried again at the end. If it still fails, or if a signal \
+ends the run, the command names the --after from which a new run skips nothing. Exit code 0 means that the object of \
+every row after --after holds its row.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ObjectsArguments {
-    /// Begin behind this session, in the order of the table: where an earlier run stopped.
+    /// Resume after this session id.
     #[arg(long, value_name = "SESSION_ID")]
     pub(crate) after: Option<String>,
+    /// Write nothing, and say which objects are missing or behind.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -230,12 +240,39 @@ impl StreamArguments {
     }
 }
 
+const REDRIVE: &str = "\
+Try the open records of `rejected_records` again, and remove those that now apply.
+
+For records that were right, and that a newer projector, a migration or a fixed rule takes now. A record goes \
+through the projector's own path. It is removed once it is in both stores. It is removed, too, if it is malformed \
+and its row holds a newer change of the same part: nobody needs it any more. A record that is rejected again stays, \
+with the reason of this time. A record whose table is not SESSIONS_TABLE or SCANS_TABLE stays untried, and is named.
+
+With --discard nothing is tried: the records are marked as discarded (discarded_at, discarded_why). They stay in the \
+table, but no longer count as open, even if their stream delivers them again. To open one again, set both columns to \
+NULL.
+
+The run may be ended at any moment: run the same command again for the rest.
+
+Exit code 3: some records are still rejected or untried. Exit code 2 if every record is of a table that is not \
+configured.";
+
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("filter").args(["reason", "identity"]).multiple(true)))]
 pub(crate) struct RedriveArguments {
     /// Only records whose reason is LIKE this, such as '%weather%'.
     #[arg(long, value_name = "PATTERN")]
     pub(crate) reason: Option<String>,
-    /// Read and check the records, write and remove nothing, and say what would be rejected again.
+    /// Only the record with this identity (the key of `rejected_records`).
+    #[arg(long, value_name = "ID")]
+    pub(crate) identity: Option<String>,
+    /// Mark the records as discarded instead of trying them; needs --why and a filter (--reason or --identity).
+    #[arg(long, requires_all = ["why", "filter"])]
+    pub(crate) discard: bool,
+    /// Why the records are discarded; kept with them.
+    #[arg(long, value_name = "TEXT", requires = "discard", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) why: Option<String>,
+    /// Read and check the records, write and remove nothing, and say what would be rejected or discarded.
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

@@ -125,6 +125,13 @@ impl Reasons {
         }
     }
 
+    /// A line per reason.
+    pub(crate) fn print(&self) {
+        if !self.0.is_empty() {
+            say!("{}", self.text().trim_end());
+        }
+    }
+
     fn text(&self) -> String {
         let mut text = String::new();
         for (reason, count) in &self.0 {

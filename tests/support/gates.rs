@@ -17,6 +17,7 @@ pub struct TcpGate {
     /// Where it listens.
     pub address: SocketAddr,
     state: watch::Sender<Relay>,
+    forgotten: watch::Sender<()>,
 }
 
 /// What a relay does.
@@ -38,17 +39,23 @@ impl TcpGate {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (sender, state) = watch::channel(Relay::Open);
+        let (forgotten, forget) = watch::channel(());
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let mut state = state.clone();
+                let (mut state, mut forget) = (state.clone(), forget.clone());
+                forget.mark_unchanged();
                 let upstream = upstream.clone();
                 tokio::spawn(async move {
                     let at_first = *state.borrow();
                     if at_first == Relay::Open {
                         let Ok(mut server) = TcpStream::connect(&upstream).await else { return };
-                        tokio::select! {
+                        let forgotten = tokio::select! {
                             _ = tokio::io::copy_bidirectional(&mut client, &mut server) => return,
-                            _ = state.wait_for(|state| *state != Relay::Open) => {}
+                            _ = state.wait_for(|state| *state != Relay::Open) => false,
+                            Ok(()) = forget.changed() => true,
+                        };
+                        if forgotten {
+                            std::future::pending().await
                         }
                         // Kept, so that the server does not see the client go.
                         let _ = state.wait_for(|state| *state != Relay::Silent).await;
@@ -58,12 +65,18 @@ impl TcpGate {
                 });
             }
         });
-        Self { address, state: sender }
+        Self { address, state: sender, forgotten }
     }
 
     /// Shuts or opens the gate.
     pub fn set_open(&self, open: bool) {
         self.state.send_replace(if open { Relay::Open } else { Relay::Shut });
+    }
+
+    /// The connections that are open now stay open and say nothing any more: a NAT gateway that forgot them. New
+    /// ones pass.
+    pub fn forget_connections(&self) {
+        self.forgotten.send_replace(());
     }
 
     /// From now on nothing passes, and no connection breaks.

@@ -62,6 +62,16 @@ pub async fn output(mut command: Command) -> Output {
     command.output().await.expect("backfill runs")
 }
 
+/// Sends a signal (`TERM`, `INT`) to a process that this test started.
+///
+/// # Panics
+/// Where it has ended already.
+pub fn signal(child: &tokio::process::Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status();
+    assert!(sent.expect("kill runs").success());
+}
+
 /// What was printed.
 #[must_use]
 pub fn text(output: &[u8]) -> String {
