@@ -7,6 +7,7 @@ mod check;
 mod checkpoint;
 mod cli;
 mod collect;
+mod compare;
 mod deliver;
 mod doctor;
 mod discard;

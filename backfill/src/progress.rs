@@ -100,7 +100,9 @@ impl Progress {
 
     /// So much more is through.
     pub(crate) fn advance(&mut self, by: u64, counts: &Counts) {
-        self.show(by, counts, "");
+        let (records, rejected) = (counts.records, counts.rejected);
+        let rate = self.bar.rate(records);
+        self.show(by, format!("{records} records ({rate:.0}/s), {rejected} rejected"));
     }
 
     /// The same of bytes, and of files: `files` says how many of how many.
@@ -111,14 +113,20 @@ impl Progress {
             0 => String::new(),
             length => format!(" of {}", HumanBytes(length)),
         };
-        self.show(by, counts, &format!("{files}, {done}{of}, "));
-    }
-
-    fn show(&mut self, by: u64, counts: &Counts, before: &str) {
-        self.done += by;
         let (records, rejected) = (counts.records, counts.rejected);
         let rate = self.bar.rate(records);
-        let text = format!("{before}{records} records ({rate:.0}/s), {rejected} rejected");
+        let counted = format!("{records} records ({rate:.0}/s), {rejected} rejected");
+        self.show(by, format!("{files}, {done}{of}, {counted}"));
+    }
+
+    /// The same for the objects of rows: `text` says what came of them.
+    pub(crate) fn advance_objects(&mut self, by: u64, compared: u64, text: &str) {
+        let rate = self.bar.rate(compared);
+        self.show(by, format!("{compared} objects compared ({rate:.0}/s), {text}"));
+    }
+
+    fn show(&mut self, by: u64, text: String) {
+        self.done += by;
         let percent = match self.length {
             0 => String::new(),
             length => format!("{:>3}%  ", self.done * 100 / length),

@@ -31,7 +31,7 @@ pub(crate) async fn run(
     let filter =
         Filter { reason: arguments.reason.as_deref(), identity: arguments.identity.as_deref() };
     let without_archive = config.archive.is_none();
-    let delivery = Delivery::of_rejected(config.projector().await?);
+    let delivery = Delivery::of_rejected(config.projector_with_credentials().await?);
     let database = &delivery.projector().database;
     let rows = tokio::select! {
         biased;

@@ -125,6 +125,41 @@ pub async fn reconcile_row(
     compare(database, archive, &archive.key(session_id), session_id, start, Deadline::NONE).await
 }
 
+/// What is the matter with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It holds the row, or something newer.
+    UpToDate,
+    /// It is not there.
+    Missing,
+    /// It holds less than the row, at least in one part, or does not say what it holds.
+    Behind,
+}
+
+/// Compares the object of a row that was read with these versions, and writes nothing: for
+/// `backfill objects --dry-run`.
+///
+/// # Errors
+/// [`Error::Archive`], [`Error::NoBucket`] or [`Error::Contended`].
+pub async fn look_at_object(
+    archive: &Archive,
+    session_id: &str,
+    versions: &Versions,
+) -> Result<Found, Error> {
+    let _permit = archive.permit().await;
+    let key = archive.key(session_id);
+    let seen = archive.head(&key).await?;
+    match decide(seen.as_ref(), versions) {
+        Decision::UpToDate => Ok(Found::UpToDate),
+        Decision::Put(Condition::Absent) => Ok(Found::Missing),
+        Decision::Put(Condition::Matches(_)) | Decision::Merge(_) | Decision::ReadBody(_) => {
+            Ok(Found::Behind)
+        }
+        Decision::ForeignFormat => Err(archive.foreign_format(&key)),
+        Decision::AskAgain => Err(archive.contended(&key, 1)),
+    }
+}
+
 /// What is known before the first comparison.
 enum Start {
     /// Nothing.
