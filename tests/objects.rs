@@ -176,7 +176,7 @@ async fn a_signal_ends_the_run_with_a_summary_and_the_command_that_resumes() {
     assert_code(&stopped, 6);
     assert!(text(&stopped.stdout).starts_with("stopped: "), "{stopped:?}");
     let written = counted(&stopped, "objects written");
-    assert!((300..1_050).contains(&written), "{written}");
+    assert!((300..1_000).contains(&written), "the page is not finished first: {written}");
     assert_eq!(stores.objects().await.len() as u64, written, "all that were begun are finished");
     let resumed = resume(&stores, &stopped).await;
     assert_code(&resumed, 0);

@@ -252,9 +252,10 @@ With --discard nothing is tried: the records are marked as discarded (discarded_
 table, but no longer count as open, even if their stream delivers them again. To open one again, set both columns to \
 NULL.
 
-The run may be ended at any moment: run the same command again for the rest.
+The run may be ended at any moment: run the same command again for the rest. A record that cannot be stored while \
+others can (a locked row, say) holds up no other. It stays.
 
-Exit code 3: some records are still rejected or untried. Exit code 2 if every record is of a table that is not \
+Exit code 1: some records could not be stored; they are named. Exit code 3: some records are still rejected or untried. Exit code 2 if every record is of a table that is not \
 configured.";
 
 #[derive(Debug, Args)]

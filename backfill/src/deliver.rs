@@ -1,5 +1,6 @@
 //! Delivers batches to the projector until every record of them is accounted for: what Lambda does
-//! for the live function, with patience and an end. Files, streams and `redrive` share it.
+//! for the live function, with patience and an end. Files, streams and `redrive` share it. Only `redrive` may leave
+//! records that cannot be stored, since they are kept in `rejected_records`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,9 @@ pub(crate) const BATCH_BYTES: usize = 32 << 20;
 /// How often a batch is delivered without any progress, or a checkpoint written, before the run is given
 /// up: with the pauses of [`pause_after`] some five minutes.
 pub(crate) const DELIVERIES: u32 = 14;
+/// How often the rest of a batch is delivered without any progress before it is left, if others passed: they show
+/// that the stores are there, and the rest has a trouble of its own.
+const DELIVERIES_OF_THE_REST: u32 = 4;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// The run ends if PostgreSQL refuses at least this many sessions of a batch, all for the same reason, and takes
 /// none: the table is at fault. Nobody halves our batches, so a few records may well be at fault themselves.
@@ -44,6 +48,17 @@ pub(crate) struct Delivered {
     durations: Durations,
     /// The indices of the records that were set aside, in order.
     set_aside: Vec<usize>,
+    /// The indices of the records that could not be stored, in order.
+    failed: Vec<usize>,
+}
+
+/// The records of a batch that are not in both stores, by their indices, in order.
+#[derive(Debug, Default)]
+pub(crate) struct NotStored {
+    /// They are rejected again.
+    pub(crate) rejected: Vec<usize>,
+    /// They could not be stored while others could.
+    pub(crate) failed: Vec<usize>,
 }
 
 impl Delivery {
@@ -75,15 +90,33 @@ impl Delivery {
     /// of those that were set aside.
     ///
     /// # Errors
-    /// Where the set-up is wrong, or records could not be stored for some minutes.
+    /// If the set-up is wrong, or records could not be stored for some minutes.
     pub(crate) async fn deliver(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Vec<usize>> {
-        Ok(self.add(deliver(&self.projector, records).await?))
+        Ok(self.add(deliver(&self.projector, records, DELIVERIES).await?.require_all()?))
     }
 
-    /// The same on a task of its own, so that one batch is decoded while another is in the database.
+    /// Delivers a batch of records that are kept elsewhere: what cannot be stored while others can is left there.
+    ///
+    /// # Errors
+    /// If the set-up is wrong, or not a single record could be stored for some minutes.
+    pub(crate) async fn deliver_or_leave(
+        &mut self,
+        records: Vec<Vec<u8>>,
+    ) -> anyhow::Result<NotStored> {
+        let count = records.len();
+        let mut delivered = deliver(&self.projector, records, DELIVERIES_OF_THE_REST).await?;
+        if delivered.failed.len() == count {
+            delivered = delivered.require_all()?;
+        }
+        let failed = std::mem::take(&mut delivered.failed);
+        Ok(NotStored { rejected: self.add(delivered), failed })
+    }
+
+    /// The same as [`Delivery::deliver`] on a task of its own, so that one batch is decoded while another is in the
+    /// database.
     pub(crate) fn start(&self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
         let projector = Arc::clone(&self.projector);
-        tokio::spawn(async move { deliver(&projector, records).await })
+        tokio::spawn(async move { deliver(&projector, records, DELIVERIES).await?.require_all() })
     }
 
     /// Adds what came of a batch, and gives the indices of the records that were set aside.
@@ -95,11 +128,29 @@ impl Delivery {
     }
 }
 
-async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result<Delivered> {
+impl Delivered {
+    fn require_all(self) -> anyhow::Result<Self> {
+        if self.failed.is_empty() {
+            return Ok(self);
+        }
+        bail!(
+            "{} records could still not be stored after {DELIVERIES} deliveries: fix the cause and run the same command again, which is harmless",
+            self.failed.len()
+        )
+    }
+}
+
+/// Delivers a batch until nothing more can be stored: [`DELIVERIES`] in vain or, once some of it is through,
+/// `deliveries_of_the_rest`.
+async fn deliver(
+    projector: &Projector,
+    records: Vec<Vec<u8>>,
+    deliveries_of_the_rest: u32,
+) -> anyhow::Result<Delivered> {
     let mut delivered = Delivered::default();
     let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
-    let mut delivery = 0;
-    while delivery < DELIVERIES {
+    let (mut delivery, mut most) = (0, DELIVERIES);
+    while delivery < most {
         delivery += 1;
         let bytes: Vec<&[u8]> = records.iter().map(|(_, record)| record.as_slice()).collect();
         let batch = Box::pin(projector.apply(&bytes, Deadline::NONE)).await?;
@@ -120,7 +171,7 @@ async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result
         }
         // Slow progress is progress: only deliveries in vain are counted.
         if batch.failed.len() < records.len() {
-            delivery = 1;
+            (delivery, most) = (1, deliveries_of_the_rest);
         }
         let mut failed = batch.failed.into_iter().peekable();
         let mut position = 0;
@@ -129,10 +180,10 @@ async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result
             position += 1;
             keep
         });
-        if delivery < DELIVERIES {
+        if delivery < most {
             let pause = pause_after(delivery);
             note(&format!(
-                "{} records could not be stored (see the log above); delivery {} of {DELIVERIES} in {} s",
+                "{} records could not be stored (see the log above); delivery {} of {most} in {} s",
                 records.len(),
                 delivery + 1,
                 pause.as_secs()
@@ -140,10 +191,9 @@ async fn deliver(projector: &Projector, records: Vec<Vec<u8>>) -> anyhow::Result
             tokio::time::sleep(pause).await;
         }
     }
-    bail!(
-        "{} records could still not be stored after {DELIVERIES} deliveries: fix the cause and run the same command again, which is harmless",
-        records.len()
-    )
+    delivered.set_aside.sort_unstable();
+    delivered.failed = records.into_iter().map(|(index, _)| index).collect();
+    Ok(delivered)
 }
 
 /// Decodes a batch and counts; writes nothing.

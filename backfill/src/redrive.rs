@@ -12,7 +12,7 @@ use projector::change::{self, Decoded, Misconfigured, Place};
 
 use crate::Outcome;
 use crate::cli::{RedriveArguments, Settings};
-use crate::deliver::Delivery;
+use crate::deliver::{Delivery, NotStored};
 use crate::discard;
 use crate::progress::{Progress, note};
 use crate::rejected::{self, BATCH, Filter, Rejected};
@@ -94,6 +94,8 @@ struct Tally {
     /// A newer change is in their rows.
     overtaken: u64,
     foreign: Foreign,
+    /// They could not be stored while others could.
+    failed: Vec<String>,
 }
 
 /// The records that cannot be tried: this set-up does not read their streams.
@@ -234,12 +236,16 @@ impl Redrive<'_> {
         }
         let (identities, records): (Vec<String>, Vec<Vec<u8>>) =
             tried.into_iter().map(|Rejected { identity, record }| (identity, record)).unzip();
-        let again = self.delivery.deliver(records).await?;
-        let stored = identities.into_iter().enumerate();
-        Ok(stored
-            .filter(|(index, _)| again.binary_search(index).is_err())
-            .map(|(_, identity)| identity)
-            .collect())
+        let NotStored { rejected, failed } = self.delivery.deliver_or_leave(records).await?;
+        let mut stored = Vec::new();
+        for (index, identity) in identities.into_iter().enumerate() {
+            if failed.binary_search(&index).is_ok() {
+                self.tally.failed.push(identity);
+            } else if rejected.binary_search(&index).is_err() {
+                stored.push(identity);
+            }
+        }
+        Ok(stored)
     }
 
     /// Decodes the records and counts; writes nothing.
@@ -281,7 +287,16 @@ impl Tally {
     /// What a run came to that tried all: if not a single record is one of the configured tables, the configuration
     /// is wrong and not the records.
     fn outcome(self, counts: Counts) -> anyhow::Result<Outcome> {
-        let Self { overtaken, foreign, .. } = self;
+        let Self { overtaken, foreign, failed, .. } = self;
+        if !failed.is_empty() {
+            let more = if failed.len() > NAMED { ", ..." } else { "" };
+            bail!(
+                "{} records could not be stored, the log above says why: {}{more}. They stay in rejected_records: \
+                 fix the cause and run the same command again",
+                failed.len(),
+                failed[..failed.len().min(NAMED)].join(", ")
+            );
+        }
         let tried = counts.records + overtaken;
         match foreign.named.into_iter().next() {
             Some((_, why)) if tried == 0 => Err(projector::error::Error::Misconfigured(why))
