@@ -11,6 +11,8 @@ use serde_json::{Value as Json, json};
 
 #[path = "templates/alarms.rs"]
 mod alarms;
+#[path = "templates/creation.rs"]
+mod creation;
 
 const TEMPLATES: [&str; 6] =
     ["data", "database", "existing-database", "archive", "projector", "alarms"];
