@@ -356,6 +356,8 @@ fn the_snapshot_of_the_database_cannot_be_left_out() {
     for identifier in [
         "before-the-move",
         "rds:measurements-2026-11-23-03-05",
+        "awsbackup:job-1b2c3d4e-0000-4000-8000-000000000000",
+        "arn:aws:rds:eu-central-1:123456789012:snapshot:awsbackup:job-1b2c3d4e",
         "arn:aws:rds:eu-central-1:123456789012:snapshot:before-the-move",
     ] {
         assert!(matches(pattern, identifier), "{identifier}");
@@ -410,6 +412,10 @@ fn operators_reach_the_database_without_a_group_of_its_stack() {
             assert_eq!(properties[port], client[port], "{name}: {port}");
         }
     }
+    // EC2 refuses the same rule twice, an hour's restore later.
+    let rule = &template("database")["Rules"]["OneRuleEach"]["Assertions"][0]["Assert"];
+    let same = json!([{ "Ref": "ReaderSecurityGroupId" }, { "Ref": "OperatorSecurityGroupId" }]);
+    assert_eq!(rule, &json!({ "Fn::Not": [{ "Fn::Equals": same }] }));
 }
 
 #[test]
