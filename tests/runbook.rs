@@ -4,228 +4,22 @@
 //! The stand-in's mappings take every answer for success: a passing failure of a store would lose a record here, and
 //! show as a wait that ends in vain. What mappings do with failures is in `mapping.rs`.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+#[path = "runbook/blocks.rs"]
+mod blocks;
+#[path = "runbook/rules.rs"]
+mod rules;
+#[path = "runbook/walk.rs"]
+mod walk;
 
-use serde_json::{Value as Json, json};
+use blocks::{Block, Shell, blocks, root};
+use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
-use support::dynamodb::{DynamoDb, Write};
-use support::emulator::binary;
+use support::dynamodb::Write;
 use support::mapping;
 use support::records::{LABEL, session};
-use support::services::{Stores, parsed, service};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-
-/// A block of commands.
-#[derive(Debug)]
-struct Block {
-    /// The heading above it.
-    section: String,
-    /// Whether only AWS can answer it.
-    on_aws: bool,
-    line: usize,
-    commands: String,
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
-}
-
-fn blocks() -> Vec<Block> {
-    let text = std::fs::read_to_string(root().join("RUNBOOK.md")).expect("the runbook");
-    let (mut blocks, mut section, mut open) = (Vec::new(), String::new(), None::<Block>);
-    for (index, line) in text.lines().enumerate() {
-        match (&mut open, line) {
-            (None, "```sh" | "```sh on-aws") => {
-                let on_aws = line.ends_with("on-aws");
-                open = Some(Block {
-                    section: section.clone(),
-                    on_aws,
-                    line: index + 1,
-                    commands: String::new(),
-                });
-            }
-            (Some(_), "```") => blocks.extend(open.take()),
-            (Some(block), line) => {
-                block.commands.push_str(line);
-                block.commands.push('\n');
-            }
-            (None, line) => {
-                assert!(!line.starts_with("```"), "line {}: a block of another kind", index + 1);
-                if line.starts_with('#') {
-                    line.trim_start_matches('#').trim().clone_into(&mut section);
-                }
-            }
-        }
-    }
-    assert!(open.is_none(), "a block has no end");
-    blocks
-}
-
-/// A shell that runs one block after the other and stops at the first command that fails.
-struct Shell {
-    child: Child,
-    input: ChildStdin,
-    output: tokio::io::Lines<BufReader<ChildStdout>>,
-}
-
-impl Shell {
-    fn start(folder: &Path) -> Self {
-        let mut child = Command::new("bash")
-            .args(["--norc", "-euo", "pipefail"])
-            .current_dir(folder)
-            .env_remove("DATABASE_URL")
-            .env("SAM_CLI_POLL_DELAY", "0.3")
-            .env("WAIT_SECONDS", "1")
-            .env("TRIES", "90")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("bash");
-        let input = child.stdin.take().expect("an input");
-        let output = BufReader::new(child.stdout.take().expect("an output")).lines();
-        Self { child, input, output }
-    }
-
-    /// Runs commands, and gives what they printed.
-    async fn run(&mut self, commands: &str) -> String {
-        // Standard input is where the commands come from.
-        let text = format!("{{\n{commands}\n}} </dev/null 2>&1\nprintf '\\nend-of-block\\n'\n");
-        self.input.write_all(text.as_bytes()).await.expect("bash reads");
-        let mut printed = String::new();
-        loop {
-            let line = tokio::time::timeout(Duration::from_mins(4), self.output.next_line()).await;
-            let line = line.unwrap_or_else(|_| panic!("hangs in\n{commands}\n{printed}"));
-            match line.expect("bash writes") {
-                Some(line) if line == "end-of-block" => return printed,
-                Some(line) => {
-                    printed.push_str(&line);
-                    printed.push('\n');
-                }
-                None => {
-                    let status = self.child.wait().await;
-                    panic!("{status:?}: stopped in\n{commands}\n{printed}");
-                }
-            }
-        }
-    }
-}
-
-const BACKFILL: &str = r#"
-backfill() {
-    case $1 in stream) set -- "$@" --idle-seconds 1 ;; esac
-    command backfill "$@" || [ $? -eq 3 ]
-}"#;
-
-/// The team's account, and the walk through the runbook.
-struct Walk {
-    shell: Shell,
-    blocks: std::collections::VecDeque<Block>,
-    tables: DynamoDb,
-    old: Stores,
-    new: Stores,
-    folder: tempfile::TempDir,
-}
-
-impl Walk {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let output = Command::new(root().join("scripts/local-account"))
-            .arg(folder.path())
-            .arg(binary("projector"))
-            .output()
-            .await
-            .expect("the account");
-        let exports = String::from_utf8(output.stdout).expect("exports");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let exported = |name: &str| {
-            let line =
-                exports.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
-            line.unwrap_or_else(|| panic!("no {name}")).trim_matches('\'').to_owned()
-        };
-        std::os::unix::fs::symlink(root().join("scripts"), folder.path().join("scripts"))
-            .expect("the scripts");
-        let mut shell = Shell::start(folder.path());
-        let binaries: PathBuf = binary("backfill").parent().expect("a folder").to_owned();
-        // Exit code 3 says that some records are set aside, and is no failure. The stand-in's shards never end,
-        // and are idle at once.
-        shell.run(&format!("{exports}\nPATH={}:$PATH\n{BACKFILL}", binaries.display())).await;
-        let tables = DynamoDb::at(&service("AWS_ENDPOINT_URL"));
-        let stores = |url: &str, bucket: &str| Stores {
-            database_url: exported(url),
-            bucket: exported(bucket),
-        };
-        let (old, new) =
-            (stores("OLD_DATABASE_URL", "OLD_BUCKET"), stores("NEW_DATABASE_URL", "NEW_BUCKET"));
-        let blocks = blocks().into_iter().filter(|block| !block.on_aws).collect();
-        Self { shell, blocks, tables, old, new, folder }
-    }
-
-    /// Runs every block of the section whose heading begins so, and gives what they printed.
-    async fn section(&mut self, heading: &str) -> String {
-        let mut printed = String::new();
-        let mut ran = 0;
-        while self.blocks.front().is_some_and(|block| block.section.starts_with(heading)) {
-            let block = self.blocks.pop_front().expect("a block");
-            eprintln!("RUNBOOK.md:{}", block.line);
-            let output = self.shell.run(&block.commands).await;
-            eprintln!("{output}");
-            printed += &output;
-            ran += 1;
-        }
-        assert!(ran > 0, "no block of {heading:?} comes next: {:?}", self.blocks.front());
-        printed
-    }
-
-    /// Writes sessions with their two scans, the scans first.
-    async fn write(&self, sessions: std::ops::Range<usize>, user_id: &str) {
-        let scans: Vec<Write> = sessions
-            .clone()
-            .flat_map(|index| ["left", "right"].map(|side| scan(index, side)))
-            .map(Write::Put)
-            .collect();
-        self.tables.write_all("scans", &scans).await;
-        let sessions: Vec<Write> = sessions.map(|index| Write::Put(item(index, user_id))).collect();
-        self.tables.write_all("sessions", &sessions).await;
-    }
-
-    async fn until(&self, stores: &Stores, sql: &str, expected: &str) {
-        for _ in 0..600 {
-            if stores.ask(sql).await == expected {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("{sql} is {}, not {expected}", stores.ask(sql).await);
-    }
-
-    async fn until_complete(&self, stores: &Stores, count: usize) {
-        let sql = "SELECT count(*) FROM measurements WHERE complete";
-        self.until(stores, sql, &count.to_string()).await;
-    }
-}
-
-fn item(index: usize, user_id: &str) -> Json {
-    json!({
-        "session_id": { "S": format!("s-{index}") },
-        "user_id": { "S": user_id },
-        "started_at": { "S": "2026-11-24T08:00:00Z" },
-    })
-}
-
-fn scan(index: usize, side: &str) -> Json {
-    json!({
-        "session_id": { "S": format!("s-{index}") },
-        "side": { "S": side },
-        "scanned_at": { "S": "2026-11-24T08:01:00Z" },
-        "foot_length_mm": { "N": format!("{}.30", 240 + index) },
-        "foot_breadth_mm": { "N": "98.1" },
-        "ball_girth_mm": { "N": "240" },
-    })
-}
+use support::services::{Stores, parsed};
+use tokio::process::Command;
+use walk::{Walk, scan};
 
 /// The stack that RDS would restore into, in the stand-in, whose RDS keeps records and runs nothing.
 const RESTORED: &str = r#"
@@ -235,8 +29,8 @@ sam deploy --stack-name from-a-snapshot --template-file infra/database.yaml --re
 aws cloudformation describe-stacks --stack-name from-a-snapshot --output text \
     --query "Stacks[0].Outputs[?starts_with(OutputValue, 'db-')].['DbiResource', OutputValue]""#;
 
-/// What RDS does with a snapshot: the database as it was, here as it was before the newest migration.
-async fn restore(old: &Stores, new: &Stores) {
+/// What RDS does with a snapshot: the database as it is now.
+async fn restore(from: &Stores, to: &Stores) {
     let restore = Command::new("bash")
         .args([
             "-euo",
@@ -244,42 +38,72 @@ async fn restore(old: &Stores, new: &Stores) {
             "-c",
             r#"pg_dump --no-publications "$0" | psql --quiet -v ON_ERROR_STOP=1 "$1" >/dev/null"#,
         ])
-        .args([&old.database_url, &new.database_url])
+        .args([&from.database_url, &to.database_url])
         .status()
         .await
         .expect("pg_dump");
     assert!(restore.success());
-    let mut admin = PgConnection::connect(&new.database_url).await.expect("the new database");
-    sqlx::raw_sql(
-        "DROP TABLE backfill_checkpoints; DELETE FROM _sqlx_migrations WHERE version = 20261123000000",
-    )
-    .execute(&mut admin)
-    .await
-    .expect("the schema of yesterday");
 }
+
+async fn run_sql(stores: &Stores, sql: &'static str) {
+    let mut admin = PgConnection::connect(&stores.database_url).await.expect("the database");
+    sqlx::raw_sql(sql).execute(&mut admin).await.expect("the statement");
+}
+
+/// A time of a snapshot: the stand-in's streams are younger than the ten minutes that the runbook takes to be safe.
+const NOW: &str = "sleep 5; command sleep 1; SNAPSHOT_TIME=$(date -u +%Y-%m-%dT%H:%M:%SZ); command sleep 1";
 
 #[tokio::test]
 async fn the_move_there_and_back() {
     let mut walk = Walk::start().await;
     let (old, new) = (walk.old.clone(), walk.new.clone());
 
+    walk.section("Before you begin").await;
     assert!(walk.section("1. The tables").await.contains("Import"));
     walk.section("2. The old database").await;
-    let live = mappings(&mut walk, "projector-old").await;
-    assert_eq!(live, [("LATEST", "Enabled"), ("LATEST", "Enabled")].map(owned));
+    assert_eq!(began(&mut walk, "projector-old").await, ["LATEST Enabled", "LATEST Enabled"]);
     walk.write(0..10, "before").await;
     walk.until_complete(&old, 10).await;
     walk.section("3. The archive").await;
 
+    the_gap(&mut walk, &old, &new).await;
+    way_back(&mut walk, &old, &new).await;
+    a_new_stream(&mut walk, &old, &new).await;
+    the_archive_there_and_back(&mut walk, &old, &new).await;
+
+    let rows = new.rows().await;
+    walk.section("12. Remove the old side").await;
+    assert_eq!(old.rows().await, rows, "the old side was current to its end");
+    trouble(&mut walk, &new).await;
+    assert!(walk.remaining().is_empty(), "{:?}", walk.remaining().first());
+}
+
+/// Where the two mappings of a function began, and their states.
+async fn began(walk: &mut Walk, function: &str) -> Vec<String> {
+    let mappings = walk.mappings(function).await;
+    mappings.iter().map(|mapping| format!("{} {}", mapping.2, mapping.3)).collect()
+}
+
+/// Steps 4 to 9.
+async fn the_gap(walk: &mut Walk, old: &Stores, new: &Stores) {
+    run_sql(old, "ALTER ROLE postgres SET work_mem = '8MB'").await;
     walk.section("4. The snapshot").await;
-    // The stand-in's streams are younger than the ten minutes that the runbook takes to be safe.
-    walk.shell.run("sleep 1; SNAPSHOT_TIME=$(date -u +%Y-%m-%dT%H:%M:%SZ); sleep 1").await;
-    restore(&old, &new).await;
+    walk.shell.run(NOW).await;
+    restore(old, new).await;
+    // The schema of the snapshot is that of yesterday.
+    run_sql(
+        new,
+        "DROP TABLE backfill_checkpoints; DELETE FROM _sqlx_migrations WHERE version = 20261123000000;
+         CREATE EXTENSION pg_prewarm",
+    )
+    .await;
     // The gap: what is new, changed and removed since the snapshot.
     walk.write(5..15, "in the gap").await;
     walk.tables.delete_item("sessions", &json!({ "session_id": { "S": "s-3" } })).await;
-    walk.until_complete(&old, 14).await;
-    walk.section("5. The new database").await;
+    walk.until_complete(old, 14).await;
+    let compared = walk.section("5. The new database").await;
+    assert!(compared.lines().any(|line| line.starts_with("> extension pg_prewarm")), "{compared}");
+    assert!(!compared.contains("work_mem"), "a role's setting holds in both: {compared}");
     let restored = walk.shell.run(RESTORED).await;
     assert!(
         restored.contains("ClientSecurityGroup") && restored.contains("DbiResource"),
@@ -287,13 +111,15 @@ async fn the_move_there_and_back() {
     );
     let migrated = walk.section("6. Migrate it").await;
     assert!(migrated.contains("backfill checkpoints"), "{migrated}");
+    assert!(migrated.contains("measurements_pkey"), "the index is warm: {migrated}");
     assert!(walk.section("7. Check").await.contains("safe:"));
     let attached = walk.section("8. Attach").await;
     assert!(attached.contains("done:"), "{attached}");
-    let live = mappings(&mut walk, "projector-new").await;
-    assert_eq!(live, [("TRIM_HORIZON", "Enabled"), ("TRIM_HORIZON", "Enabled")].map(owned));
+    let both = ["SessionsMapping: Enabled, began at TRIM_HORIZON", "ScansMapping: Enabled, began at"];
+    assert!(both.iter().all(|line| attached.contains(line)), "{attached}");
+    assert_eq!(attached.matches("(the newest stream)").count(), 2, "{attached}");
     walk.write(15..20, "after").await;
-    walk.until_complete(&new, 19).await;
+    walk.until_complete(new, 19).await;
     assert!(walk.section("9. Watch").await.contains("equal"));
     assert_eq!(new.rows().await, old.rows().await);
     assert_eq!(
@@ -305,67 +131,173 @@ async fn the_move_there_and_back() {
             .await,
         "1"
     );
-
-    way_back(&mut walk, &old, &new).await;
-
-    walk.section("11. Switch the archive").await;
-    walk.write(30..32, "in the new bucket").await;
-    walk.until_complete(&new, 31).await;
-    let mut current = false;
-    for _ in 0..100 {
-        current = parsed(&new.objects().await) == support::oracle::objects(&new.rows().await);
-        if current {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(current, "{:?}", parsed(&new.objects().await));
-    let rows = new.rows().await;
-    walk.until_complete(&old, rows.len() - 1).await;
-
-    walk.section("12. Remove the old side").await;
-    assert_eq!(old.rows().await, rows, "the old side was current to its end");
-    trouble(&mut walk, &new).await;
-    assert!(walk.blocks.is_empty(), "{:?}", walk.blocks.front());
-}
-
-fn owned((from, state): (&str, &str)) -> (String, String) {
-    (from.to_owned(), state.to_owned())
-}
-
-/// Where each mapping of a function began, and its state.
-async fn mappings(walk: &mut Walk, function: &str) -> Vec<(String, String)> {
-    let printed = walk
-        .shell
-        .run(&format!(
-            "aws lambda list-event-source-mappings --function-name {function} --output text \
-             --query 'EventSourceMappings[].[StartingPosition, State]'"
-        ))
-        .await;
-    let pair = |line: &str| line.split_once('\t').map(owned).expect("two words");
-    printed.lines().filter(|line| !line.is_empty()).map(pair).collect()
 }
 
 /// Step 10, with writes while the old side stands still.
 async fn way_back(walk: &mut Walk, old: &Stores, new: &Stores) {
-    let back = walk.blocks.pop_front().expect("the comparison");
-    assert!(back.section.starts_with("10. Switch") && back.commands.contains("scripts/compare"));
-    assert!(walk.shell.run(&back.commands).await.contains("equal"));
-    let detach = walk.blocks.pop_front().expect("the detaching");
-    assert!(detach.commands.contains("Mappings=disabled"));
-    walk.shell.run(&detach.commands).await;
+    assert!(walk.block("10. Switch", "scripts/compare").await.contains("equal"));
+    let detached = walk.block("10. Switch", "Mappings=disabled").await;
+    assert_eq!(detached.matches("Mapping: Disabled").count(), 2, "{detached}");
     walk.write(20..30, "while detached").await;
     walk.until_complete(new, 29).await;
     assert_eq!(old.ask("SELECT count(*) FROM measurements").await, "20", "it stands still");
     // Attached again, it catches up from its place; the way back is open.
     assert!(walk.section("10. Switch").await.contains("equal"));
     assert_eq!(old.rows().await, new.rows().await);
-    assert_eq!(mappings(walk, "projector-old").await.len(), 2);
+}
+
+/// The stream of the sessions is turned off and on, while both sides are behind and their stacks have overrides.
+async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
+    const HEADING: &str = "A stream was turned off";
+    for side in ["old", "new"] {
+        walk.shell
+            .run(&format!("sam deploy --config-env {side} --parameter-overrides MemorySize=768"))
+            .await;
+    }
+    let set_enabled = async |walk: &mut Walk, flag: &str| {
+        for function in ["projector-old", "projector-new"] {
+            for mapping in walk.mappings(function).await {
+                let id = mapping.0;
+                let command =
+                    format!("aws lambda update-event-source-mapping --uuid {id} {flag} >/dev/null");
+                walk.shell.run(&command).await;
+            }
+        }
+    };
+    set_enabled(walk, "--no-enabled").await;
+    walk.write(50..55, "in the old stream").await;
+    let closed = turn_off(walk).await;
+    walk.closed.list(&closed);
+    walk.write(60..61, "in no stream").await;
+    turn_on(walk).await;
+    walk.write(55..60, "in the new stream").await;
+    set_enabled(walk, "--enabled").await;
+    let before = [walk.mappings("projector-old").await, walk.mappings("projector-new").await];
+
+    let looked_at = walk.block(HEADING, "mappings").await;
+    assert_eq!(looked_at.matches("SessionsMapping").count(), 2, "{looked_at}");
+    assert_eq!(looked_at.matches("an OLDER stream").count(), 2, "{looked_at}");
+    walk.block(HEADING, "with_side").await;
+    // The rest of the old stream is in both databases before any mapping is touched.
+    for stores in [old, new] {
+        let sql = "SELECT count(*) FROM measurements WHERE user_id = 'in the old stream'";
+        assert_eq!(stores.ask(sql).await, "5");
+    }
+    let replaced = walk.block(HEADING, "new_streams").await;
+    assert_eq!(replaced.matches("(the newest stream)").count(), 4, "{replaced}");
+    for (function, before) in ["projector-old", "projector-new"].into_iter().zip(&before) {
+        let now = walk.mappings(function).await;
+        assert_eq!(now[0], before[0], "the mapping of the scans stays as it is");
+        assert_ne!(now[1].0, before[1].0, "the mapping of the sessions is another");
+        assert_ne!(now[1].1, before[1].1);
+        assert_eq!(walk.parameter(function, "MemorySize").await, "768", "overrides stay");
+        assert_eq!(walk.parameter(function, "MaximumRecordAgeSeconds").await, MAXIMUM_AGE);
+    }
+    walk.section(HEADING).await;
+    // What was written while the stream was off is in no stream, and the application writes it again.
+    for stores in [old, new] {
+        walk.until_complete(stores, 39).await;
+        assert_eq!(stores.ask("SELECT user_id IS NULL FROM measurements WHERE session_id = 's-60'").await, "true");
+    }
+    walk.write_sessions(60..61, "written again").await;
+    for stores in [old, new] {
+        walk.until_complete(stores, 40).await;
+    }
+    assert_eq!(old.rows().await, new.rows().await);
+}
+
+/// What both stacks have as MaximumRecordAgeSeconds after step 9: 22 hours.
+const MAXIMUM_AGE: &str = "79200";
+
+async fn turn_off(walk: &Walk) -> String {
+    let table = walk.tables.call("DescribeTable", &json!({ "TableName": "sessions" })).await;
+    let off = json!({ "TableName": "sessions", "StreamSpecification": { "StreamEnabled": false } });
+    walk.tables.call("UpdateTable", &off).await.expect("the stream is off");
+    table.expect("the table")["Table"]["LatestStreamArn"].as_str().expect("an ARN").to_owned()
+}
+
+async fn turn_on(walk: &Walk) {
+    let on = json!({
+        "TableName": "sessions",
+        "StreamSpecification": { "StreamEnabled": true, "StreamViewType": "NEW_IMAGE" },
+    });
+    walk.tables.call("UpdateTable", &on).await.expect("the stream is on");
+}
+
+/// Step 11, back, and again.
+async fn the_archive_there_and_back(walk: &mut Walk, old: &Stores, new: &Stores) {
+    const HEADING: &str = "11. Switch the archive";
+    let again: Vec<Block> = blocks()
+        .into_iter()
+        .filter(|block| !block.on_aws && block.section.starts_with(HEADING))
+        .take(2)
+        .collect();
+    walk.block(HEADING, "ArchiveBucket=$NEW_BUCKET").await;
+    walk.block(HEADING, "with_side new backfill objects").await;
+    walk.write(30..32, "in the new bucket").await;
+    walk.until_complete(new, 42).await;
+    walk.until_archived(new).await;
+    assert!(!replicates(walk).await, "two writers of one bucket");
+
+    walk.block(HEADING, "ReplicateTo=$NEW_BUCKET").await;
+    assert!(replicates(walk).await);
+    let (key, bucket) = ("$NEW_BUCKET_KEY", "$OLD_BUCKET");
+    let configured = walk
+        .shell
+        .run(&format!(
+            "aws s3api get-bucket-replication --bucket \"{bucket}\" --output json | grep -c \"{key}\""
+        ))
+        .await;
+    assert_eq!(configured.trim(), "1", "the key of the copies");
+    let objects = new.objects().await.len();
+    walk.write(32..34, "in the old bucket alone").await;
+    walk.until_complete(new, 44).await;
+    walk.until_complete(old, 44).await;
+    walk.until_archived(old).await;
+    assert_eq!(new.objects().await.len(), objects, "the new projector writes no object any more");
+
+    for block in &again {
+        walk.repeat(block).await;
+    }
+    walk.until_archived(new).await;
+    assert!(!replicates(walk).await);
+    let configured = walk.parameter("projector-new", "ArchiveKmsKeyArn").await;
+    assert_eq!(walk.shell.run("echo \"$NEW_BUCKET_KEY\"").await.trim(), configured);
+    for stack in ["data", "old-archive", "new-archive", "new-database"] {
+        let protected = format!(
+            "aws cloudformation describe-stacks --stack-name measurements-{stack} --output text \
+             --query 'Stacks[0].EnableTerminationProtection'"
+        );
+        assert_eq!(walk.shell.run(&protected).await.trim(), "True", "{stack}");
+    }
+}
+
+/// Whether the old bucket replicates into another one.
+async fn replicates(walk: &mut Walk) -> bool {
+    let command = "aws s3api get-bucket-replication --bucket \"$OLD_BUCKET\" 2>&1 || true";
+    walk.shell.run(command).await.contains("\"Rules\"")
 }
 
 /// The second half: what to do when something is wrong, each with something that is.
 async fn trouble(walk: &mut Walk, new: &Stores) {
-    walk.section("When something is wrong").await;
+    let looked_at = walk.section("When something is wrong").await;
+    assert_eq!(looked_at.matches("(the newest stream)").count(), 2, "{looked_at}");
+    assert!(walk.section("A mapping reads nothing").await.contains("ScansMapping: Enabled"));
+    rejections(walk, new).await;
+    failures(walk, new).await;
+
+    walk.shell.run("aws s3 rm --quiet --recursive \"s3://$NEW_BUCKET/measurements/\"").await;
+    walk.section("A bucket was restored").await;
+    walk.until_archived(new).await;
+    s3_is_away(walk, new).await;
+    assert!(walk.section("Records are in neither place").await.contains("done:"));
+    assert!(walk.section("The database is full").await.contains("active"));
+
+    let recovered = lost_database(walk, new).await;
+    more_than_a_day(walk, &recovered).await;
+}
+
+async fn rejections(walk: &mut Walk, new: &Stores) {
     // A scan of a foot that is too long for one, corrected at its source.
     let mut bad = scan(40, "left");
     bad["foot_length_mm"] = json!({ "N": "2453" });
@@ -374,15 +306,11 @@ async fn trouble(walk: &mut Walk, new: &Stores) {
     let rejected = walk.section("Rejected records").await;
     assert!(rejected.contains("foot_length_mm"), "{rejected}");
     walk.write(40..41, "corrected").await;
-    walk.until_complete(new, 32).await;
+    walk.until_complete(new, 45).await;
+}
 
-    let bucket = walk
-        .shell
-        .run(
-            "aws cloudformation describe-stacks --stack-name projector-new --output text \
-              --query \"Stacks[0].Outputs[?OutputKey=='FailureBucket'].OutputValue\"",
-        )
-        .await;
+async fn failures(walk: &mut Walk, new: &Stores) {
+    let bucket = walk.shell.run("output projector-new FailureBucket").await;
     let record = session("s-41", "given up").place(LABEL, 1);
     mapping::write_failure(bucket.trim(), 100, &[record]).await;
     let emptied = walk.section("The bucket of failures").await;
@@ -395,32 +323,106 @@ async fn trouble(walk: &mut Walk, new: &Stores) {
     assert!(
         !walk.shell.run("aws s3 ls --recursive \"s3://$failures/\"").await.contains("aws/lambda")
     );
+}
 
-    walk.shell.run("aws s3 rm --quiet --recursive \"s3://$NEW_BUCKET/measurements/\"").await;
-    walk.section("A bucket was restored").await;
-    let rows = new.rows().await;
-    assert_eq!(parsed(&new.objects().await), support::oracle::objects(&rows));
+/// The mappings get more tries for as long as S3 is away, and then those that their stack says.
+async fn s3_is_away(walk: &mut Walk, new: &Stores) {
+    const HEADING: &str = "S3 is away";
+    walk.block(HEADING, "max(session_changed_at)").await;
+    let raised = walk.block(HEADING, "10000").await;
+    assert_eq!(raised.matches("10000").count(), 2, "{raised}");
+    walk.shell.run("aws s3 rm --quiet \"s3://$NEW_BUCKET/measurements/s-1.json\"").await;
+    let lowered = walk.block(HEADING, "$tries").await;
+    let hundred = lowered.lines().filter(|line| line.ends_with("\t100")).count();
+    assert_eq!(hundred, 2, "{lowered}");
+    walk.section(HEADING).await;
+    assert_eq!(parsed(&new.objects().await), support::oracle::objects(&new.rows().await));
+}
 
-    assert!(walk.section("A stream was turned off").await.contains("done:"));
+/// The database is dropped, and one of an hour ago is restored: what was applied since comes from the streams, what
+/// came meanwhile from the places that the mappings kept.
+async fn lost_database(walk: &mut Walk, new: &Stores) -> Stores {
+    const HEADING: &str = "The database is gone or corrupt";
+    let fresh = Stores::unmigrated().await;
+    let recovered = Stores { bucket: new.bucket.clone(), ..fresh };
+    walk.shell.run(NOW).await;
+    restore(new, &recovered).await;
+    walk.write(70..75, "since the backup").await;
+    walk.tables.delete_item("sessions", &json!({ "session_id": { "S": "s-20" } })).await;
+    walk.until_complete(new, 49).await;
+    walk.until_archived(new).await;
+    let lost = new.rows().await;
 
-    // A database that lacks a day: a session that came, one that changed, and one that was removed.
-    let mut database = new.connect().await;
-    sqlx::raw_sql(
-        "DELETE FROM measurements WHERE session_id = 's-0';
-        UPDATE measurements SET user_id = 'of yesterday' WHERE session_id = 's-1'",
-    )
-    .execute(&mut database)
-    .await
-    .expect("a database of yesterday");
-    assert_eq!(new.ask("SELECT count(*) FROM measurements WHERE user_id = 'given up'").await, "1");
-    let repeated = walk.section("More than 24 hours lost").await;
+    let stopped = walk.block(HEADING, "Mappings=disabled").await;
+    assert_eq!(stopped.matches("Mapping: Disabled").count(), 2, "{stopped}");
+    run_sql(new, "DROP TABLE measurements").await;
+    walk.write(75..80, "while it was gone").await;
+    let name = recovered.database_url.rsplit_once('/').expect("a path").1;
+    let name = name.split_once('?').expect("options").0;
+    walk.shell
+        .run(&format!(
+            r#"
+            RESTORED=measurements-restored RESTORED_RESOURCE=db-RESTORED RESTORED_NAME={name}
+            eval "$(grep -o -m 1 'VpcId=[^"]*' samconfig.toml | sed 's/^/RESTORED_/; s/VpcId/VPC/')"
+            RESTORED_GROUP=$(grep -o -m 1 'DatabaseSecurityGroupId=[^"]*' samconfig.toml | cut -d= -f2)
+            RESTORED_HOST=$(grep -o -m 1 '"Host=[^"]*' samconfig.toml | cut -d= -f2)
+            RESTORED_PORT=$(grep -o -m 1 '"Port=[^"]*' samconfig.toml | cut -d= -f2)
+            export DATABASE_URL='{}'"#,
+            recovered.database_url
+        ))
+        .await;
+    walk.block(HEADING, "existing-database.yaml").await;
+    walk.block(HEADING, "backfill migrate").await;
+    let began = walk.mappings("projector-new").await;
+    let closed = walk.block(HEADING, "backfill stream").await;
+    assert!(closed.contains("safe:"), "{closed}");
+    // What the lost database had applied is in the restored one, before a mapping goes on.
+    let ids: Vec<_> = lost.keys().cloned().collect();
+    let rows = recovered.rows().await;
+    assert!(ids.iter().all(|id| rows.get(id) == lost.get(id)), "the gap is closed");
+    walk.block(HEADING, "Mappings=enabled").await;
+    walk.until_complete(&recovered, 54).await;
+    let now = walk.mappings("projector-new").await;
+    let places = |mappings: &[walk::Mapping]| -> Vec<_> {
+        mappings.iter().map(|mapping| mapping.0.clone()).collect()
+    };
+    assert_eq!(places(&now), places(&began), "the mappings and their places are those from before");
+    walk.until_archived(&recovered).await;
+    let proved = walk.section(HEADING).await;
+    assert!(proved.contains("0 parts lacking, 0 unreadable"), "{proved}");
+    recovered
+}
+
+/// A database that lacks a day: a session that came, one that changed, and one that was removed.
+async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
+    const HEADING: &str = "More than 24 hours lost";
+    walk.block(HEADING, "backfill stream").await;
+    let yesterday = "DELETE FROM measurements WHERE session_id = 's-0';
+        UPDATE measurements SET user_id = 'of yesterday',
+            session_version = '2020-01-01T00:00:00.000/' || repeat('0', 39) || '1'
+        WHERE session_id = 's-1'";
+    run_sql(stores, yesterday).await;
+    let found = walk.block(HEADING, "scripts/compare-archive").await;
+    assert!(found.contains("keys rewritten: 2\n"), "s-0 and s-1: {found}");
+    let restored = async |walk: &mut Walk| {
+        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-0'", "before").await;
+        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-1'", "before").await;
+        walk.until(stores, "SELECT complete FROM measurements WHERE session_id = 's-0'", "true").await;
+    };
+    restored(walk).await;
+
+    // Neither the archive knows what was never applied.
+    let without = "DELETE FROM measurements WHERE session_id = 's-0';
+        UPDATE measurements SET user_id = 'of yesterday' WHERE session_id = 's-1'";
+    run_sql(stores, without).await;
+    assert_eq!(stores.ask("SELECT count(*) FROM measurements WHERE user_id = 'given up'").await, "1");
+    let repeated = walk.section(HEADING).await;
     assert!(repeated.lines().any(|line| line == "removals repeated: 1"), "{repeated}");
-    walk.until(new, "SELECT user_id FROM measurements WHERE session_id = 's-0'", "before").await;
-    walk.until(new, "SELECT user_id FROM measurements WHERE session_id = 's-1'", "before").await;
-    walk.until(new, "SELECT count(*) FROM measurements WHERE user_id = 'given up'", "0").await;
+    restored(walk).await;
+    walk.until(stores, "SELECT count(*) FROM measurements WHERE user_id = 'given up'", "0").await;
     let left = "SELECT count(*) FROM measurements WHERE session_attributes::jsonb ? 'rewritten_at' \
         OR left_attributes::jsonb ? 'rewritten_at' OR right_attributes::jsonb ? 'rewritten_at'";
-    walk.until(new, left, "0").await;
+    walk.until(stores, left, "0").await;
     assert!(walk.folder.path().join("held-scans").exists());
 }
 
@@ -432,6 +434,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
     shell
         .run(
             r#"
+            . scripts/functions
             aws() {
                 # Options are looked at before anything is sent, and nothing listens there.
                 local said
@@ -440,21 +443,29 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
                 # What the next command is asked with.
                 case "$*" in
                     *get-caller-identity*) echo 123456789012 ;;
-                    *list-objects-v2*) echo measurements/s-1.json ;;
+                    *get-template*) echo '"DeletionPolicy: Retain"' ;;
+                    *describe-db-instances*) echo name sg-0123456789abcdef0 name db.m7g.large ;;
+                    *describe-db-snapshots*) echo 2026-11-23T14:00:00Z ;;
+                    *describe-network-interfaces*) echo '[]' ;;
                     *ReplicationRoleArn*) echo arn:aws:iam::123456789012:role/replication ;;
                     *create-job*) echo 1b2c3d4e-0000-4000-8000-000000000000 ;;
                     *OutputKey*) echo foot-measurements ;;
+                    *describe-stack-resource*) echo foot-measurements ;;
                 esac
             }
             sam() { echo "sam $*"; }
             psql() { [ $# -eq 3 ]; }
+            sleep() { :; }
             export -f aws
-            OLD_DATABASE_URL=x NEW_DATABASE_URL=x stack=projector-new
+            OLD_DATABASE_URL=x NEW_DATABASE_URL=x
+            environment=new stack=projector-new database_stack=measurements-new-database
+            cd "$(mktemp -d)"
+            ln -s "$OLDPWD/scripts" scripts
             "#,
         )
         .await;
     let blocks: Vec<Block> = blocks().into_iter().filter(|block| block.on_aws).collect();
-    assert!(blocks.len() > 8);
+    assert!(blocks.len() > 30);
     for block in blocks {
         eprintln!("RUNBOOK.md:{}", block.line);
         let printed = shell.run(&block.commands).await;

@@ -1,0 +1,108 @@
+//! The blocks of commands of RUNBOOK.md, and a shell that runs them.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+/// A block of commands.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// The heading above it.
+    pub(crate) section: String,
+    /// Whether only AWS can answer it.
+    pub(crate) on_aws: bool,
+    pub(crate) line: usize,
+    pub(crate) commands: String,
+}
+
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
+}
+
+pub(crate) fn text() -> String {
+    std::fs::read_to_string(root().join("RUNBOOK.md")).expect("the runbook")
+}
+
+pub(crate) fn blocks() -> Vec<Block> {
+    let (mut blocks, mut section, mut open) = (Vec::new(), String::new(), None::<Block>);
+    for (index, line) in text().lines().enumerate() {
+        match (&mut open, line) {
+            (None, "```sh" | "```sh on-aws") => {
+                let on_aws = line.ends_with("on-aws");
+                open = Some(Block {
+                    section: section.clone(),
+                    on_aws,
+                    line: index + 1,
+                    commands: String::new(),
+                });
+            }
+            (Some(_), "```") => blocks.extend(open.take()),
+            (Some(block), line) => {
+                block.commands.push_str(line);
+                block.commands.push('\n');
+            }
+            (None, line) => {
+                let fence = line.trim_start().starts_with("```");
+                assert!(!fence, "line {}: a block of another kind", index + 1);
+                if line.starts_with('#') {
+                    line.trim_start_matches('#').trim().clone_into(&mut section);
+                }
+            }
+        }
+    }
+    assert!(open.is_none(), "a block has no end");
+    blocks
+}
+
+/// A shell that runs one block after the other and stops at the first command that fails.
+pub(crate) struct Shell {
+    child: Child,
+    input: ChildStdin,
+    output: tokio::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Shell {
+    pub(crate) fn start(folder: &Path) -> Self {
+        let mut child = Command::new("bash")
+            .args(["--norc", "-euo", "pipefail"])
+            .current_dir(folder)
+            .env_remove("DATABASE_URL")
+            .env("SAM_CLI_POLL_DELAY", "0.3")
+            .env("WAIT_SECONDS", "1")
+            .env("TRIES", "90")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("bash");
+        let input = child.stdin.take().expect("an input");
+        let output = BufReader::new(child.stdout.take().expect("an output")).lines();
+        Self { child, input, output }
+    }
+
+    /// Runs commands, and gives what they printed.
+    pub(crate) async fn run(&mut self, commands: &str) -> String {
+        // Standard input is where the commands come from.
+        let text = format!("{{\n{commands}\n}} </dev/null 2>&1\nprintf '\\nend-of-block\\n'\n");
+        self.input.write_all(text.as_bytes()).await.expect("bash reads");
+        let mut printed = String::new();
+        loop {
+            let line = tokio::time::timeout(Duration::from_mins(4), self.output.next_line()).await;
+            let line = line.unwrap_or_else(|_| panic!("hangs in\n{commands}\n{printed}"));
+            match line.expect("bash writes") {
+                Some(line) if line == "end-of-block" => return printed,
+                Some(line) => {
+                    printed.push_str(&line);
+                    printed.push('\n');
+                }
+                None => {
+                    let status = self.child.wait().await;
+                    panic!("{status:?}: stopped in\n{commands}\n{printed}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What holds of every block of RUNBOOK.md and of every script that it calls, told from their text alone: a fault of a
+//! kind that was found once is found wherever it comes back.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::blocks::{Block, blocks, root, text};
+
+/// The commands of a text, with their continuation lines.
+fn commands(text: &str) -> Vec<String> {
+    text.replace("\\\n", " ").split('\n').map(str::to_owned).collect()
+}
+
+/// Each block, and each script that blocks call, by a name for messages.
+fn sources() -> Vec<(String, String)> {
+    let scripts = ["functions", "compare", "compare-settings", "replicate-existing"];
+    let scripts = scripts.map(|name| {
+        let text = std::fs::read_to_string(root().join("scripts").join(name)).expect("a script");
+        (name.to_owned(), text)
+    });
+    let blocks = blocks();
+    let named = blocks.iter().map(|block| (format!("RUNBOOK.md:{}", block.line), quoted(block)));
+    named.chain(scripts).collect()
+}
+
+/// A block's commands, each on one line: a query may go over several.
+fn quoted(block: &Block) -> String {
+    let mut folded = String::new();
+    let mut in_quotes = None;
+    for character in block.commands.chars() {
+        match in_quotes {
+            None if matches!(character, '\'' | '"') => in_quotes = Some(character),
+            Some(quote) if quote == character => in_quotes = None,
+            _ => {}
+        }
+        folded.push(if in_quotes.is_some() && character == '\n' { ' ' } else { character });
+    }
+    folded
+}
+
+/// With `--output text` the command line asks the query of each page of an answer by itself.
+#[test]
+fn no_question_about_all_is_asked_of_each_page() {
+    let about_all = ["sort_by(", "max_by(", "min_by(", "length(", "sum(", "max(", "min(", "[-"];
+    let mut asked = 0;
+    for (name, text) in sources() {
+        for command in commands(&text) {
+            let paged = command.contains("aws ") && !command.contains("get-metric-statistics");
+            if paged && command.contains("--output text") {
+                asked += 1;
+                for question in about_all {
+                    assert!(!command.contains(question), "{name}: {command}");
+                }
+            }
+        }
+    }
+    assert!(asked > 20, "{asked}");
+}
+
+/// A bucket that has a KMS key has it in every command that changes who writes or copies to it.
+#[test]
+fn the_key_of_a_bucket_goes_wherever_the_bucket_goes() {
+    let pairs = [
+        ("\"ArchiveBucket=$", "\"ArchiveKmsKeyArn="),
+        ("\"ReplicateTo=$", "\"ReplicateToKmsKeyArn="),
+        ("ParameterKey=BucketName,", "ParameterKey=KmsKeyArn,"),
+    ];
+    for (bucket, key) in pairs {
+        let mut found = 0;
+        for block in blocks() {
+            for command in commands(&block.commands).iter().filter(|line| line.contains(bucket)) {
+                assert!(command.contains(key), "RUNBOOK.md:{}: no {key}", block.line);
+                found += 1;
+            }
+        }
+        assert!(found > 0, "{bucket}");
+    }
+}
+
+/// `--apply-immediately` applies whatever is pending, a restart too.
+#[test]
+fn what_is_pending_is_looked_at_before_it_is_applied() {
+    let blocks = blocks();
+    let mut applied = 0;
+    for (index, block) in blocks.iter().enumerate() {
+        // An instance that is deleted right after may restart.
+        let commands = commands(&block.commands);
+        let applies = |line: &String| {
+            line.contains("--apply-immediately") && !line.contains("--no-deletion-protection")
+        };
+        if let Some(at) = commands.iter().position(applies) {
+            let before = commands[..at].iter().any(|line| line.starts_with("pending "));
+            let earlier = blocks[..index].iter().rev().find(|earlier| earlier.on_aws);
+            let in_the_block_before = earlier.is_some_and(|earlier| {
+                earlier.section == block.section && earlier.commands.contains("pending ")
+            });
+            assert!(before || in_the_block_before, "RUNBOOK.md:{}", block.line);
+            applied += 1;
+        }
+    }
+    assert_eq!(applied, 3);
+}
+
+/// One mapping can stop while the other goes on.
+#[test]
+fn both_mappings_are_looked_at_after_each_change() {
+    let mut changed = 0;
+    for block in blocks() {
+        let changes = ["Mappings=enabled", "Mappings=disabled", "Mappings=absent"]
+            .iter()
+            .any(|change| block.commands.contains(change));
+        if changes {
+            assert!(block.commands.contains("\nmappings "), "RUNBOOK.md:{}", block.line);
+            changed += 1;
+        }
+        let alone = block.commands.contains("list-event-source-mappings")
+            && block.commands.contains("projector-");
+        assert!(!alone, "RUNBOOK.md:{}: `mappings` names both", block.line);
+    }
+    assert!(changed > 6, "{changed}");
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+/// What stands in quotes after this, in a text whose lines may break anywhere.
+fn named(text: &str, before: &str) -> Vec<String> {
+    let text = text.replace("\\\"", "\"").replace("\n#", "\n");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let quotes = text.split(before).skip(1);
+    quotes.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.to_owned()).collect()
+}
+
+#[test]
+fn every_section_that_is_named_anywhere_exists() {
+    let headings: BTreeSet<String> = text()
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| line.trim_start_matches('#').trim().to_owned())
+        .collect();
+    let mut paths = vec![root().join("README.md")];
+    for folder in ["infra", "scripts", "projector/src", "backfill/src"] {
+        files(&root().join(folder), &mut paths);
+    }
+    let mut found = 0;
+    for path in paths {
+        // Not every file is text.
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        for before in ["RUNBOOK.md, \"", "[RUNBOOK.md](RUNBOOK.md), \""] {
+            for name in named(&text, before) {
+                assert!(headings.contains(&name), "{}: no section {name:?}", path.display());
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 10, "{found}");
+    // The runbook's own: in the tables of alarms, and wherever one section sends to another.
+    let prose: String = prose();
+    let prose = prose.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut sent = 0;
+    for quote in prose.split('"').skip(1).step_by(2).filter(|quote| quote.len() > 8) {
+        let first = quote.chars().next().expect("a character");
+        if first.is_uppercase() {
+            assert!(headings.contains(quote), "RUNBOOK.md: no section {quote:?}");
+            sent += 1;
+        }
+    }
+    assert!(sent > 40, "{sent}");
+}
+
+/// The runbook without its blocks, and without what stands in backquotes.
+fn prose() -> String {
+    let text = text();
+    let outside = text.split("```").step_by(2).collect::<String>();
+    outside.split('`').step_by(2).collect()
+}
+
+/// The words of the glossary that confuse at night.
+#[test]
+fn the_runbook_speaks_plainly() {
+    let prose = prose().to_lowercase();
+    let prose = format!(" {} ", prose.split_whitespace().collect::<Vec<_>>().join(" "));
+    let avoid =
+        ["so many", "all the same", " mend ", "mended", "reckon", "set aside", "befell", "bring up"];
+    for word in avoid {
+        assert!(!prose.contains(word), "{word:?}");
+    }
+    let meaning = "Everything created up to this time is in the restored database: the time of the snapshot (RDS: \
+        OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to which it had applied.";
+    let whole = text().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(whole.matches(meaning).count(), 2, "the one meaning of SNAPSHOT_TIME");
+}
