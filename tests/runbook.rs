@@ -6,6 +6,8 @@
 
 #[path = "runbook/blocks.rs"]
 mod blocks;
+#[path = "runbook/branches.rs"]
+mod branches;
 #[path = "runbook/rules.rs"]
 mod rules;
 #[path = "runbook/walk.rs"]
@@ -51,7 +53,8 @@ async fn run_sql(stores: &Stores, sql: &'static str) {
 }
 
 /// A time of a snapshot: the stand-in's streams are younger than the ten minutes that the runbook takes to be safe.
-const NOW: &str = "sleep 5; command sleep 1; SNAPSHOT_TIME=$(date -u +%Y-%m-%dT%H:%M:%SZ); command sleep 1";
+const NOW: &str =
+    "sleep 5; command sleep 1; SNAPSHOT_TIME=$(date -u +%Y-%m-%dT%H:%M:%SZ); command sleep 1";
 
 #[tokio::test]
 async fn the_move_there_and_back() {
@@ -115,7 +118,8 @@ async fn the_gap(walk: &mut Walk, old: &Stores, new: &Stores) {
     assert!(walk.section("7. Check").await.contains("safe:"));
     let attached = walk.section("8. Attach").await;
     assert!(attached.contains("done:"), "{attached}");
-    let both = ["SessionsMapping: Enabled, began at TRIM_HORIZON", "ScansMapping: Enabled, began at"];
+    let both =
+        ["SessionsMapping: Enabled, began at TRIM_HORIZON", "ScansMapping: Enabled, began at"];
     assert!(both.iter().all(|line| attached.contains(line)), "{attached}");
     assert_eq!(attached.matches("(the newest stream)").count(), 2, "{attached}");
     walk.write(15..20, "after").await;
@@ -191,13 +195,17 @@ async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
         assert_ne!(now[1].0, before[1].0, "the mapping of the sessions is another");
         assert_ne!(now[1].1, before[1].1);
         assert_eq!(walk.parameter(function, "MemorySize").await, "768", "overrides stay");
-        assert_eq!(walk.parameter(function, "MaximumRecordAgeSeconds").await, MAXIMUM_AGE);
     }
+    // Step 9 gave it to the new side alone; the old one has it from samconfig.toml on AWS.
+    assert_eq!(walk.parameter("projector-new", "MaximumRecordAgeSeconds").await, "79200");
     walk.section(HEADING).await;
     // What was written while the stream was off is in no stream, and the application writes it again.
     for stores in [old, new] {
         walk.until_complete(stores, 39).await;
-        assert_eq!(stores.ask("SELECT user_id IS NULL FROM measurements WHERE session_id = 's-60'").await, "true");
+        assert_eq!(
+            stores.ask("SELECT user_id IS NULL FROM measurements WHERE session_id = 's-60'").await,
+            "true"
+        );
     }
     walk.write_sessions(60..61, "written again").await;
     for stores in [old, new] {
@@ -205,9 +213,6 @@ async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
     }
     assert_eq!(old.rows().await, new.rows().await);
 }
-
-/// What both stacks have as MaximumRecordAgeSeconds after step 9: 22 hours.
-const MAXIMUM_AGE: &str = "79200";
 
 async fn turn_off(walk: &Walk) -> String {
     let table = walk.tables.call("DescribeTable", &json!({ "TableName": "sessions" })).await;
@@ -405,9 +410,12 @@ async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
     let found = walk.block(HEADING, "scripts/compare-archive").await;
     assert!(found.contains("keys rewritten: 2\n"), "s-0 and s-1: {found}");
     let restored = async |walk: &mut Walk| {
-        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-0'", "before").await;
-        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-1'", "before").await;
-        walk.until(stores, "SELECT complete FROM measurements WHERE session_id = 's-0'", "true").await;
+        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-0'", "before")
+            .await;
+        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-1'", "before")
+            .await;
+        walk.until(stores, "SELECT complete FROM measurements WHERE session_id = 's-0'", "true")
+            .await;
     };
     restored(walk).await;
 
@@ -415,7 +423,10 @@ async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
     let without = "DELETE FROM measurements WHERE session_id = 's-0';
         UPDATE measurements SET user_id = 'of yesterday' WHERE session_id = 's-1'";
     run_sql(stores, without).await;
-    assert_eq!(stores.ask("SELECT count(*) FROM measurements WHERE user_id = 'given up'").await, "1");
+    assert_eq!(
+        stores.ask("SELECT count(*) FROM measurements WHERE user_id = 'given up'").await,
+        "1"
+    );
     let repeated = walk.section(HEADING).await;
     assert!(repeated.lines().any(|line| line == "removals repeated: 1"), "{repeated}");
     restored(walk).await;
@@ -435,10 +446,15 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
         .run(
             r#"
             . scripts/functions
+            exec {server}< <(exec "$(dirname "$(command -v aws)")/python" tests/runbook/aws-options.py)
+            read -r AWS_OPTIONS <&"$server"
+            export AWS_OPTIONS
             aws() {
-                # Options are looked at before anything is sent, and nothing listens there.
-                local said
-                said=$(AWS_MAX_ATTEMPTS=1 command aws "$@" --endpoint-url http://127.0.0.1:9 2>&1) || true
+                local said to
+                exec {to}<>"/dev/tcp/127.0.0.1/$AWS_OPTIONS"
+                { printf '%s\n' $#; printf '%s\0' "$@"; } >&"$to"
+                said=$(cat <&"$to")
+                exec {to}<&-
                 [[ $said == *"Could not connect to the endpoint"* ]] || { echo "$said" >&2; return 1; }
                 # What the next command is asked with.
                 case "$*" in

@@ -188,8 +188,16 @@ fn prose() -> String {
 fn the_runbook_speaks_plainly() {
     let prose = prose().to_lowercase();
     let prose = format!(" {} ", prose.split_whitespace().collect::<Vec<_>>().join(" "));
-    let avoid =
-        ["so many", "all the same", " mend ", "mended", "reckon", "set aside", "befell", "bring up"];
+    let avoid = [
+        "so many",
+        "all the same",
+        " mend ",
+        "mended",
+        "reckon",
+        "set aside",
+        "befell",
+        "bring up",
+    ];
     for word in avoid {
         assert!(!prose.contains(word), "{word:?}");
     }
@@ -197,4 +205,26 @@ fn the_runbook_speaks_plainly() {
         OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to which it had applied.";
     let whole = text().split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(whole.matches(meaning).count(), 2, "the one meaning of SNAPSHOT_TIME");
+}
+
+/// What the README shows of `backfill check` is what the command that it shows would print.
+#[test]
+fn the_readme_asks_and_answers_of_one_time() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README");
+    let whole = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(whole.contains(
+        "everything created up to this time is in the restored database: the time of the snapshot (RDS: \
+         OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to which it had applied."
+    ));
+    let asked = whole.split("check --snapshot-time ").nth(1).expect("a command");
+    let asked = asked.split_once('Z').expect("a time").0.replace('T', " ");
+    let answer = whole.split("safe: every change since ").nth(1).expect("an answer");
+    let (answered, rest) = answer.split_once("Z can be read").expect("a time");
+    assert_eq!(answered, asked);
+    // A stream keeps its records for a day.
+    let until = rest.split("until ").nth(1).expect("an end").split_once('Z').expect("a time").0;
+    assert_eq!(
+        until.split_once(' ').map(|(_, time)| time),
+        asked.split_once(' ').map(|(_, time)| time)
+    );
 }

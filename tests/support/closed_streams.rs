@@ -58,7 +58,10 @@ impl ClosedStreams {
         self.closed.lock().expect("the list").push(stream_arn.to_owned());
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
         Ok(self.hand_on(request).await.unwrap_or_else(|error| {
             let mut answer = Response::new(Full::from(format!("{error:#}")));
             *answer.status_mut() = StatusCode::BAD_GATEWAY;
