@@ -57,6 +57,25 @@ pub(crate) fn blocks() -> Vec<Block> {
     blocks
 }
 
+/// `aws` and `sam`, each loaded once (`preloaded.py`).
+const PRELOADED: &str = r#"
+exec {server}< <(AWS_MAX_ATTEMPTS=1 exec "$(dirname "$(command -v aws)")/python" "$PRELOADED")
+read -r PORT <&"$server"
+export PORT
+preloaded() {
+    local to said
+    exec {to}<>"/dev/tcp/127.0.0.1/$PORT"
+    { printf '%s\n' $(($# + 1)); printf '%s\0' "$PWD" "$@"; } >&"$to"
+    said=$(cat <&"$to")
+    exec {to}<&-
+    printf '%s' "${said%$'\n'exit *}"
+    return "${said##*$'\n'exit }"
+}
+aws() { preloaded aws "$@"; }
+sam() { preloaded sam "$@"; }
+export -f preloaded aws
+"#;
+
 /// A shell that runs one block after the other and stops at the first command that fails.
 pub(crate) struct Shell {
     child: Child,
@@ -65,7 +84,7 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    pub(crate) fn start(folder: &Path) -> Self {
+    pub(crate) async fn start(folder: &Path) -> Self {
         let mut child = Command::new("bash")
             .args(["--norc", "-euo", "pipefail"])
             .current_dir(folder)
@@ -73,6 +92,7 @@ impl Shell {
             .env("SAM_CLI_POLL_DELAY", "0.3")
             .env("WAIT_SECONDS", "1")
             .env("TRIES", "90")
+            .env("PRELOADED", root().join("tests/runbook/preloaded.py"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -80,7 +100,9 @@ impl Shell {
             .expect("bash");
         let input = child.stdin.take().expect("an input");
         let output = BufReader::new(child.stdout.take().expect("an output")).lines();
-        Self { child, input, output }
+        let mut shell = Self { child, input, output };
+        shell.run(PRELOADED).await;
+        shell
     }
 
     /// Runs commands, and gives what they printed.

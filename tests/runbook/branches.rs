@@ -13,7 +13,7 @@ use crate::blocks::{Shell, blocks, root};
 async fn a_bucket_that_has_a_policy_is_imported_with_it() {
     let folder = tempfile::tempdir().expect("a folder");
     std::os::unix::fs::symlink(root().join("infra"), folder.path().join("infra")).expect("infra");
-    let mut shell = Shell::start(folder.path());
+    let mut shell = Shell::start(folder.path()).await;
     let bucket = format!("with-a-policy-{:08x}", fastrand::u32(..));
     let policy = format!(
         r#"{{"Version": "2012-10-17", "Statement": [{{"Sid": "Theirs", "Effect": "Allow", "Action": "s3:GetObject",

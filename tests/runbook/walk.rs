@@ -65,7 +65,7 @@ impl Walk {
         std::os::unix::fs::symlink(root().join("scripts"), folder.path().join("scripts"))
             .expect("the scripts");
         let closed = ClosedStreams::open(&service("AWS_ENDPOINT_URL")).await;
-        let mut shell = Shell::start(folder.path());
+        let mut shell = Shell::start(folder.path()).await;
         let binaries: PathBuf = binary("backfill").parent().expect("a folder").to_owned();
         let (binaries, streams) = (binaries.display(), &closed.url);
         shell
