@@ -461,7 +461,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
             psql() { [ $# -eq 3 ]; }
             sleep() { :; }
             export -f aws
-            OLD_DATABASE_URL=x NEW_DATABASE_URL=x
+            OLD_DATABASE_URL=x NEW_DATABASE_URL=x ARCHIVE_BUCKET=foot-measurements
             environment=new stack=projector-new database_stack=measurements-new-database
             cd "$(mktemp -d)"
             ln -s "$OLDPWD/scripts" scripts
