@@ -14,18 +14,23 @@ pub(crate) struct Block {
     pub(crate) section: String,
     /// Whether only AWS can answer it.
     pub(crate) on_aws: bool,
+    /// The line of the runbook that it begins on.
     pub(crate) line: usize,
+    /// Its text.
     pub(crate) commands: String,
 }
 
+/// The repository.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
 }
 
+/// The runbook.
 pub(crate) fn text() -> String {
     std::fs::read_to_string(root().join("RUNBOOK.md")).expect("the runbook")
 }
 
+/// All blocks, from the first to the last.
 pub(crate) fn blocks() -> Vec<Block> {
     let (mut blocks, mut section, mut open) = (Vec::new(), String::new(), None::<Block>);
     for (index, line) in text().lines().enumerate() {
@@ -84,6 +89,7 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
+    /// Starts it in a folder.
     pub(crate) async fn start(folder: &Path) -> Self {
         let mut child = Command::new("bash")
             .args(["--norc", "-euo", "pipefail"])

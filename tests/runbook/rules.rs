@@ -81,7 +81,7 @@ fn the_key_of_a_bucket_goes_wherever_the_bucket_goes() {
 #[test]
 fn what_is_pending_is_looked_at_before_it_is_applied() {
     let blocks = blocks();
-    let mut applied = 0;
+    let mut found = 0;
     for (index, block) in blocks.iter().enumerate() {
         // An instance that is deleted right after may restart.
         let commands = commands(&block.commands);
@@ -95,29 +95,29 @@ fn what_is_pending_is_looked_at_before_it_is_applied() {
                 earlier.section == block.section && earlier.commands.contains("pending ")
             });
             assert!(before || in_the_block_before, "RUNBOOK.md:{}", block.line);
-            applied += 1;
+            found += 1;
         }
     }
-    assert_eq!(applied, 3);
+    assert_eq!(found, 3);
 }
 
 /// One mapping can stop while the other goes on.
 #[test]
 fn both_mappings_are_looked_at_after_each_change() {
-    let mut changed = 0;
+    let mut found = 0;
     for block in blocks() {
         let changes = ["Mappings=enabled", "Mappings=disabled", "Mappings=absent"]
             .iter()
             .any(|change| block.commands.contains(change));
         if changes {
             assert!(block.commands.contains("\nmappings "), "RUNBOOK.md:{}", block.line);
-            changed += 1;
+            found += 1;
         }
         let alone = block.commands.contains("list-event-source-mappings")
             && block.commands.contains("projector-");
         assert!(!alone, "RUNBOOK.md:{}: `mappings` names both", block.line);
     }
-    assert!(changed > 6, "{changed}");
+    assert!(found > 6, "{found}");
 }
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {

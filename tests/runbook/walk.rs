@@ -37,16 +37,23 @@ sed -i -e "s|\"BucketName=$OLD_BUCKET\"|&, \"KmsKeyArn=$OLD_BUCKET_KEY\"|" \
 
 /// The team's account, and the walk through the runbook.
 pub(crate) struct Walk {
+    /// The one shell of the whole walk, as the runbook wants it.
     pub(crate) shell: Shell,
     blocks: Vec<Block>,
+    /// Where the two tables are.
     pub(crate) tables: DynamoDb,
+    /// What lists streams that were turned off.
     pub(crate) closed: ClosedStreams,
+    /// The old database and bucket.
     pub(crate) old: Stores,
+    /// The new ones.
     pub(crate) new: Stores,
+    /// Where the shell is.
     pub(crate) folder: tempfile::TempDir,
 }
 
 impl Walk {
+    /// Makes the account, and opens the runbook.
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let output = Command::new(root().join("scripts/local-account"))
@@ -129,11 +136,13 @@ impl Walk {
         self.write_sessions(sessions, user_id).await;
     }
 
+    /// Writes sessions without their scans.
     pub(crate) async fn write_sessions(&self, sessions: std::ops::Range<usize>, user_id: &str) {
         let sessions: Vec<Write> = sessions.map(|index| Write::Put(item(index, user_id))).collect();
         self.tables.write_all("sessions", &sessions).await;
     }
 
+    /// Waits until this is the answer.
     pub(crate) async fn until(&self, stores: &Stores, sql: &str, expected: &str) {
         for _ in 0..600 {
             if stores.ask(sql).await == expected {
@@ -144,6 +153,7 @@ impl Walk {
         panic!("{sql} is {}, not {expected}", stores.ask(sql).await);
     }
 
+    /// Waits until this number of sessions has all their parts.
     pub(crate) async fn until_complete(&self, stores: &Stores, count: usize) {
         let sql = "SELECT count(*) FROM measurements WHERE complete";
         self.until(stores, sql, &count.to_string()).await;
@@ -196,6 +206,7 @@ pub(crate) struct Mapping(
     pub(crate) String,
 );
 
+/// A session, as its item.
 pub(crate) fn item(index: usize, user_id: &str) -> Json {
     json!({
         "session_id": { "S": format!("s-{index}") },
@@ -204,6 +215,7 @@ pub(crate) fn item(index: usize, user_id: &str) -> Json {
     })
 }
 
+/// A scan, as its item.
 pub(crate) fn scan(index: usize, side: &str) -> Json {
     json!({
         "session_id": { "S": format!("s-{index}") },
