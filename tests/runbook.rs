@@ -187,6 +187,7 @@ async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
         let sql = "SELECT count(*) FROM measurements WHERE user_id = 'in the old stream'";
         assert_eq!(stores.ask(sql).await, "5");
     }
+    assert!(new.objects().await.is_empty(), "nobody but the replication writes the new bucket");
     let replaced = walk.block(HEADING, "new_streams").await;
     assert_eq!(replaced.matches("(the newest stream)").count(), 4, "{replaced}");
     for (function, before) in ["projector-old", "projector-new"].into_iter().zip(&before) {
@@ -396,12 +397,13 @@ async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
     const HEADING: &str = "More than 24 hours lost";
     walk.block(HEADING, "backfill stream").await;
     let yesterday = "DELETE FROM measurements WHERE session_id = 's-0';
-        UPDATE measurements SET user_id = 'of yesterday',
+        UPDATE measurements SET user_id = 'of yesterday', started_at = now(),
             session_version = '2020-01-01T00:00:00.000/' || repeat('0', 39) || '1'
-        WHERE session_id = 's-1'";
+        WHERE session_id IN ('s-1', 's-20')";
     run_sql(stores, yesterday).await;
     let found = walk.block(HEADING, "scripts/compare-archive").await;
-    assert!(found.contains("keys rewritten: 2\n"), "s-0 and s-1: {found}");
+    assert!(found.contains("keys rewritten: 3\n"), "s-0, s-1, and s-20 that was removed: {found}");
+    assert!(found.contains("keys rewritten: 2\n"), "both scans of s-0: {found}");
     let restored = async |walk: &mut Walk| {
         walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-0'", "before")
             .await;
@@ -411,8 +413,10 @@ async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
             .await;
     };
     restored(walk).await;
+    let removed = "SELECT user_id IS NULL FROM measurements WHERE session_id = 's-20'";
+    walk.until(stores, removed, "true").await;
 
-    // Neither the archive knows what was never applied.
+    // What the archive does not know either.
     let without = "DELETE FROM measurements WHERE session_id = 's-0';
         UPDATE measurements SET user_id = 'of yesterday' WHERE session_id = 's-1'";
     run_sql(stores, without).await;
