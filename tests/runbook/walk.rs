@@ -16,7 +16,7 @@ use crate::blocks::{Block, Shell, blocks, root};
 /// waits no ten seconds for a stand-in whose shards never end; nobody waits three minutes for an invocation here.
 const STAND_INS: &str = r#"
 backfill() {
-    case $1 in stream) set -- "$@" --idle-seconds 1 ;; esac
+    case $1 in stream) set -- "$@" --idle-seconds 1 --first-record-seconds 1 ;; esac
     command backfill "$@" || [ $? -eq 3 ]
 }
 sleep() { command sleep 0.2; }
