@@ -42,7 +42,7 @@ pub(crate) enum Command {
     /// Bring the database's schema up to date, and grant a role what it needs.
     #[command(long_about = MIGRATE, after_help = exit_codes())]
     Migrate(MigrateArguments),
-    /// Say whether the streams still hold every change since a snapshot.
+    /// Say whether the streams still hold every change since a snapshot, and who reads them.
     #[command(long_about = CHECK, after_help = exit_codes())]
     Check(CheckArguments),
     /// Replay the live streams of both tables, up to now.
@@ -84,11 +84,12 @@ Running it twice is harmless.
 Log in as the owner of the database, directly: not through RDS Proxy or PgBouncer.";
 
 const CHECK: &str = "\
-Say whether the streams still hold every change since a snapshot, and for how long.
+Say whether the streams still hold every change since a snapshot, for how long, and who reads them.
 
-It also says who reads the streams: AWS advises at most two readers per shard, and a backfill is one. It \
-needs no database, and reads no records. Exit code 0 only if the gap can be closed with the margin to \
-spare, else 4.";
+AWS advises at most two readers per shard, of a global table only one, and a backfill is one. Without \
+--snapshot-time it says who reads the streams, and how far back they can be read. It needs no database, and \
+reads no records. Exit code 0 if the gap can be closed with the margin to spare and nothing else is wrong, \
+else 4.";
 
 const STATUS: &str = "\
 Say how far `stream` has come, who runs it, and which records are rejected.
