@@ -265,6 +265,7 @@ impl<'a> Comparing<'a> {
 }
 
 /// What became of one object.
+#[derive(Clone, Copy)]
 enum Done {
     Found(Found),
     Written,

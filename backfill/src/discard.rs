@@ -85,7 +85,9 @@ impl Discarding<'_> {
         } else {
             rejected::discard(self.database, &identities, self.why, &mut self.pace).await?
         };
-        reasons.into_iter().for_each(|reason| self.reasons.add(reason));
+        for reason in reasons {
+            self.reasons.add(reason);
+        }
         Ok(())
     }
 }

@@ -55,7 +55,7 @@ impl TcpGate {
                             Ok(()) = forget.changed() => true,
                         };
                         if forgotten {
-                            std::future::pending().await
+                            std::future::pending::<()>().await;
                         }
                         // Kept, so that the server does not see the client go.
                         let _ = state.wait_for(|state| *state != Relay::Silent).await;
