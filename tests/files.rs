@@ -257,6 +257,27 @@ async fn a_truncated_gzip_is_applied_up_to_its_end() {
     assert_eq!(counted(&output, "applied"), whole as u64);
     assert_eq!(stores.rows().await, oracle::rows(&records[..whole]));
 
+    // Of an event, on one line, the records that are complete.
+    let mut packed = gzip(&event(records.iter().map(|record| record.json.as_str())));
+    packed.truncate(packed.len() / 2);
+    let mut plain = Vec::new();
+    std::io::copy(&mut flate2::read::GzDecoder::new(&packed[..]), &mut plain)
+        .expect_err("it is truncated");
+    let mut end = r#"{"Records":["#.len();
+    let whole = records.iter().take_while(|record| {
+        end += record.json.len();
+        let complete = end <= plain.len();
+        end += ",".len();
+        complete
+    });
+    let whole = whole.count();
+    assert!(whole > 1_000, "{whole}");
+    let output = dry(&[&folder.put("event", packed)]);
+    assert_code(&output, 1);
+    assert_named(&output, "event", "line 1, byte offset 0: the gzip file is truncated here");
+    let said = text(&output.stdout);
+    assert!(said.contains(&format!("{whole} records, 0 would be rejected")), "{said}");
+
     // Of several members, the last is truncated.
     let mut members = [gzip(&lines(&records[..2])), gzip(&lines(&records[2..4]))].concat();
     assert_code(&dry(&[&folder.put("b", &members)]), 0);

@@ -6,7 +6,7 @@ use std::fmt;
 
 use projector::attribute::Text;
 use projector::change::{Tables, stream_of};
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -237,6 +237,55 @@ fn elements<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Vec<&'de RawValue>, A
         elements.push(element);
     }
     Ok(elements)
+}
+
+/// Of an event, or a list, that does not end: the event of those elements that are complete. `None` if there are none.
+pub(crate) fn truncated_event(text: &[u8]) -> Option<Outline<'_>> {
+    let mut complete = Vec::new();
+    // It ends in an error; what came before is kept.
+    let _ = Complete(&mut complete).deserialize(&mut serde_json::Deserializer::from_slice(text));
+    if complete.is_empty() {
+        return None;
+    }
+    let records = Some(Member::List(complete));
+    Some(Outline::Object(Box::new(Members { records, ..Members::default() })))
+}
+
+/// Keeps the elements of a list, or of the list `Records`, as far as they come.
+struct Complete<'k, 'de>(&'k mut Vec<&'de RawValue>);
+
+impl<'de> DeserializeSeed<'de> for Complete<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Complete<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<Text<'de>>()? {
+            if &*name == "Records" {
+                map.next_value_seed(Complete(&mut *self.0))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(element) = list.next_element()? {
+            self.0.push(element);
+        }
+        Ok(())
+    }
 }
 
 /// Why a document, or a part of one, is not applied. It is no change record of these tables, so that

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io::{self, BufRead};
 
-use crate::document::Outline;
+use crate::document::{Outline, truncated_event};
 use crate::scan;
 
 /// The largest value that is read. Lambda's events have at most 6 MB, and escaped as text in what it writes about a
@@ -219,9 +219,10 @@ impl<R: BufRead> Values<R> {
             }
             (fault, _) => fault,
         };
+        let cut_off = matches!(fault, Fault::Truncated | Fault::Unreadable(_));
         let place = place(&self.buffer, self.base, start);
         let mut next = next_line_of_a_value(&self.buffer, start);
-        if matches!(fault, Fault::Truncated | Fault::TooLarge | Fault::Unreadable(_)) {
+        if cut_off || matches!(fault, Fault::TooLarge) {
             self.unended += 1;
             if self.unended >= MAX_UNENDED {
                 (fault, next, self.ended) = (Fault::ManyUnended, None, true);
@@ -231,6 +232,11 @@ impl<R: BufRead> Values<R> {
             let in_a_line = !self.buffer.ends_with(b"\n");
             self.skipping = Some(Skipping { place, fault, bytes: 0, in_a_line });
             return None;
+        }
+        if let Some(outline) = cut_off.then(|| truncated_event(&self.buffer[start..])).flatten() {
+            let (buffer, base, text) = (&self.buffer[..], self.base, &self.buffer[start..]);
+            found(Found::Value(Value { outline, text, buffer, start, base }));
+            next = None;
         }
         let end = next.unwrap_or(self.buffer.len());
         let last_line = self::place(&self.buffer, self.base, end - 1).line;
@@ -447,8 +453,8 @@ mod tests {
             ("{} no\n{}", vec!["{}".into(), place(1, 3, 1, no_document), "{}".into()]),
             ("{}\n{\"a\":", vec!["{}".into(), place(2, 3, 2, TRUNCATED)]),
             ("{}\n{\n  \"a\":", vec!["{}".into(), place(2, 3, 3, TRUNCATED)]),
-            // The last line began a document; the one before it did, too.
-            ("[1,\n{}", vec![place(1, 0, 1, TRUNCATED), "{}".into()]),
+            // Of a list that is cut off, what is complete counts.
+            ("{}\n[1,\n{}", vec!["{}".into(), "[1,\n{}".into(), place(2, 3, 3, TRUNCATED)]),
             ("null\n7\n{}\n", vec![place(1, 0, 2, no_document), "{}".into()]),
         ];
         for (text, expected) in cases {
