@@ -108,11 +108,11 @@ again, and refuses a gap that is not covered.
 The cutoff: when the run ends, every record created before it started is applied. A closed shard is \
 read to its end. An open shard never ends; it is read until it returns a record created more than 5 \
 seconds after the start. If nothing more is written to it, nothing says that it is caught up: AWS may \
-return any number of empty pages before records. It is assumed to be after --idle-seconds of empty \
-pages only, or --first-record-seconds if it has returned no record yet (at least 10 pages, and 4 per \
-second). The summary names each shard that was only assumed to be caught up. At the end each stream is \
-described once more: a shard that was closed meanwhile is read to its end after all, and so are \
-children that were not listed before.
+return any number of empty pages before records. So it is assumed to be caught up after only empty \
+pages for --idle-seconds, or for --first-record-seconds if it has returned no record yet (at least 10 \
+pages, and 4 per second). The summary names each shard that was only assumed to be caught up. At the end \
+each stream is described once more: a shard that was closed meanwhile is read to its end after all, and \
+so are children that were not listed before.
 
 Checkpoints are kept in the target database, in backfill_checkpoints, each written after the records \
 before it are in both stores. After any exit, even kill -9, rerun the command: it resumes from its \
