@@ -58,6 +58,9 @@ async fn it_shows_checkpoints_the_lock_rejected_records_and_an_estimate() {
     let lock = format!("SELECT pg_advisory_lock({})", i64::from_be_bytes(*b"backfill"));
     sqlx::raw_sql(&lock).execute(&mut other_run).await.expect("the lock");
 
+    let discarded = "INSERT INTO rejected_records (identity, reason, record, discarded_at, discarded_why) \
+                     VALUES ('discarded', 'nobody wants it', '{}', now(), 'corrected at its source')";
+    assert_eq!(stores.change(discarded).await, 1);
     let output = status(&stores, &["--json"]);
     assert_code(&output, 0);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -76,6 +79,7 @@ async fn it_shows_checkpoints_the_lock_rejected_records_and_an_estimate() {
     assert_eq!(of("shardId-3")["read_through"], serde_json::Value::Null);
     let rejected = &json["rejected"];
     assert_eq!((&rejected["records"], &rejected["reasons"]), (&30.into(), &29.into()));
+    assert_eq!(rejected["discarded"], 1);
     assert_eq!(rejected["by_reason"].as_array().map(Vec::len), Some(20));
     assert_eq!(rejected["by_reason"][0]["reason"], "the attribute user_id is missing");
     assert_eq!(rejected["by_reason"][0]["records"], 2);

@@ -18,6 +18,8 @@ use crate::checkpoint::{self, LockHolder};
 use crate::cli::{Settings, StatusArguments};
 use crate::summary::say;
 
+const DISCARDED: &str = "SELECT count(*) FROM rejected_records WHERE discarded_at IS NOT NULL";
+
 const TABLES: &str =
     "SELECT name FROM unnest(ARRAY['measurements', 'rejected_records', 'backfill_checkpoints'])
     AS needed (name) WHERE to_regclass(name) IS NULL";
@@ -29,11 +31,11 @@ const CHECKPOINTS: &str =
     CASE WHEN NOT finished THEN extract(epoch FROM now() - read_through)::bigint END AS lag_seconds
 FROM backfill_checkpoints ORDER BY stream_arn, finished, read_through NULLS FIRST, shard_id";
 
-/// The reasons with the most records.
+/// The reasons with the most open records.
 const REJECTED: &str =
     "SELECT reason, count(*) AS records, min(rejected_at) AS oldest, max(rejected_at) AS newest,
     sum(count(*)) OVER ()::bigint AS all_records, count(*) OVER () AS all_reasons
-FROM rejected_records GROUP BY reason ORDER BY count(*) DESC, reason LIMIT 20";
+FROM rejected_records WHERE discarded_at IS NULL GROUP BY reason ORDER BY count(*) DESC, reason LIMIT 20";
 
 /// PostgreSQL's estimates, from its last ANALYZE: counting would read the whole table.
 const ROWS: &str = "SELECT CASE WHEN reltuples >= 0 THEN reltuples::bigint END AS estimate,
@@ -71,13 +73,15 @@ struct Checkpoint {
     lag_seconds: Option<i64>,
 }
 
-/// The rejected records.
+/// The rejected records that are open: nobody has discarded them.
 #[derive(Debug, Default, Serialize)]
 struct Rejected {
     records: i64,
     reasons: i64,
     /// Those with the most records.
     by_reason: Vec<RejectedFor>,
+    /// How many records are discarded.
+    discarded: i64,
 }
 
 #[derive(Clone, Debug, FromRow, Serialize)]
@@ -133,16 +137,23 @@ async fn read(database: &Database) -> anyhow::Result<Status> {
     let checkpoints =
         fetch(database, CHECKPOINTS).await.context("cannot read backfill_checkpoints")?;
     let by_reason: Vec<RejectedFor> =
-        fetch(database, REJECTED).await.context("cannot read rejected_records")?;
+        fetch(database, REJECTED).await.with_context(rejected_records)?;
+    let discarded =
+        fetch::<(i64,)>(database, DISCARDED).await.with_context(rejected_records)?;
+    let discarded = discarded.first().map_or(0, |(count,)| *count);
     let rows = fetch(database, ROWS).await.context("cannot read the estimates of measurements")?;
     let (records, reasons) =
         by_reason.first().map_or((0, 0), |first| (first.all_records, first.all_reasons));
     Ok(Status {
         lock,
         checkpoints,
-        rejected: Rejected { records, reasons, by_reason },
+        rejected: Rejected { records, reasons, by_reason, discarded },
         rows: rows.into_iter().next().unwrap_or_default(),
     })
+}
+
+fn rejected_records() -> &'static str {
+    "cannot read rejected_records; if its column discarded_at is missing, run `backfill migrate`"
 }
 
 async fn fetch<T>(database: &Database, sql: &'static str) -> Result<Vec<T>, Error>

@@ -74,12 +74,16 @@ fn row(shard: &Checkpoint) -> [String; 5] {
 }
 
 fn rejected(rejected: &Rejected) -> String {
-    let Rejected { records, reasons, by_reason } = rejected;
+    let Rejected { records, reasons, by_reason, discarded } = rejected;
+    let discarded = match discarded {
+        0 => String::new(),
+        count => format!(" ({count} more are discarded)"),
+    };
     if by_reason.is_empty() {
-        return "rejected records: none\n".to_owned();
+        return format!("rejected records: none{discarded}\n");
     }
     let mut text = format!(
-        "rejected records: {records}, for {reasons} reasons; `backfill redrive` tries them again\n"
+        "rejected records: {records}, for {reasons} reasons{discarded}; `backfill redrive` tries them again\n"
     );
     for reason in by_reason {
         let _ = writeln!(
@@ -159,7 +163,7 @@ rows of measurements: not known until PostgreSQL has analyzed the table
         let connected_at = Some(datetime!(2026-11-23 20:00 UTC));
         let full = Status {
             lock: Some(LockHolder { pid: 42, address: Some("10.0.0.7".to_owned()), connected_at }),
-            rejected: Rejected { records: 9, reasons: 3, by_reason: vec![reason] },
+            rejected: Rejected { records: 9, reasons: 3, by_reason: vec![reason], discarded: 2 },
             rows: Rows { estimate: Some(1_000), complete_share: Some(0.876) },
             ..status(vec![shard(false), shard(true)])
         };
@@ -169,7 +173,7 @@ checkpoints of arn:sessions: 2 shards, 1 finished
   SHARD      READ THROUGH          LAG        UPDATED               SEQUENCE NUMBER
   shardId-a  2026-11-23 20:00:00Z  1 min 5 s  2026-11-23 20:00:05Z  4200
   shardId-a  2026-11-23 20:00:00Z  finished   2026-11-23 20:00:05Z  -
-rejected records: 9, for 3 reasons; `backfill redrive` tries them again
+rejected records: 9, for 3 reasons (2 more are discarded); `backfill redrive` tries them again
        7 × the attribute user_id is missing (2026-11-23 19:00:00Z to 2026-11-23 20:00:00Z)
   and 2 reasons more
 rows of measurements: about 1000, 88 % of them complete (PostgreSQL's estimate)
