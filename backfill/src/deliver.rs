@@ -3,7 +3,6 @@
 //! records that cannot be stored, since they are kept in `rejected_records`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::bail;
 use projector::apply::{Counts, Durations, Projector};
@@ -11,26 +10,19 @@ use projector::change::{self, Decoded, Tables};
 use projector::deadline::Deadline;
 use tokio::task::JoinHandle;
 
-use crate::progress::note;
+use crate::console;
+
+use crate::retry::{MAX_TRIES, pause_after};
 use crate::summary::Reasons;
 
 /// A batch ends here too, however few its records are: it bounds the memory that meshes take.
 pub(crate) const BATCH_BYTES: usize = 32 << 20;
-/// How often a batch is delivered without any progress, or a checkpoint written, before the run is given
-/// up: with the pauses of [`pause_after`] some five minutes.
-pub(crate) const DELIVERIES: u32 = 14;
 /// How often the rest of a batch is delivered without any progress before it is left, if others passed: they show
 /// that the stores are there, and the rest has a trouble of its own.
-const DELIVERIES_OF_THE_REST: u32 = 4;
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+const TRIES_OF_THE_REST: u32 = 4;
 /// The run ends if PostgreSQL refuses at least this many sessions of a batch, all for the same reason, and takes
 /// none: the table is at fault. Nobody halves our batches, so a few records may well be at fault themselves.
 const ALL_REFUSED_AT_LEAST: usize = 20;
-
-/// The pause after so many failures in a row: it doubles from two seconds to [`MAX_PAUSE`].
-pub(crate) fn pause_after(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.min(6)).min(MAX_PAUSE)
-}
 
 /// The projector, and what came of all batches so far.
 pub(crate) struct Delivery {
@@ -92,7 +84,7 @@ impl Delivery {
     /// # Errors
     /// If the set-up is wrong, or records could not be stored for some minutes.
     pub(crate) async fn deliver(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Vec<usize>> {
-        Ok(self.add(deliver(&self.projector, records, DELIVERIES).await?.require_all()?))
+        Ok(self.add(deliver(&self.projector, records, MAX_TRIES).await?.require_all()?))
     }
 
     /// Delivers a batch of records that are kept elsewhere: what cannot be stored while others can is left there.
@@ -104,7 +96,7 @@ impl Delivery {
         records: Vec<Vec<u8>>,
     ) -> anyhow::Result<NotStored> {
         let count = records.len();
-        let mut delivered = deliver(&self.projector, records, DELIVERIES_OF_THE_REST).await?;
+        let mut delivered = deliver(&self.projector, records, TRIES_OF_THE_REST).await?;
         if delivered.failed.len() == count {
             delivered = delivered.require_all()?;
         }
@@ -116,7 +108,7 @@ impl Delivery {
     /// database.
     pub(crate) fn start(&self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
         let projector = Arc::clone(&self.projector);
-        tokio::spawn(async move { deliver(&projector, records, DELIVERIES).await?.require_all() })
+        tokio::spawn(async move { deliver(&projector, records, MAX_TRIES).await?.require_all() })
     }
 
     /// Adds what came of a batch, and gives the indices of the records that were set aside.
@@ -134,13 +126,13 @@ impl Delivered {
             return Ok(self);
         }
         bail!(
-            "{} records could still not be stored after {DELIVERIES} deliveries: fix the cause and run the same command again, which is harmless",
+            "{} records could still not be stored after {MAX_TRIES} deliveries: fix the cause and run the same command again, which is harmless",
             self.failed.len()
         )
     }
 }
 
-/// Delivers a batch until nothing more can be stored: [`DELIVERIES`] in vain or, once some of it is through,
+/// Delivers a batch until nothing more can be stored: [`MAX_TRIES`] in vain or, once some of it is through,
 /// `deliveries_of_the_rest`.
 async fn deliver(
     projector: &Projector,
@@ -149,7 +141,7 @@ async fn deliver(
 ) -> anyhow::Result<Delivered> {
     let mut delivered = Delivered::default();
     let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
-    let (mut delivery, mut most) = (0, DELIVERIES);
+    let (mut delivery, mut most) = (0, MAX_TRIES);
     while delivery < most {
         delivery += 1;
         let bytes: Vec<&[u8]> = records.iter().map(|(_, record)| record.as_slice()).collect();
@@ -182,7 +174,7 @@ async fn deliver(
         });
         if delivery < most {
             let pause = pause_after(delivery);
-            note(&format!(
+            console::line(&format!(
                 "{} records could not be stored (see the log above); delivery {} of {most} in {} s",
                 records.len(),
                 delivery + 1,

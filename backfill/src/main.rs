@@ -2,45 +2,16 @@
 //! streams, from files, and from the rejected records. It also says whether a run can work, and how far the
 //! last one came.
 
-mod batches;
-mod check;
-mod checkpoint;
 mod cli;
-mod collect;
-mod compare;
+mod commands;
+mod console;
 mod deliver;
-mod discard;
-mod doctor;
-mod document;
-mod dump;
-mod file;
-mod follow;
-mod input;
-mod lineage;
-mod migrate;
-mod objects;
 mod outcome;
-mod position;
-mod progress;
-mod reader;
-mod readers;
-mod record;
-mod redrive;
-mod rejected;
 mod replay;
-mod report;
-mod resume;
-mod scan;
-mod shards;
-mod source;
+mod retry;
 mod statement;
-mod status;
 mod stop;
-mod stream;
 mod summary;
-mod tally;
-mod tip;
-mod values;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -51,9 +22,12 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::{Cli, Command};
-pub(crate) use crate::outcome::Outcome;
-use crate::progress::{LogWriter, note};
+use crate::commands::migrate::schema::Mismatch;
+use crate::console::LogWriter;
+use crate::replay::position::Lost;
 use crate::stop::Stop;
+
+use crate::outcome::Outcome;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -66,8 +40,8 @@ async fn main() -> ExitCode {
     match result {
         Ok(outcome) => ExitCode::from(outcome.code()),
         Err(error) => {
-            note(&format!("backfill: {}", projector::error::chain(error.as_ref())));
-            ExitCode::from(Outcome::of_error(&error).code())
+            console::line(&format!("backfill: {}", projector::error::chain(error.as_ref())));
+            ExitCode::from(outcome_of(&error).code())
         }
     }
 }
@@ -78,20 +52,20 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let running = async {
         match command {
             Command::Doctor(arguments) => {
-                at_once(stop, Box::pin(doctor::run(settings, arguments))).await
+                at_once(stop, Box::pin(commands::doctor::run(settings, arguments))).await
             }
             Command::Migrate(arguments) => {
-                at_once(stop, Box::pin(migrate::run(settings, arguments))).await
+                at_once(stop, Box::pin(commands::migrate::run(settings, arguments))).await
             }
             Command::Check(arguments) => {
-                at_once(stop, Box::pin(check::run(settings, arguments))).await
+                at_once(stop, Box::pin(commands::check::run(settings, arguments))).await
             }
-            Command::Stream(arguments) => stream::run(settings, arguments, stop).await,
-            Command::File(arguments) => file::run(settings, arguments, stop).await,
-            Command::Redrive(arguments) => redrive::run(settings, arguments, stop).await,
-            Command::Objects(arguments) => objects::run(settings, arguments, stop).await,
+            Command::Stream(arguments) => commands::stream::run(settings, arguments, stop).await,
+            Command::File(arguments) => commands::file::run(settings, arguments, stop).await,
+            Command::Redrive(arguments) => commands::redrive::run(settings, arguments, stop).await,
+            Command::Objects(arguments) => commands::objects::run(settings, arguments, stop).await,
             Command::Status(arguments) => {
-                at_once(stop, Box::pin(status::run(settings, arguments))).await
+                at_once(stop, Box::pin(commands::status::run(settings, arguments))).await
             }
         }
     };
@@ -100,7 +74,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         ended = running => ended,
         // A command ends by itself within the grace; this is for one that waits where it should not.
         () = stop.overdue() => {
-            note("stopped by a signal with work under way: run the same command again to finish it");
+            console::line("stopped by a signal with work under way: run the same command again to finish it");
             Ok(Outcome::Interrupted)
         }
     }
@@ -115,10 +89,33 @@ async fn at_once(
         biased;
         ended = command => ended,
         () = stop.wait() => {
-            note("stopped by a signal: run the same command again");
+            console::line("stopped by a signal: run the same command again");
             Ok(Outcome::Interrupted)
         }
     }
+}
+
+/// What a run that ended with this error came to.
+fn outcome_of(error: &anyhow::Error) -> Outcome {
+    if is_configuration(error) {
+        Outcome::Configuration
+    } else if error.is::<Lost>() {
+        Outcome::Trimmed
+    } else {
+        Outcome::Failed
+    }
+}
+
+/// Whether a flag or variable is wrong, found at the start or by the first record.
+fn is_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|error| {
+        error.is::<projector::config::ConfigError>()
+            || error.is::<projector::change::Misconfigured>()
+            || error
+                .downcast_ref::<projector::error::Error>()
+                .is_some_and(projector::error::Error::is_configuration)
+            || error.downcast_ref::<Mismatch>().is_some_and(Mismatch::is_configuration)
+    })
 }
 
 /// Logs to standard error: standard output is for the summary.
@@ -136,4 +133,19 @@ fn start_logs() -> anyhow::Result<()> {
         .with_target(false);
     tracing_subscriber::registry().with(lines).with(filter).init();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use projector::config::ConfigError;
+
+    use super::{Outcome, outcome_of};
+
+    #[test]
+    fn an_error_of_the_configuration_is_found_below_its_context() {
+        let wrong = ConfigError { variable: "DATABASE_URL", problem: "is not set".to_owned() };
+        let wrong = anyhow::Error::from(wrong).context("starting");
+        assert_eq!(outcome_of(&wrong), Outcome::Configuration);
+        assert_eq!(outcome_of(&anyhow::anyhow!("a disk is full")), Outcome::Failed);
+    }
 }

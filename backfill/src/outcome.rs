@@ -4,9 +4,6 @@ use std::fmt::Write as _;
 
 use projector::apply::Counts;
 
-use crate::migrate::schema::Mismatch;
-use crate::position::Lost;
-
 /// The exit code of a process that a second signal ended at once.
 pub(crate) const SECOND_SIGNAL: u8 = 130;
 
@@ -44,17 +41,6 @@ impl Outcome {
     /// What a run that applied everything came to.
     pub(crate) fn of(counts: &Counts) -> Self {
         if counts.rejected > 0 { Self::DoneWithRejections } else { Self::Done }
-    }
-
-    /// What a run that ended with this error came to.
-    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
-        if is_configuration(error) {
-            Self::Configuration
-        } else if error.is::<Lost>() {
-            Self::Trimmed
-        } else {
-            Self::Failed
-        }
     }
 
     /// The exit code.
@@ -98,18 +84,6 @@ impl Outcome {
     }
 }
 
-/// Whether a flag or variable is wrong, found at the start or by the first record.
-fn is_configuration(error: &anyhow::Error) -> bool {
-    error.chain().any(|error| {
-        error.is::<projector::config::ConfigError>()
-            || error.is::<projector::change::Misconfigured>()
-            || error
-                .downcast_ref::<projector::error::Error>()
-                .is_some_and(projector::error::Error::is_configuration)
-            || error.downcast_ref::<Mismatch>().is_some_and(Mismatch::is_configuration)
-    })
-}
-
 /// The table of exit codes, for the help of every command.
 pub(crate) fn exit_codes() -> String {
     let mut text = "Exit codes:".to_owned();
@@ -130,15 +104,10 @@ mod tests {
     use super::{Outcome, SECOND_SIGNAL, exit_codes};
     use crate::cli::Cli;
     use clap::CommandFactory as _;
-    use projector::config::ConfigError;
 
     #[test]
     fn the_codes_are_those_of_the_contract() {
         assert_eq!(Outcome::ALL.map(Outcome::code), [0, 1, 2, 3, 4, 5, 6]);
-        let wrong = ConfigError { variable: "DATABASE_URL", problem: "is not set".to_owned() };
-        let wrong = anyhow::Error::from(wrong).context("starting");
-        assert_eq!(Outcome::of_error(&wrong), Outcome::Configuration);
-        assert_eq!(Outcome::of_error(&anyhow::anyhow!("a disk is full")), Outcome::Failed);
     }
 
     #[test]

@@ -1,147 +1,20 @@
-//! What the parts of a replay of the streams share: its terms, its streams, what it found out, and the pages that go
-//! from the readers to the collector. No part of it calls the API or the database.
+//! A replay of the live streams: who reads which shard when, how far, and what is known of it in the end. `stream` runs
+//! it; `check` and `doctor` ask its pure parts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::checkpoint::Checkpoint;
-use crate::lineage::Shard;
-use crate::position::{Lost, Position};
-use crate::progress::ShardCount;
-use crate::source::{ShardName, Source, Stream};
-
-/// The terms of a run, and what its tasks report to its summary.
-#[derive(Debug)]
-pub(crate) struct ReplayContext {
-    pub(crate) source: Source,
-    /// One permit per page that is asked for or in memory.
-    pub(crate) permits: Arc<Semaphore>,
-    /// When the run began: what was created before is applied when it ends.
-    pub(crate) cutoff: OffsetDateTime,
-    /// How long an open shard must return only empty pages to count as caught up.
-    pub(crate) idle: Duration,
-    /// The same for a shard that has returned no record at all yet.
-    pub(crate) first_record: Duration,
-    /// Goes on after the cutoff.
-    pub(crate) follow: bool,
-    pub(crate) snapshot_time: Option<OffsetDateTime>,
-    /// Goes on if records are lost.
-    pub(crate) allow_gap: bool,
-    pub(crate) findings: Mutex<Findings>,
-}
-
-/// What a run found out that its summary has to name.
-#[derive(Debug, Default)]
-pub(crate) struct Findings {
-    /// The shards in which records can be lost, and since when.
-    pub(crate) gaps: BTreeMap<ShardName, Option<OffsetDateTime>>,
-    /// Open shards that returned only empty pages for long enough, and whether they returned a record before.
-    pub(crate) assumed: BTreeMap<ShardName, bool>,
-    /// Shards that were gone before they were read to their end, which loses nothing that was promised.
-    pub(crate) gone: BTreeSet<ShardName>,
-    /// What else the operator has to know at the end.
-    pub(crate) remarks: Vec<String>,
-}
-
-/// After this many lost shards by name, the log only counts on; the summary has the number.
-const GAPS_LOGGED: usize = 5;
-
-impl ReplayContext {
-    /// What was found out so far.
-    pub(crate) fn findings(&self) -> MutexGuard<'_, Findings> {
-        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Records were trimmed that nobody is known to have applied.
-    ///
-    /// # Errors
-    /// [`Lost`], unless the run may go on without them.
-    pub(crate) fn lose(&self, lost: Lost) -> anyhow::Result<()> {
-        if !self.allow_gap {
-            return Err(lost.into());
-        }
-        let mut findings = self.findings();
-        let new = findings.gaps.insert(lost.shard.clone(), lost.since).is_none();
-        if new && findings.gaps.len() <= GAPS_LOGGED {
-            tracing::error!("{}", lost.brief());
-        } else if new && findings.gaps.len() == GAPS_LOGGED + 1 {
-            tracing::error!("records can be lost in more shards; the summary says in how many");
-        }
-        Ok(())
-    }
-}
-
-/// A stream, and how far it had been read when the run began.
-#[derive(Debug)]
-pub(crate) struct StreamRun {
-    pub(crate) stream: Arc<Stream>,
-    pub(crate) listed: Vec<Shard>,
-    /// The checkpoints that the run resumes from, by shard.
-    pub(crate) resumed: HashMap<String, Checkpoint>,
-    /// The stream holds nothing from before then: it was enabled while the run was under way.
-    pub(crate) enabled_during_run: Option<OffsetDateTime>,
-    pub(crate) shards: Arc<ShardCount>,
-}
-
-impl StreamRun {
-    pub(crate) fn new(
-        stream: Stream,
-        listed: Vec<Shard>,
-        resumed: HashMap<String, Checkpoint>,
-    ) -> Self {
-        let shards = ShardCount { listed: AtomicUsize::new(listed.len()), ..ShardCount::default() };
-        Self {
-            stream: Arc::new(stream),
-            listed,
-            resumed,
-            enabled_during_run: None,
-            shards: Arc::new(shards),
-        }
-    }
-
-    /// How many of the listed shards an earlier run finished.
-    pub(crate) fn finished_before(&self) -> usize {
-        let finished = |id: &str| self.resumed.get(id).is_some_and(|before| before.finished);
-        self.listed.iter().filter(|shard| finished(&shard.id)).count()
-    }
-}
-
-/// A shard's state after a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ShardStatus {
-    /// There is more to read before the cutoff.
-    Behind,
-    /// Everything from before the cutoff has been read; it may go on.
-    AtCutoff,
-    /// It was closed and has been read to its end.
-    Finished,
-    /// Nothing of it can be read any more, which loses nothing.
-    TrimmedAway,
-}
-
-/// Some records of a shard, in order.
-#[derive(Debug)]
-pub(crate) struct Page {
-    pub(crate) run: Arc<StreamRun>,
-    pub(crate) shard: Arc<str>,
-    /// Each record's JSON as Lambda delivers it.
-    pub(crate) records: Vec<Vec<u8>>,
-    /// How far the shard has been read with this page.
-    pub(crate) position: Position,
-    pub(crate) status: ShardStatus,
-    /// Given back when the page is part of a batch.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
-}
-
-/// What the readers tell the collector.
-#[derive(Debug)]
-pub(crate) enum Message {
-    Page(Page),
-    /// A stream that was not there when the run began.
-    NewStream(Arc<StreamRun>),
-}
+pub(crate) mod checkpoint;
+pub(crate) mod collect;
+pub(crate) mod context;
+pub(crate) mod coverage;
+pub(crate) mod follow;
+pub(crate) mod lineage;
+pub(crate) mod page;
+pub(crate) mod position;
+pub(crate) mod progress;
+pub(crate) mod reader;
+pub(crate) mod readers;
+pub(crate) mod record;
+pub(crate) mod resume;
+pub(crate) mod shards;
+pub(crate) mod source;
+pub(crate) mod tally;
+pub(crate) mod tip;

@@ -1,47 +1,14 @@
-//! The commands' own statements: each has a time limit, waits out what passes, and takes less at a time where
-//! the database is slow.
+//! The commands' own statements: each has a time limit, and takes less at a time if the database is slow.
 
 use std::time::Instant;
 
-use anyhow::Context as _;
 use projector::apply::Pace;
 use projector::database::Database;
 use projector::deadline::Deadline;
-use projector::error::{self, Consequence, Error};
+use projector::error::Error;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
-
-use crate::deliver::{DELIVERIES, pause_after};
-use crate::progress::note;
-
-/// Waits out what passes: a failover, a restart, a slow moment.
-///
-/// # Errors
-/// What does not pass, or has not passed after some five minutes.
-pub(crate) async fn retry_transient<T>(
-    what: &str,
-    mut ask: impl AsyncFnMut() -> Result<T, Error>,
-) -> anyhow::Result<T> {
-    let mut failures = 0;
-    loop {
-        let error = match ask().await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        failures += 1;
-        let passing = match error.consequence() {
-            Consequence::Retry | Consequence::Split | Consequence::Reconnect => true,
-            Consequence::Reject | Consequence::Fatal => false,
-        };
-        if !passing || failures == DELIVERIES {
-            return Err(error).with_context(|| format!("cannot {what}"));
-        }
-        let pause = pause_after(failures);
-        note(&format!("cannot {what} ({}); again in {} s", error::chain(&error), pause.as_secs()));
-        tokio::time::sleep(pause).await;
-    }
-}
 
 /// Runs a statement that takes a number of rows or keys at a time, fewer if that many take too long. Returns
 /// how many it took at most, and its rows.

@@ -7,9 +7,8 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::console::{self, span};
 use crate::outcome::SECOND_SIGNAL;
-use crate::progress::note;
-use crate::summary::span;
 
 /// How long work that is under way may take to finish after the first signal.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
@@ -36,7 +35,7 @@ impl Stop {
                 if stop.send_replace(true) {
                     std::process::exit(SECOND_SIGNAL.into());
                 }
-                note(&format!(
+                console::line(&format!(
                     "stopping once the work under way is stored, within {}; signal again to stop at once",
                     span(GRACE)
                 ));

@@ -7,14 +7,7 @@ use std::time::Duration;
 use projector::apply::Counts;
 use serde_json::{Value as Json, json};
 
-/// A line on standard output. That its reader has gone (`| head`) is no failure of the run.
-macro_rules! say {
-    ($($argument:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($argument)*);
-    }};
-}
-pub(crate) use say;
+use crate::console::say;
 
 /// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`.
 pub(crate) fn print(end: &str, counts: &Counts, reasons: &Reasons, duration: Duration) {
@@ -144,25 +137,4 @@ impl Reasons {
     pub(crate) fn json(&self) -> Json {
         json!(self.0)
     }
-}
-
-/// `3 h 20 min`, `4 min 5 s`, `12 s`; the sign of what is negative is left to the caller.
-pub(crate) fn span(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{rest} s"),
-        (0, minutes) => format!("{minutes} min {rest} s"),
-        (hours, minutes) if hours < 48 => format!("{hours} h {minutes} min"),
-        (hours, _) => format!("{} d {} h", hours / 24, hours % 24),
-    }
-}
-
-/// `2026-11-23 14:05:09Z`.
-pub(crate) fn clock(time: time::OffsetDateTime) -> String {
-    let format =
-        time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
-    let utc =
-        time.checked_to_offset(time::UtcOffset::UTC).and_then(|time| time.format(format).ok());
-    utc.unwrap_or_else(|| time.to_string())
 }

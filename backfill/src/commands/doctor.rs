@@ -1,0 +1,221 @@
+//! `backfill doctor`: checks every part that a run needs, before the run. It writes nothing, each check has a short
+//! limit, independent ones run at the same time, and one that fails keeps no other from running.
+
+mod clock;
+mod database;
+mod finding;
+mod streams;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{Region, SdkConfig};
+use futures_util::future::join_all;
+use projector::archive::{Archive, ArchiveConfig};
+use projector::config::{self, Config, ConfigError};
+use projector::error::{self, Error};
+use time::OffsetDateTime;
+
+use self::clock::ServiceClock;
+use self::finding::{Finding, Verdict, report, timed};
+
+use crate::cli::{DoctorArguments, Settings};
+use crate::console::{self, say};
+use crate::outcome::Outcome;
+
+/// Credentials are looked for even without a region, in any one: both may be wrong.
+const ANY_REGION: Region = Region::from_static("us-east-1");
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &DoctorArguments,
+) -> anyhow::Result<Outcome> {
+    let findings = examine(settings).await;
+    if arguments.json {
+        say!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        say!("{}", report(&findings).trim_end());
+    }
+    let failed = findings.iter().any(|finding| finding.ok == Some(false));
+    Ok(if failed { Outcome::Configuration } else { Outcome::Done })
+}
+
+async fn examine(settings: &Settings) -> Vec<Finding> {
+    let (config, faults) = settings.config_and_faults();
+    let mut findings = judge_settings(&faults);
+    let Some(config) = config else { return findings };
+    let wrong = |prefix: &str| faults.iter().any(|fault| fault.variable.starts_with(prefix));
+    let of_database = async {
+        if wrong("DATABASE_") {
+            return database::not_configured();
+        }
+        // The archive is checked by itself.
+        Box::pin(database::check(Config { archive: None, ..config.clone() })).await
+    };
+    let (database, aws) = tokio::join!(of_database, Box::pin(of_aws(&config, wrong("ARCHIVE_"))));
+    findings.extend(database);
+    findings.extend(aws);
+    findings
+}
+
+fn judge_settings(faults: &[ConfigError]) -> Vec<Finding> {
+    if faults.is_empty() {
+        return vec![Verdict::works("complete").of("settings", Duration::ZERO)];
+    }
+    let finding = |fault: &ConfigError| {
+        let remedy = format!("set {} as `backfill --help` says", fault.variable);
+        Verdict::fails(fault.to_string(), remedy).of("settings", Duration::ZERO)
+    };
+    faults.iter().map(finding).collect()
+}
+
+/// Everything that is asked of AWS. Without a region and credentials nothing more is tried.
+async fn of_aws(config: &Config, archive_is_wrong: bool) -> Vec<Finding> {
+    let start = Instant::now();
+    let region = config::region().await;
+    let took = start.elapsed();
+    let verdict = match &region {
+        Ok(region) => Verdict::works(region.as_ref()),
+        Err(error) => {
+            Verdict::fails(error.to_string(), "set AWS_REGION to the region of the tables")
+        }
+    };
+    let mut findings = vec![verdict.of("AWS region", took)];
+    let aws = impatient(config::aws_in(region.as_ref().ok().cloned().unwrap_or(ANY_REGION)).await);
+    let start = Instant::now();
+    let credentials = config::credentials(&aws).await;
+    let verdict = match &credentials {
+        Ok(credentials) => {
+            judge_credentials(credentials.access_key_id(), credentials.expiry(), SystemTime::now())
+        }
+        Err(problem) => {
+            Verdict::fails(format!("cannot be found: {problem}"), config::CREDENTIALS_REMEDY)
+        }
+    };
+    findings.push(verdict.of("AWS credentials", start.elapsed()));
+    findings.extend(if region.is_ok() && credentials.is_ok() {
+        services(config, &aws, archive_is_wrong).await
+    } else {
+        let tables = [&config.tables.sessions, &config.tables.scans];
+        let tables = tables
+            .into_iter()
+            .flat_map(|table| [format!("table {table}"), format!("readers of {table}")]);
+        let unknown = Verdict::unknown("not checked without an AWS region and credentials");
+        let checks =
+            ["bucket".to_owned()].into_iter().chain(tables).chain(["clock: AWS".to_owned()]);
+        checks.map(|check| unknown.clone().of(check, Duration::ZERO)).collect()
+    });
+    findings
+}
+
+/// An operator waits: each call is made once, and ends before the limit of its check.
+fn impatient(aws: SdkConfig) -> SdkConfig {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(2))
+        .operation_timeout(Duration::from_secs(4))
+        .build();
+    aws.into_builder().retry_config(RetryConfig::disabled()).timeout_config(timeouts).build()
+}
+
+async fn services(config: &Config, aws: &SdkConfig, archive_is_wrong: bool) -> Vec<Finding> {
+    let clock = ServiceClock::default();
+    let client = streams::client(aws, &clock);
+    let tables =
+        [("SESSIONS_TABLE", &config.tables.sessions), ("SCANS_TABLE", &config.tables.scans)];
+    let tables =
+        join_all(tables.map(|(variable, table)| streams::check(&client, aws, variable, table)));
+    let (bucket, tables) =
+        tokio::join!(bucket(config.archive.as_ref(), aws, archive_is_wrong), tables);
+    let clock = clock.verdict().of("clock: AWS", Duration::ZERO);
+    [bucket].into_iter().chain(tables.into_iter().flatten()).chain([clock]).collect()
+}
+
+async fn bucket(archive: Option<&ArchiveConfig>, aws: &SdkConfig, is_wrong: bool) -> Finding {
+    let remedy = "check the route from this machine to S3: a VPC needs its gateway endpoint or NAT";
+    let work = async {
+        match archive {
+            None if is_wrong => Verdict::unknown("not checked: see the settings above"),
+            None => Verdict::unknown("ARCHIVE_BUCKET is not set: no objects are written"),
+            Some(config) => {
+                let archive = Archive::new(config.clone(), aws);
+                let key = archive.key(&format!("doctor-{:016x}", fastrand::u64(..)));
+                judge_bucket(config, archive.probe(&key).await)
+            }
+        }
+    };
+    timed("bucket", remedy, work).await
+}
+
+fn judge_bucket(config: &ArchiveConfig, probed: Result<(), Error>) -> Verdict {
+    let ArchiveConfig { bucket, prefix } = config;
+    let error = match probed {
+        Ok(()) => {
+            return Verdict::works(format!(
+                "s3://{bucket}/{prefix}: the role may read and list; whether it may write (s3:PutObject, \
+                 s3:PutObjectTagging) shows only in a write, which this command does not make"
+            ));
+        }
+        Err(error) => error,
+    };
+    match &error {
+        Error::Archive { remedy, source, .. } | Error::NoBucket { remedy, source, .. } => {
+            Verdict::fails(format!("s3://{bucket}/{prefix}: {source}"), remedy)
+        }
+        other => Verdict::fails(error::chain(other), "see the message"),
+    }
+}
+
+/// Who is logged in, as far as that is known without a call, and for how long.
+fn judge_credentials(key: &str, expiry: Option<SystemTime>, now: SystemTime) -> Verdict {
+    let end: String = key.chars().skip(key.chars().count().saturating_sub(4)).collect();
+    let text = format!("found, access key ending in {end}");
+    match expiry {
+        None => Verdict::works(text),
+        Some(expiry) if expiry <= now => {
+            Verdict::fails(format!("{text}, expired"), "renew them (with SSO: `aws sso login`)")
+        }
+        Some(expiry) => {
+            let until = console::clock(OffsetDateTime::from(expiry));
+            Verdict::works(format!("{text}, valid until {until}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Verdict, judge_bucket, judge_credentials};
+    use projector::archive::ArchiveConfig;
+    use projector::error::Error;
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn a_refusal_of_the_bucket_has_what_s3_said_and_the_remedy() {
+        let config =
+            ArchiveConfig { bucket: "feet".to_owned(), prefix: "measurements/".to_owned() };
+        let denied = Error::Archive {
+            operation: "GET",
+            bucket: "feet".to_owned(),
+            key: "measurements/x.json".to_owned(),
+            remedy: "the role needs s3:GetObject".to_owned(),
+            source: "403 AccessDenied not authorized to perform s3:ListBucket".into(),
+        };
+        let Verdict::Fails { detail, remedy } = judge_bucket(&config, Err(denied)) else {
+            panic!("refused")
+        };
+        assert!(detail.contains("s3:ListBucket") && remedy.contains("s3:GetObject"), "{detail}");
+        assert!(matches!(judge_bucket(&config, Ok(())), Verdict::Works(_)));
+    }
+
+    #[test]
+    fn credentials_show_the_end_of_their_key_and_their_expiry() {
+        let now = SystemTime::now();
+        let Verdict::Works(text) = judge_credentials("AKIDEXAMPLE", None, now) else {
+            panic!("found")
+        };
+        assert!(text.ends_with("MPLE") && !text.contains("AKID"), "{text}");
+        let hour = Duration::from_hours(1);
+        assert!(matches!(judge_credentials("AK", Some(now + hour), now), Verdict::Works(_)));
+        assert!(matches!(judge_credentials("AK", Some(now - hour), now), Verdict::Fails { .. }));
+    }
+}

@@ -1,0 +1,283 @@
+//! `backfill file`: replays files (what Lambda gave up on, fixture streams) through the projector's own apply path.
+//!
+//! What can be applied is applied; what cannot be read is named, and holds nothing else up. The files are read on a
+//! thread of their own: standard input may wait for ever, and a signal must end the command all the same.
+
+mod batches;
+mod document;
+mod dump;
+mod input;
+mod report;
+mod scan;
+mod values;
+
+use std::collections::VecDeque;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use projector::apply::Counts;
+use projector::change::Tables;
+use projector::config::{Config, ConfigError};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::cli::{FileArguments, Settings};
+use crate::commands::file::batches::{Batch, Batches};
+use crate::commands::file::document::Extractor;
+use crate::commands::file::dump::StreamArn;
+use crate::commands::file::input::{Input, Listing};
+use crate::commands::file::report::{FileReport, Tally};
+use crate::console::{self, Progress, span};
+use crate::deliver::{Delivered, Delivery, try_out};
+use crate::outcome::Outcome;
+use crate::stop::Stop;
+use crate::summary::{self, Reasons};
+
+/// This many batches are applied at once: one is decoded while another is in the database. One more is being read.
+const UNDER_WAY: usize = 2;
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &FileArguments,
+    stop: &Stop,
+) -> anyhow::Result<Outcome> {
+    let config =
+        if arguments.dry_run { settings.config_without_database() } else { settings.config() }?;
+    let extractor = extractor(arguments, &config)?;
+    let listing = Listing::of(&arguments.paths)?;
+    if listing.inputs.is_empty() && listing.unreadable.is_empty() {
+        bail!("{}", nothing_found(arguments, &listing));
+    }
+    for path in &listing.empty {
+        console::line(&format!("no files in {}: is this the right path?", path.display()));
+    }
+    let store = if arguments.dry_run {
+        Store::Nowhere(config.tables, Counts::default(), Reasons::default())
+    } else {
+        Store::Projector(Box::new(Delivery::new(config.projector_with_credentials().await?)))
+    };
+    let mut replay = Replay {
+        store,
+        tally: Tally::default(),
+        progress: Progress::start(listing.bytes()),
+        under_way: VecDeque::new(),
+        inputs: listing.inputs,
+        done: 0,
+        start: Instant::now(),
+    };
+    for (path, reason) in listing.unreadable {
+        replay.tally.add(&FileReport::unreadable(path.display().to_string(), reason));
+    }
+    let end = replay.all(extractor, arguments.batch_size as usize, stop).await;
+    replay.finish(end, listing.hidden)
+}
+
+fn extractor(arguments: &FileArguments, config: &Config) -> Result<Extractor, ConfigError> {
+    let arn = arguments.stream_arn.as_deref();
+    let stream_arn = arn.map(|arn| StreamArn::parse(arn, &config.tables)).transpose();
+    let stream_arn =
+        stream_arn.map_err(|problem| ConfigError { variable: "--stream-arn", problem })?;
+    Ok(Extractor { tables: config.tables.clone(), stream_arn })
+}
+
+fn nothing_found(arguments: &FileArguments, listing: &Listing) -> String {
+    let paths: Vec<String> =
+        arguments.paths.iter().map(|path| path.display().to_string()).collect();
+    let hidden = match listing.hidden {
+        0 => String::new(),
+        hidden => format!(" ({hidden} left out, because their names begin with a dot)"),
+    };
+    format!("no files in {}{hidden}: is this the right path?", paths.join(", "))
+}
+
+/// Where records go.
+enum Store {
+    Projector(Box<Delivery>),
+    /// A dry run: they are decoded and counted.
+    Nowhere(Tables, Counts, Reasons),
+}
+
+impl Store {
+    fn counts(&self) -> &Counts {
+        match self {
+            Self::Projector(delivery) => &delivery.counts,
+            Self::Nowhere(_, counts, _) => counts,
+        }
+    }
+
+    /// A task that applies these records.
+    fn start(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Task> {
+        Ok(match self {
+            _ if records.is_empty() => None,
+            Self::Projector(delivery) => Some(delivery.start(records)),
+            Self::Nowhere(tables, counts, reasons) => {
+                try_out(&records, tables, counts, reasons)?;
+                None
+            }
+        })
+    }
+}
+
+/// `None` if there is nothing to wait for.
+type Task = Option<JoinHandle<anyhow::Result<Delivered>>>;
+
+/// How a replay ended, if not by an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    AllRead,
+    Stopped,
+}
+
+/// A run.
+struct Replay {
+    store: Store,
+    tally: Tally,
+    progress: Progress,
+    /// The batches that are being applied, without their records; the first is the oldest.
+    under_way: VecDeque<(Batch, Task)>,
+    inputs: Vec<Input>,
+    /// How many of them have been read and applied.
+    done: usize,
+    start: Instant,
+}
+
+impl Replay {
+    /// Applies all batches, or those under way when a signal comes.
+    async fn all(
+        &mut self,
+        extractor: Extractor,
+        batch_size: usize,
+        stop: &Stop,
+    ) -> anyhow::Result<End> {
+        let (sender, mut batches) = mpsc::channel(1);
+        let (handle, inputs) = (Handle::current(), self.inputs.clone());
+        let reader = thread::spawn(move || {
+            let mut batches = Batches::of(inputs, extractor, batch_size);
+            // A batch is read once there is a place for it, so that one at most is in memory beside those under way.
+            while let Ok(place) = handle.block_on(sender.reserve())
+                && let Some(batch) = batches.next()
+            {
+                place.send(batch);
+            }
+        });
+        let (mut reading, mut stopped) = (true, false);
+        while reading || !self.under_way.is_empty() {
+            tokio::select! {
+                biased;
+                () = stop.wait(), if reading => {
+                    (reading, stopped) = (false, true);
+                    batches.close();
+                }
+                () = stop.grace_over() => return Ok(End::Stopped),
+                delivered = oldest(&mut self.under_way), if !self.under_way.is_empty() => {
+                    self.applied(delivered)?;
+                }
+                batch = batches.recv(), if reading && self.under_way.len() < UNDER_WAY => match batch {
+                    // Replaying them at the same time is harmless: versions decide, not the order.
+                    Some(batch) => self.begin(batch)?,
+                    None => reading = false,
+                },
+            }
+        }
+        if stopped {
+            return Ok(End::Stopped);
+        }
+        if reader.join().is_err() {
+            bail!("the thread that reads the files panicked");
+        }
+        Ok(End::AllRead)
+    }
+
+    fn begin(&mut self, mut batch: Batch) -> anyhow::Result<()> {
+        let records = std::mem::take(&mut batch.records);
+        let task = self.store.start(records).with_context(|| self.stopped_at(&batch))?;
+        self.under_way.push_back((batch, task));
+        Ok(())
+    }
+
+    /// Accounts for the oldest batch.
+    fn applied(&mut self, delivered: anyhow::Result<Option<Delivered>>) -> anyhow::Result<()> {
+        let Some((batch, _)) = self.under_way.pop_front() else { return Ok(()) };
+        let delivered = delivered.with_context(|| self.stopped_at(&batch))?;
+        if let (Store::Projector(delivery), Some(delivered)) = (&mut self.store, delivered) {
+            delivery.add(delivered);
+        }
+        batch.ended.iter().for_each(|report| self.tally.add(report));
+        self.done += batch.ended.len();
+        let files = format!("{}/{} files", self.done, self.inputs.len());
+        let counts = self.store.counts();
+        let counts = (counts.records, counts.rejected);
+        self.progress.advance_files(batch.input_bytes, counts, &files);
+        Ok(())
+    }
+
+    /// Where a run stopped, and which files are done.
+    fn stopped_at(&self, batch: &Batch) -> String {
+        let batch = match &batch.last {
+            Some((file, number)) => format!("the batch that ends at record {number} of {file}"),
+            None => "a batch".to_owned(),
+        };
+        format!("stopped in {batch}; {}", self.resume())
+    }
+
+    /// Which files are done, and how to resume.
+    fn resume(&self) -> String {
+        let (done, all) = (self.done, self.inputs.len());
+        let next = match self.inputs.get(done) {
+            Some(input) if done > 0 => format!("all before {input}"),
+            Some(_) => "none".to_owned(),
+            None => "all".to_owned(),
+        };
+        format!(
+            "{done} of {all} files are done ({next}). Run the same command again, which is harmless: what is stored \
+             already counts as duplicate"
+        )
+    }
+
+    /// The summary, and what the run came to.
+    fn finish(self, end: anyhow::Result<End>, hidden: u64) -> anyhow::Result<Outcome> {
+        let resume = self.resume();
+        let Self { store, tally, progress, start, under_way, .. } = self;
+        drop(progress);
+        let counts = *store.counts();
+        let heading = match &end {
+            Ok(End::AllRead) => "done",
+            Ok(End::Stopped) => "stopped by a signal",
+            // The error says it all.
+            Err(_) if counts.records == 0 => return end.map(|_| Outcome::Done),
+            Err(_) => "stopped by an error",
+        };
+        match &store {
+            Store::Projector(delivery) => {
+                summary::print(heading, &counts, &delivery.reasons, start.elapsed());
+            }
+            Store::Nowhere(_, _, reasons) => {
+                summary::print_dry(counts.records, counts.rejected, reasons);
+            }
+        }
+        tally.print(hidden);
+        if end? == End::Stopped {
+            if !under_way.is_empty() {
+                console::line(&format!(
+                    "{} batches were not finished within {}",
+                    under_way.len(),
+                    span(crate::stop::GRACE)
+                ));
+            }
+            console::line(&format!("stopped by a signal: {resume}"));
+            return Ok(Outcome::Interrupted);
+        }
+        tally.check()?;
+        Ok(Outcome::of(&counts))
+    }
+}
+
+/// Waits for the oldest batch. Cancelled, it waits for the same one again.
+async fn oldest(under_way: &mut VecDeque<(Batch, Task)>) -> anyhow::Result<Option<Delivered>> {
+    match under_way.front_mut() {
+        Some((_, Some(task))) => task.await.context("a delivery panicked")?.map(Some),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,237 @@
+//! What a role may do: the grants of the projector and of a backfill, and the settings that a role needs behind a
+//! proxy. The lists here are also what `backfill doctor` asks for.
+
+use anyhow::Context as _;
+use projector::config::ConfigError;
+use projector::database::ROLE_SETTINGS;
+use sqlx::PgConnection;
+
+use crate::console::say;
+
+/// Privileges on tables.
+pub(crate) struct Grant {
+    privileges: &'static [&'static str],
+    tables: &'static [&'static str],
+}
+
+/// What the projector does, and nothing else.
+pub(crate) const PROJECTOR: &[Grant] = &[Grant {
+    privileges: &["SELECT", "INSERT", "UPDATE"],
+    tables: &["measurements", "rejected_records"],
+}];
+/// What the commands of `backfill` do.
+pub(crate) const BACKFILL: &[Grant] = &[
+    Grant { privileges: &["SELECT", "INSERT", "UPDATE"], tables: &["measurements"] },
+    Grant {
+        privileges: &["SELECT", "INSERT", "UPDATE", "DELETE"],
+        tables: &["rejected_records", "backfill_checkpoints"],
+    },
+];
+
+/// The privileges that the login lacks, of the tables and privileges given side by side; `$3` is `true` if it must
+/// be able to grant them. A table that does not exist is left out.
+pub(crate) const LACKING: &str = "SELECT name, privilege
+FROM unnest($1::text[], $2::text[]) AS needed (name, privilege)
+WHERE CASE WHEN to_regclass(name) IS NOT NULL THEN NOT has_table_privilege(
+    to_regclass(name)::oid, privilege || CASE WHEN $3 THEN ' WITH GRANT OPTION' ELSE '' END
+) END";
+
+impl Grant {
+    fn sql(&self, quoted_role: &str) -> String {
+        format!(
+            "GRANT {} ON {} TO {quoted_role}",
+            self.privileges.join(", "),
+            self.tables.join(", ")
+        )
+    }
+}
+
+/// The tables and the privileges of these grants, side by side.
+pub(crate) fn pairs(grants: &[Grant]) -> (Vec<&'static str>, Vec<&'static str>) {
+    let pairs = grants.iter().flat_map(|grant| {
+        let tables = grant.tables.iter();
+        tables.flat_map(|table| grant.privileges.iter().map(|privilege| (*table, *privilege)))
+    });
+    pairs.unzip()
+}
+
+/// A role of the database.
+pub(crate) struct Role {
+    /// As PostgreSQL quotes it.
+    quoted: String,
+    /// Its own settings, as `name=value`.
+    settings: Vec<String>,
+}
+
+/// A statement for a role.
+pub(crate) enum Step {
+    /// Must succeed.
+    Grant(String),
+    /// Is needed behind a proxy only.
+    Set(String),
+}
+
+impl Role {
+    /// Looks for the role that `flag` names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if there is no such role, or the login cannot grant what it is to be granted.
+    pub(crate) async fn find(
+        connection: &mut PgConnection,
+        flag: &'static str,
+        name: &str,
+        grants: &[Grant],
+    ) -> anyhow::Result<Self> {
+        let sql = "SELECT quote_ident(rolname), coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = $1";
+        let found: Option<(String, Vec<String>)> = sqlx::query_as(sql)
+            .bind(name)
+            .fetch_optional(&mut *connection)
+            .await
+            .context("looking for the role")?;
+        let Some((quoted, settings)) = found else {
+            let problem = format!(
+                "names {name:?}, and the database has no such role: create it (CREATE ROLE ... LOGIN), then run this again"
+            );
+            return Err(ConfigError { variable: flag, problem }.into());
+        };
+        require_grant_option(connection, grants).await?;
+        Ok(Self { quoted, settings })
+    }
+
+    /// What gives the role these grants, and the settings that its connections make for themselves and cannot make
+    /// behind a proxy. What the role has of its own stays.
+    pub(crate) async fn steps(
+        &self,
+        connection: &mut PgConnection,
+        grants: &[Grant],
+    ) -> anyhow::Result<Vec<Step>> {
+        let mut steps: Vec<Step> =
+            grants.iter().map(|grant| Step::Grant(grant.sql(&self.quoted))).collect();
+        for (name, value) in ROLE_SETTINGS {
+            if let Some(own) = own_setting(&self.settings, name, value) {
+                say!("kept             {} has {own} of its own", self.quoted);
+                continue;
+            }
+            let known: bool = sqlx::query_scalar("SELECT current_setting($1, true) IS NOT NULL")
+                .bind(name)
+                .fetch_one(&mut *connection)
+                .await
+                .context("reading the server's settings")?;
+            if known {
+                let sql = format!("ALTER ROLE {} SET {name} = '{value}'", self.quoted);
+                steps.push(Step::Set(sql));
+            }
+        }
+        Ok(steps)
+    }
+}
+
+impl Step {
+    /// Runs the statement, and says so.
+    pub(crate) async fn run(&self, connection: &mut PgConnection) -> anyhow::Result<()> {
+        let (Self::Grant(sql) | Self::Set(sql)) = self;
+        let ran = sqlx::raw_sql(sql).execute(connection).await;
+        match (self, ran) {
+            (Self::Grant(_), Ok(_)) => say!("granted          {sql}"),
+            (Self::Set(_), Ok(_)) => say!("set              {sql}"),
+            // Only behind a proxy are they missed.
+            (Self::Set(_), Err(error)) if code_of(&error).as_deref() == Some("42501") => {
+                say!(
+                    "not set          {sql}: this login may not; behind a proxy, run it as one that may"
+                );
+            }
+            (_, Err(error)) => return Err(error).with_context(|| format!("running {sql}")),
+        }
+        Ok(())
+    }
+
+    /// Says what [`Step::run`] would do.
+    pub(crate) fn announce(&self) {
+        match self {
+            Self::Grant(sql) => say!("would grant      {sql}"),
+            Self::Set(sql) => say!("would set        {sql}"),
+        }
+    }
+}
+
+/// PostgreSQL answers a GRANT of what the login holds and cannot pass on with no more than a warning.
+async fn require_grant_option(
+    connection: &mut PgConnection,
+    grants: &[Grant],
+) -> anyhow::Result<()> {
+    let (tables, privileges) = pairs(grants);
+    let lacking: Vec<(String, String)> = sqlx::query_as(LACKING)
+        .bind(tables)
+        .bind(privileges)
+        .bind(true)
+        .fetch_all(&mut *connection)
+        .await
+        .context("reading what the login may grant")?;
+    let Some((table, privilege)) = lacking.first() else { return Ok(()) };
+    let sql = "SELECT current_user::text, tableowner::text FROM pg_tables
+        WHERE (quote_ident(schemaname) || '.' || quote_ident(tablename))::regclass = to_regclass($1)";
+    let found: Option<(String, String)> = sqlx::query_as(sql)
+        .bind(table)
+        .fetch_optional(connection)
+        .await
+        .context("reading who owns the table")?;
+    let (login, owner) = found.unwrap_or_default();
+    let problem = format!(
+        "logs in as {login:?}, who cannot grant {privilege} on {table}: log in as its owner, {owner:?}"
+    );
+    Err(ConfigError { variable: "DATABASE_URL", problem }.into())
+}
+
+fn code_of(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}
+
+/// A setting of the role's own that is as good as ours: a time limit that is no higher, or a
+/// `synchronous_commit` that waits for the disk.
+fn own_setting<'a>(settings: &'a [String], name: &str, ours: &str) -> Option<&'a str> {
+    let own = settings.iter().find(|own| own.split('=').next() == Some(name))?;
+    let value = own.split_once('=')?.1;
+    let as_good = match name {
+        "synchronous_commit" => !matches!(value, "off" | "local" | "false" | "no" | "0"),
+        _ => milliseconds(value).is_some_and(|own| own > 0 && Some(own) <= milliseconds(ours)),
+    };
+    as_good.then_some(own)
+}
+
+/// A time in a setting: a number of milliseconds, or with a unit (PostgreSQL documentation, "Parameter Names
+/// and Values").
+fn milliseconds(value: &str) -> Option<u64> {
+    let digits = value.find(|character: char| !character.is_ascii_digit()).unwrap_or(value.len());
+    let (number, unit) = value.split_at(digits);
+    let unit_ms = match unit.trim() {
+        "" | "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROLE_SETTINGS, own_setting};
+
+    #[test]
+    fn a_setting_of_the_role_stays_unless_it_is_none() {
+        let ours = |name| ROLE_SETTINGS.iter().find(|(known, _)| *known == name).expect("ours").1;
+        let kept =
+            |setting: &str, name| own_setting(&[setting.to_owned()], name, ours(name)).is_some();
+        assert!(kept("statement_timeout=3s", "statement_timeout"));
+        assert!(kept("statement_timeout=20000", "statement_timeout"));
+        assert!(!kept("statement_timeout=1h", "statement_timeout"));
+        assert!(!kept("statement_timeout=-1", "statement_timeout"));
+        assert!(!kept("lock_timeout=30000", "lock_timeout"));
+        assert!(!kept("statement_timeout=0", "statement_timeout"));
+        assert!(!kept("statement_timeout=0ms", "statement_timeout"));
+        assert!(!kept("lock_timeout=3s", "statement_timeout"));
+        assert!(kept("synchronous_commit=remote_apply", "synchronous_commit"));
+        assert!(!kept("synchronous_commit=off", "synchronous_commit"));
+    }
+}

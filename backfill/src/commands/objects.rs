@@ -1,0 +1,118 @@
+//! `backfill objects`: compares the object of every row, and writes those that are missing or behind.
+//!
+//! For a bucket that was restored, emptied or replaced, and for rows whose records no stream holds any more.
+//! It goes through the projector's own comparison, so that it may run beside live functions, and takes no
+//! object back.
+
+mod compare;
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use projector::config::ConfigError;
+
+use crate::cli::{ObjectsArguments, Settings};
+use crate::commands::objects::compare::{Comparing, End, Tally};
+use crate::console::{self, Progress, say, span};
+use crate::outcome::Outcome;
+use crate::stop::Stop;
+
+/// At most this many sessions whose object could not be written are named.
+const NAMED: usize = 20;
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &ObjectsArguments,
+    stop: &Stop,
+) -> anyhow::Result<Outcome> {
+    let projector = settings.config()?.projector_with_credentials().await?;
+    let archive = projector.archive.as_ref().ok_or_else(|| ConfigError {
+        variable: "ARCHIVE_BUCKET",
+        problem: "is not set: it names the bucket whose objects are compared".to_owned(),
+    })?;
+    let (start, dry_run) = (Instant::now(), arguments.dry_run);
+    let after = arguments.after.clone().unwrap_or_default();
+    let rows = tokio::select! {
+        biased;
+        rows = compare::count(&projector.database, &after) => rows?,
+        () = stop.wait() => {
+            console::line(&format!("stopped by a signal: `{}` resumes", command(&after, dry_run)));
+            return Ok(Outcome::Interrupted);
+        }
+    };
+    let mut comparing = Comparing::new(archive, &projector.database, stop, after, dry_run);
+    let mut progress = Progress::start(rows);
+    let ended = comparing.until_done(&mut progress).await;
+    drop(progress);
+    report(&comparing, ended, start.elapsed(), dry_run)
+}
+
+/// Says what came of the run and, unless all is done, from where the next one skips nothing.
+fn report(
+    comparing: &Comparing<'_>,
+    ended: anyhow::Result<End>,
+    duration: Duration,
+    dry_run: bool,
+) -> anyhow::Result<Outcome> {
+    let left = comparing.left();
+    let end = match &ended {
+        Ok(End::Stopped) => "stopped",
+        Ok(End::AllCompared) if left.is_empty() => "done",
+        Ok(End::AllCompared) | Err(_) => "failed",
+    };
+    print(end, comparing.tally(), duration, dry_run);
+    let resume = command(comparing.resume_after(), dry_run);
+    match ended {
+        Err(error) => {
+            Err(error
+                .context(format!("the run ended early: `{resume}` resumes it and skips nothing")))
+        }
+        Ok(End::Stopped) => {
+            console::line(&format!("stopped by a signal: `{resume}` resumes and skips nothing"));
+            Ok(Outcome::Interrupted)
+        }
+        Ok(End::AllCompared) if left.is_empty() => Ok(Outcome::Done),
+        Ok(End::AllCompared) => {
+            let named = left[..left.len().min(NAMED)].join(", ");
+            let more = if left.len() > NAMED { ", ..." } else { "" };
+            let what = if dry_run { "compared" } else { "written" };
+            bail!(
+                "{} could not be {what}, the log above says why: {named}{more}. All others are {what}. \
+                 `{resume}` tries again and skips nothing",
+                objects(left.len())
+            )
+        }
+    }
+}
+
+/// The command that compares all after this session.
+fn command(after: &str, dry_run: bool) -> String {
+    let dry_run = if dry_run { " --dry-run" } else { "" };
+    let after = if after.is_empty() { String::new() } else { format!(" --after '{after}'") };
+    format!("backfill objects{dry_run}{after}")
+}
+
+fn objects(count: usize) -> String {
+    if count == 1 { "1 object".to_owned() } else { format!("{count} objects") }
+}
+
+fn print(end: &str, tally: &Tally, duration: Duration, dry_run: bool) {
+    let Tally { current, missing, behind, written } = *tally;
+    let compared = tally.compared();
+    let took = span(duration.max(Duration::from_secs(1)));
+    let end = if dry_run { format!("dry run, nothing was written, {end}") } else { end.to_owned() };
+    say!("{end}: {compared} objects compared in {took}");
+    let found: &[(&str, u64, &str)] = if dry_run {
+        &[
+            ("objects missing", missing, "would be written"),
+            ("objects behind", behind, "would be written"),
+        ]
+    } else {
+        &[("objects written", written, "missing, or behind their rows")]
+    };
+    for (name, count, meaning) in
+        found.iter().chain(&[("objects current", current, "held the row already")])
+    {
+        say!("  {name:<16}{count:>10}  {meaning}");
+    }
+}

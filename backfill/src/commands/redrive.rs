@@ -1,0 +1,319 @@
+//! `backfill redrive`: tries the records of `rejected_records` again, through the same apply path,
+//! and removes those that are now in both stores, and those that a newer change has overtaken.
+//!
+//! A record is removed after it is stored: whatever ends the run, none is lost, and the same command
+//! resumes.
+
+mod discard;
+mod rejected;
+
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use projector::apply::{Counts, Pace};
+use projector::change::{self, Decoded, Misconfigured, Place};
+
+use crate::cli::{RedriveArguments, Settings};
+use crate::commands::redrive::rejected::{BATCH, Filter, Rejected};
+use crate::console::{self, Progress, say};
+use crate::deliver::{Delivery, NotStored};
+use crate::outcome::Outcome;
+use crate::stop::Stop;
+use crate::summary::{self, Reasons};
+
+/// At most this many of the records that cannot be tried are named.
+const NAMED: usize = 20;
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &RedriveArguments,
+    stop: &Stop,
+) -> anyhow::Result<Outcome> {
+    let config = settings.config()?;
+    let filter =
+        Filter { reason: arguments.reason.as_deref(), identity: arguments.identity.as_deref() };
+    let without_archive = config.archive.is_none();
+    let delivery = Delivery::of_rejected(config.projector_with_credentials().await?);
+    let database = &delivery.projector().database;
+    let rows = tokio::select! {
+        biased;
+        rows = rejected::count(database, filter) => rows?,
+        () = stop.wait() => {
+            console::line("stopped by a signal before the first record was tried");
+            return Ok(Outcome::Interrupted);
+        }
+    };
+    if let (0, Some(identity)) = (rows, filter.identity) {
+        bail!(
+            "rejected_records has no open record with the identity {identity:?} and these filters"
+        );
+    }
+    if let Some(why) = arguments.why.as_deref().filter(|_| arguments.discard) {
+        return discard::run(database, filter, why, arguments.dry_run, stop).await;
+    }
+    if without_archive && !arguments.dry_run {
+        console::line(
+            "ARCHIVE_BUCKET is not set: a record is removed when it is in the database, no object is written",
+        );
+    }
+    let redrive = Redrive {
+        delivery,
+        filter,
+        dry_run: arguments.dry_run,
+        pace: Pace::new(BATCH),
+        last: String::new(),
+        tally: Tally::default(),
+        progress: Progress::start(rows),
+    };
+    redrive.run(stop).await
+}
+
+/// How a run ended that did not fail.
+enum End {
+    AllTried,
+    Stopped,
+}
+
+struct Redrive<'a> {
+    delivery: Delivery,
+    filter: Filter<'a>,
+    dry_run: bool,
+    pace: Pace,
+    /// The last identity that was read.
+    last: String,
+    tally: Tally,
+    progress: Progress,
+}
+
+/// What came of the records, beside what the delivery counts.
+#[derive(Default)]
+struct Tally {
+    /// What a dry run found.
+    dry: Counts,
+    reasons: Reasons,
+    /// Removed from the table, the overtaken ones too.
+    removed: u64,
+    /// A newer change is in their rows.
+    overtaken: u64,
+    foreign: Foreign,
+    /// They could not be stored while others could.
+    failed: Vec<String>,
+}
+
+/// The records that cannot be tried: this set-up does not read their streams.
+#[derive(Default)]
+struct Foreign {
+    records: u64,
+    /// The first of them, and why.
+    named: Vec<(String, Misconfigured)>,
+}
+
+/// What is done with the records of a batch.
+#[derive(Default)]
+struct Sorted {
+    tried: Vec<Rejected>,
+    /// Where the malformed ones among them belong, by their index.
+    places: Vec<(usize, Place)>,
+}
+
+impl Redrive<'_> {
+    /// Tries all, and says what came of it, however it ended.
+    async fn run(mut self, stop: &Stop) -> anyhow::Result<Outcome> {
+        let start = Instant::now();
+        let ended = self.until_done(stop).await;
+        let Self { delivery, tally, progress, dry_run, .. } = self;
+        drop(progress);
+        let dry = tally.dry;
+        if dry_run {
+            summary::print_dry(dry.records, dry.rejected, &tally.reasons);
+        } else {
+            let end = match &ended {
+                Ok(End::AllTried) => "done",
+                Ok(End::Stopped) => "stopped",
+                Err(_) => "failed",
+            };
+            summary::print(end, &delivery.counts, &delivery.reasons, start.elapsed());
+        }
+        tally.print(dry_run);
+        match ended? {
+            End::AllTried => tally.outcome(if dry_run { dry } else { delivery.counts }),
+            End::Stopped => {
+                console::line("stopped by a signal: run the same command again to try the rest");
+                Ok(Outcome::Interrupted)
+            }
+        }
+    }
+
+    async fn until_done(&mut self, stop: &Stop) -> anyhow::Result<End> {
+        loop {
+            let database = &self.delivery.projector().database;
+            let reading = rejected::next(database, &self.last, self.filter, &mut self.pace);
+            let batch = tokio::select! {
+                biased;
+                () = stop.wait() => return Ok(End::Stopped),
+                batch = reading => batch?,
+            };
+            let Some(newest) = batch.last() else { return Ok(End::AllTried) };
+            self.last.clone_from(&newest.identity);
+            tokio::select! {
+                biased;
+                done = self.batch(batch) => done?,
+                () = stop.grace_over() => return Ok(End::Stopped),
+            }
+        }
+    }
+
+    /// Tries these records, and removes those that need no other try.
+    async fn batch(&mut self, batch: Vec<Rejected>) -> anyhow::Result<()> {
+        let records = batch.len() as u64;
+        let sorted = self.sort(batch);
+        let (tried, mut removed) = self.without_overtaken(sorted).await?;
+        if self.dry_run {
+            self.try_out(&tried);
+        } else {
+            removed.append(&mut self.deliver(tried).await?);
+            let database = &self.delivery.projector().database;
+            rejected::remove(database, &removed, &mut self.pace).await?;
+            self.tally.removed += removed.len() as u64;
+        }
+        let counts = if self.dry_run { &self.tally.dry } else { &self.delivery.counts };
+        self.progress.advance(records, counts.records, counts.rejected);
+        Ok(())
+    }
+
+    /// Takes out what this set-up does not read: it would end the batch, and the good records with it.
+    fn sort(&mut self, batch: Vec<Rejected>) -> Sorted {
+        let tables = &self.delivery.projector().tables;
+        let mut sorted = Sorted::default();
+        for rejected in batch {
+            match change::decode(&rejected.record, tables) {
+                Err(misconfigured) => {
+                    self.tally.foreign.add(rejected.identity, misconfigured);
+                    continue;
+                }
+                Ok(Decoded::Change(_)) => {}
+                Ok(Decoded::Malformed(_)) => {
+                    let place = change::place_of(&rejected.record, tables);
+                    sorted.places.extend(place.map(|place| (sorted.tried.len(), place)));
+                }
+            }
+            sorted.tried.push(rejected);
+        }
+        sorted
+    }
+
+    /// Takes out the malformed records whose rows hold a newer change: nobody needs them any more. Returns the
+    /// records to try, and the identities of those taken out.
+    async fn without_overtaken(
+        &mut self,
+        Sorted { tried, places }: Sorted,
+    ) -> anyhow::Result<(Vec<Rejected>, Vec<String>)> {
+        if places.is_empty() {
+            return Ok((tried, Vec::new()));
+        }
+        let database = &self.delivery.projector().database;
+        let (indices, places): (Vec<usize>, Vec<Place>) = places.into_iter().unzip();
+        let overtaken = rejected::overtaken(database, &places, &mut self.pace).await?;
+        let taken_out: Vec<usize> = indices
+            .into_iter()
+            .zip(overtaken)
+            .filter_map(|(index, overtaken)| overtaken.then_some(index))
+            .collect();
+        self.tally.overtaken += taken_out.len() as u64;
+        let (mut remaining, mut identities) = (Vec::new(), Vec::new());
+        for (index, rejected) in tried.into_iter().enumerate() {
+            if taken_out.binary_search(&index).is_ok() {
+                identities.push(rejected.identity);
+            } else {
+                remaining.push(rejected);
+            }
+        }
+        Ok((remaining, identities))
+    }
+
+    /// Applies the records, and returns the identities of those that are stored.
+    async fn deliver(&mut self, tried: Vec<Rejected>) -> anyhow::Result<Vec<String>> {
+        if tried.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (identities, records): (Vec<String>, Vec<Vec<u8>>) =
+            tried.into_iter().map(|Rejected { identity, record }| (identity, record)).unzip();
+        let NotStored { rejected, failed } = self.delivery.deliver_or_leave(records).await?;
+        let mut stored = Vec::new();
+        for (index, identity) in identities.into_iter().enumerate() {
+            if failed.binary_search(&index).is_ok() {
+                self.tally.failed.push(identity);
+            } else if rejected.binary_search(&index).is_err() {
+                stored.push(identity);
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Decodes the records and counts; writes nothing.
+    fn try_out(&mut self, tried: &[Rejected]) {
+        let Tally { dry, reasons, .. } = &mut self.tally;
+        for Rejected { record, .. } in tried {
+            dry.records += 1;
+            if let Ok(Decoded::Malformed(malformed)) =
+                change::decode(record, &self.delivery.projector().tables)
+            {
+                dry.rejected += 1;
+                reasons.add(malformed.to_string());
+            }
+        }
+    }
+}
+
+impl Tally {
+    fn print(&self, dry_run: bool) {
+        let Self { removed, overtaken, foreign, .. } = self;
+        if !dry_run {
+            say!("{removed} records removed from rejected_records");
+        }
+        if *overtaken > 0 {
+            let tense = if dry_run { "more would be removed" } else { "of them were not applied" };
+            say!("  {overtaken} {tense}: malformed, and their rows hold a newer change");
+        }
+        if foreign.records > 0 {
+            say!("{} records stay untried, because their streams are not read:", foreign.records);
+            for (identity, why) in &foreign.named {
+                say!("  {identity}: {why}");
+            }
+            if foreign.records > foreign.named.len() as u64 {
+                say!("  ...");
+            }
+        }
+    }
+
+    /// What a run came to that tried all: if not a single record is one of the configured tables, the configuration
+    /// is wrong and not the records.
+    fn outcome(self, counts: Counts) -> anyhow::Result<Outcome> {
+        let Self { overtaken, foreign, failed, .. } = self;
+        if !failed.is_empty() {
+            let more = if failed.len() > NAMED { ", ..." } else { "" };
+            bail!(
+                "{} records could not be stored, the log above says why: {}{more}. They stay in rejected_records: \
+                 fix the cause and run the same command again",
+                failed.len(),
+                failed[..failed.len().min(NAMED)].join(", ")
+            );
+        }
+        let tried = counts.records + overtaken;
+        match foreign.named.into_iter().next() {
+            Some((_, why)) if tried == 0 => Err(projector::error::Error::Misconfigured(why))
+                .with_context(|| format!("none of the {} records was tried", foreign.records)),
+            Some(_) => Ok(Outcome::DoneWithRejections),
+            None => Ok(Outcome::of(&counts)),
+        }
+    }
+}
+
+impl Foreign {
+    fn add(&mut self, identity: String, why: Misconfigured) {
+        self.records += 1;
+        if self.named.len() < NAMED {
+            self.named.push((identity, why));
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Everything that a terminal shows: lines and bars on standard error, results on standard output, and how times read.
+//! Bars on a terminal, plain lines every ten seconds elsewhere. Logs and lines go above the bars, through here, or they
+//! would tear them. It knows nothing of what is shown.
+
+use std::io::{IsTerminal as _, Write};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a line is printed where there is no terminal.
+pub(crate) const LINE_EVERY: Duration = Duration::from_secs(10);
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
+    // Not `hidden` of the library's own choosing: what draws nothing must not hold lines back.
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    MultiProgress::with_draw_target(target)
+});
+
+/// A line for the operator, above the bars.
+pub(crate) fn line(text: &str) {
+    BARS.suspend(|| {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    });
+}
+
+/// Where the log goes: above the bars.
+pub(crate) struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        BARS.suspend(|| std::io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// A bar, and whether it is time for a line.
+pub(crate) struct Bar {
+    pub(crate) drawn: ProgressBar,
+    start: Instant,
+    last_line: Instant,
+}
+
+impl Bar {
+    pub(crate) fn start(length: u64, template: &str) -> Self {
+        let style = ProgressStyle::with_template(template).expect("the template is constant");
+        let drawn = BARS.add(ProgressBar::new(length).with_style(style));
+        let now = Instant::now();
+        Self { drawn, start: now, last_line: now }
+    }
+
+    pub(crate) fn rate(&self, records: u64) -> f64 {
+        records as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// Shows where it stands; `as_line` is what is printed instead where there is no terminal.
+    pub(crate) fn show(
+        &mut self,
+        position: u64,
+        text: String,
+        as_line: impl FnOnce(&str) -> String,
+    ) {
+        if std::io::stderr().is_terminal() {
+            self.drawn.set_message(text);
+            self.drawn.set_position(position);
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            line(&as_line(&text));
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.drawn.finish_and_clear();
+    }
+}
+
+/// The progress over something of known length: the bytes of files, the rows of a table.
+pub(crate) struct Progress {
+    bar: Bar,
+    length: u64,
+    done: u64,
+}
+
+impl Progress {
+    pub(crate) fn start(length: u64) -> Self {
+        let bar = Bar::start(length, "{bar:30} {percent:>3}%  {msg}  eta {eta}");
+        Self { bar, length, done: 0 }
+    }
+
+    /// This much more is done, with this many records in all.
+    pub(crate) fn advance(&mut self, by: u64, records: u64, rejected: u64) {
+        let rate = self.bar.rate(records);
+        self.show(by, format!("{records} records ({rate:.0}/s), {rejected} rejected"));
+    }
+
+    /// The same of bytes, and of files: `files` says how many of how many.
+    pub(crate) fn advance_files(&mut self, by: u64, (records, rejected): (u64, u64), files: &str) {
+        let done = HumanBytes(self.done + by);
+        // The length of standard input is not known.
+        let of = match self.length {
+            0 => String::new(),
+            length => format!(" of {}", HumanBytes(length)),
+        };
+        let rate = self.bar.rate(records);
+        let counted = format!("{records} records ({rate:.0}/s), {rejected} rejected");
+        self.show(by, format!("{files}, {done}{of}, {counted}"));
+    }
+
+    /// The same for the objects of rows: `text` says what came of them.
+    pub(crate) fn advance_objects(&mut self, by: u64, compared: u64, text: &str) {
+        let rate = self.bar.rate(compared);
+        self.show(by, format!("{compared} objects compared ({rate:.0}/s), {text}"));
+    }
+
+    fn show(&mut self, by: u64, text: String) {
+        self.done += by;
+        let percent = match self.length {
+            0 => String::new(),
+            length => format!("{:>3}%  ", self.done * 100 / length),
+        };
+        self.bar.show(self.done, text, |text| format!("{percent}{text}"));
+    }
+}
+
+/// A line on standard output. That its reader has gone (`| head`) is no failure of the run.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+pub(crate) use say;
+
+/// `3 h 20 min`, `4 min 5 s`, `12 s`; the sign of what is negative is left to the caller.
+pub(crate) fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{rest} s"),
+        (0, minutes) => format!("{minutes} min {rest} s"),
+        (hours, minutes) if hours < 48 => format!("{hours} h {minutes} min"),
+        (hours, _) => format!("{} d {} h", hours / 24, hours % 24),
+    }
+}
+
+/// `2026-11-23 14:05:09Z`.
+pub(crate) fn clock(time: time::OffsetDateTime) -> String {
+    let format =
+        time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    let utc =
+        time.checked_to_offset(time::UtcOffset::UTC).and_then(|time| time.format(format).ok());
+    utc.unwrap_or_else(|| time.to_string())
+}

@@ -1,0 +1,391 @@
+//! How far each shard has come, kept in the target database; and the lock that lets one run at a time
+//! at it.
+//!
+//! A checkpoint is written after the records up to it are in both stores, never before. It is written
+//! over the connection that holds the lock: a run that has lost the lock with its connection notices
+//! before it writes, and takes the lock anew or stops.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use projector::database::{Database, STATEMENT_TIMEOUT};
+use projector::deadline::Deadline;
+use projector::error::{Consequence, Error};
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments as _, PgConnection, Row as _};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+
+use crate::console;
+use crate::replay::position::Position;
+use crate::retry::{MAX_TRIES, pause_after};
+
+/// The advisory lock's key: "backfill" as bytes. It counts within one database.
+const LOCK: i64 = i64::from_be_bytes(*b"backfill");
+/// A run that was killed leaves its lock until the server notices that the connection is gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(250);
+
+/// Where a shard was left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) position: Position,
+    /// The shard was read to its end.
+    pub(crate) finished: bool,
+    /// The bucket and prefix that the records are in as well.
+    pub(crate) archive: Option<String>,
+    /// Every change since then could be read when the run began that wrote this.
+    pub(crate) snapshot_time: Option<OffsetDateTime>,
+    pub(crate) updated_at: OffsetDateTime,
+}
+
+/// How far a shard has come with the batch just stored.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckpointUpdate {
+    pub(crate) stream_arn: String,
+    pub(crate) shard_id: String,
+    pub(crate) position: Position,
+    pub(crate) finished: bool,
+}
+
+/// The checkpoints of one database, with the lock held.
+pub(crate) struct Checkpoints {
+    connection: PgConnection,
+    session: Session,
+    archive: Option<String>,
+    snapshot_time: Option<OffsetDateTime>,
+}
+
+/// What tells a session of the server from all others, also after its process id was given anew.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    pid: i32,
+    since: OffsetDateTime,
+}
+
+const LOAD: &str =
+    "SELECT shard_id, sequence_number, last_created, read_through, finished, archive,
+    snapshot_time, updated_at
+FROM backfill_checkpoints WHERE stream_arn = $1";
+
+/// Sorted, so that two statements never wait for each other.
+const SAVE: &str = "INSERT INTO backfill_checkpoints
+    (stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
+    snapshot_time)
+SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, $7, $8
+FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
+    AS mark (stream_arn, shard_id, sequence_number, last_created, read_through, finished)
+ORDER BY stream_arn, shard_id
+ON CONFLICT (stream_arn, shard_id) DO UPDATE SET
+    sequence_number = excluded.sequence_number,
+    last_created = excluded.last_created,
+    read_through = excluded.read_through,
+    finished = excluded.finished,
+    archive = excluded.archive,
+    snapshot_time = excluded.snapshot_time,
+    updated_at = now()";
+
+const LOAD_OTHERS: &str =
+    "SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
+    snapshot_time, updated_at
+FROM backfill_checkpoints WHERE stream_arn <> ALL ($1)";
+
+const EMPTY: &str =
+    "SELECT EXISTS (SELECT FROM backfill_checkpoints WHERE sequence_number IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM measurements)";
+
+const FORGET_ALL: &str = "DELETE FROM backfill_checkpoints WHERE stream_arn = $1";
+
+const FORGET: &str =
+    "DELETE FROM backfill_checkpoints WHERE stream_arn = $1 AND shard_id = ANY($2)";
+
+impl Checkpoints {
+    /// Connects and takes the lock. `archive` is where the objects of this run go; `snapshot_time` since
+    /// when every change can be read as it begins, where that is known.
+    ///
+    /// # Errors
+    /// Where another run holds the lock: it is named, with the way to end it.
+    pub(crate) async fn open(
+        database: &Database,
+        archive: Option<String>,
+        snapshot_time: Option<OffsetDateTime>,
+    ) -> anyhow::Result<Self> {
+        let mut connection = database.connect().await?;
+        let session = lock(&mut connection)
+            .await
+            .context("cannot take the lock of `backfill stream`")?
+            .map_err(anyhow::Error::msg)?;
+        Ok(Self { connection, session, archive, snapshot_time })
+    }
+
+    /// The database's clock.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub(crate) async fn now(&mut self) -> Result<OffsetDateTime, Error> {
+        within(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection)).await
+    }
+
+    /// Keeps a quiet connection, and so the lock, alive: some networks forget an idle connection. If it is lost, takes
+    /// the lock again over a new one; if the database is away, the next call tries again.
+    ///
+    /// # Errors
+    /// If another run has taken the lock meanwhile.
+    pub(crate) async fn keep_lock(&mut self, database: &Database) -> anyhow::Result<()> {
+        let Err(lost) = self.now().await else { return Ok(()) };
+        let lost = projector::error::chain(&lost);
+        match self.lock_anew(database).await {
+            Ok(Ok(())) => {
+                console::line(
+                    "the connection that held the lock was lost; the lock is taken again",
+                );
+                Ok(())
+            }
+            Ok(Err(holder)) => Err(anyhow::Error::msg(holder))
+                .context("the connection that held the lock was lost, and the lock with it"),
+            Err(error) => {
+                let error = projector::error::chain(&error);
+                tracing::warn!(lost, error, "the lock is lost, and cannot be taken again yet");
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn archive(&self) -> Option<&str> {
+        self.archive.as_deref()
+    }
+
+    /// The checkpoints of a stream, by shard.
+    pub(crate) async fn load(
+        &mut self,
+        stream_arn: &str,
+    ) -> anyhow::Result<HashMap<String, Checkpoint>> {
+        type Time = Option<OffsetDateTime>;
+        type Row = (String, Option<String>, Time, Time, bool, Option<String>, Time, OffsetDateTime);
+        let rows: Vec<Row> =
+            within(sqlx::query_as(LOAD).bind(stream_arn).fetch_all(&mut self.connection))
+                .await
+                .context("cannot read the checkpoints")?;
+        let checkpoint = |row: Row| {
+            let (id, sequence_number, last_created, read_through, ..) = row;
+            let (.., finished, archive, snapshot_time, updated_at) = row;
+            let position = Position { sequence_number, last_created, read_through };
+            (id, Checkpoint { position, finished, archive, snapshot_time, updated_at })
+        };
+        Ok(rows.into_iter().map(checkpoint).collect())
+    }
+
+    /// The checkpoints of all other streams: their ARN, shard and checkpoint.
+    pub(crate) async fn load_others(
+        &mut self,
+        stream_arns: &[&str],
+    ) -> anyhow::Result<Vec<(String, String, Checkpoint)>> {
+        type Time = Option<OffsetDateTime>;
+        type Row = (
+            String,
+            String,
+            Option<String>,
+            Time,
+            Time,
+            bool,
+            Option<String>,
+            Time,
+            OffsetDateTime,
+        );
+        let rows: Vec<Row> =
+            within(sqlx::query_as(LOAD_OTHERS).bind(stream_arns).fetch_all(&mut self.connection))
+                .await
+                .context("cannot read the checkpoints of other streams")?;
+        let checkpoint = |row: Row| {
+            let (arn, id, sequence_number, last_created, read_through, ..) = row;
+            let (.., finished, archive, snapshot_time, updated_at) = row;
+            let position = Position { sequence_number, last_created, read_through };
+            (arn, id, Checkpoint { position, finished, archive, snapshot_time, updated_at })
+        };
+        Ok(rows.into_iter().map(checkpoint).collect())
+    }
+
+    /// Whether there is a checkpoint of any stream, and not one row in `measurements`: somebody emptied the table.
+    pub(crate) async fn stand_beside_an_empty_table(&mut self) -> anyhow::Result<bool> {
+        within(sqlx::query_scalar(EMPTY).fetch_one(&mut self.connection))
+            .await
+            .context("cannot see whether measurements has rows")
+    }
+
+    /// Deletes all checkpoints of a stream.
+    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
+    pub(crate) async fn forget_all(&mut self, stream_arn: &str) -> anyhow::Result<()> {
+        within(sqlx::query(FORGET_ALL).bind(stream_arn).execute(&mut self.connection))
+            .await
+            .context("cannot delete the checkpoints")?;
+        Ok(())
+    }
+
+    /// Deletes the checkpoints of these shards.
+    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
+    pub(crate) async fn forget(&mut self, stream_arn: &str, shards: &[&str]) -> anyhow::Result<()> {
+        if shards.is_empty() {
+            return Ok(());
+        }
+        within(sqlx::query(FORGET).bind(stream_arn).bind(shards).execute(&mut self.connection))
+            .await
+            .context("cannot delete checkpoints that are of no use any more")?;
+        Ok(())
+    }
+
+    /// Writes how far the shards have come, one update per shard. A database that is away is waited for,
+    /// as long as for a batch.
+    ///
+    /// # Errors
+    /// Where it stays away, or another run has taken the lock meanwhile.
+    pub(crate) async fn save(
+        &mut self,
+        database: &Database,
+        updates: &[CheckpointUpdate],
+    ) -> anyhow::Result<()> {
+        if updates.is_empty() {
+            return Ok(());
+        }
+        for tries in 1..=MAX_TRIES {
+            let Err(error) = within(self.save_once(updates)).await else { return Ok(()) };
+            if error.consequence() == Consequence::Fatal || tries == MAX_TRIES {
+                return Err(error)
+                    .context("cannot store a checkpoint; what it stands for is stored");
+            }
+            tracing::warn!(
+                error = projector::error::chain(&error),
+                "no checkpoint stored, will be tried again"
+            );
+            let pause = pause_after(tries);
+            console::line(&format!(
+                "a checkpoint could not be stored (see the log above); try {} of {MAX_TRIES} in {} s",
+                tries + 1,
+                pause.as_secs()
+            ));
+            tokio::time::sleep(pause).await;
+            // That the database is away still is tried again; that another run has the lock is not.
+            if let Ok(locked) = self.lock_anew(database).await {
+                locked.map_err(anyhow::Error::msg)?;
+            }
+        }
+        unreachable!("the last try returns")
+    }
+
+    /// Makes the connection anew: with it the lock may be lost. Until both are there the old connection
+    /// stays, over which no checkpoint can be written without the lock.
+    async fn lock_anew(&mut self, database: &Database) -> Result<Result<(), String>, Error> {
+        let mut connection = database.connect().await?;
+        end(&mut connection, self.session).await;
+        Ok(lock(&mut connection).await?.map(|session| {
+            self.connection = connection;
+            self.session = session;
+        }))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
+    async fn save_once(&mut self, updates: &[CheckpointUpdate]) -> Result<(), sqlx::Error> {
+        let column = |of: fn(&CheckpointUpdate) -> &str| updates.iter().map(of).collect::<Vec<_>>();
+        let positions = || updates.iter().map(|update| &update.position);
+        let last: Vec<_> = positions().map(|at| at.sequence_number.as_deref()).collect();
+        let created: Vec<_> = positions().map(|at| at.last_created).collect();
+        let through: Vec<_> = positions().map(|at| at.read_through).collect();
+        let finished: Vec<_> = updates.iter().map(|update| update.finished).collect();
+        sqlx::query(SAVE)
+            .bind(column(|update| &update.stream_arn))
+            .bind(column(|update| &update.shard_id))
+            .bind(last)
+            .bind(created)
+            .bind(through)
+            .bind(finished)
+            .bind(self.archive.as_deref())
+            .bind(self.snapshot_time)
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+}
+
+async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
+    let limit = STATEMENT_TIMEOUT;
+    timeout(limit, statement)
+        .await
+        .map_err(|_| Error::StatementTimeout { limit })?
+        .map_err(Error::Database)
+}
+
+/// Takes the lock; the inner error says who holds it. An advisory lock of the session: it ends with the
+/// connection (PostgreSQL documentation, "Advisory Locks").
+async fn lock(connection: &mut PgConnection) -> Result<Result<Session, String>, Error> {
+    let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start
+        FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    let start = tokio::time::Instant::now();
+    loop {
+        let (taken, pid, since): (bool, i32, OffsetDateTime) =
+            within(sqlx::query_as(sql).bind(LOCK).fetch_one(&mut *connection)).await?;
+        if taken {
+            return Ok(Ok(Session { pid, since }));
+        }
+        if start.elapsed() >= LOCK_PATIENCE {
+            return Ok(Err(format!(
+                "another `backfill stream` is at work on this database{}",
+                holder(connection).await.unwrap_or_default()
+            )));
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// Ends a session of our own whose connection is lost, which the server may not have noticed: it would
+/// hold the lock against us. That it is gone already is as good.
+async fn end(connection: &mut PgConnection, session: Session) {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE pid = $1 AND backend_start = $2";
+    let query = sqlx::query_scalar::<_, bool>(sql).bind(session.pid).bind(session.since);
+    let _ = within(query.fetch_optional(connection)).await;
+}
+
+/// Who holds the lock, and how to end it.
+async fn holder(connection: &mut PgConnection) -> Option<String> {
+    let (pid, address, since): (i32, Option<String>, Option<OffsetDateTime>) =
+        sqlx::query_as(HOLDER).bind(LOCK).fetch_optional(connection).await.ok()??;
+    let address = address.map(|address| format!(" from {address}")).unwrap_or_default();
+    let since =
+        since.map(|since| format!(" since {}", crate::console::clock(since))).unwrap_or_default();
+    Some(format!(
+        " (server process {pid}{address}{since}): wait until it ends, or end it with SELECT pg_terminate_backend({pid})"
+    ))
+}
+
+/// Who holds the lock. A key of 64 bits is in two columns (PostgreSQL documentation, `pg_locks`).
+const HOLDER: &str = "SELECT l.pid, host(a.client_addr), a.backend_start FROM pg_locks l
+    LEFT JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND l.classid::bigint = $1 >> 32 AND l.objid::bigint = $1 & 4294967295";
+
+/// The server process that holds the lock of `backfill stream`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct LockHolder {
+    pub(crate) pid: i32,
+    /// The address of its client; `None` for a Unix socket, or if this login may not see it.
+    pub(crate) address: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) connected_at: Option<OffsetDateTime>,
+}
+
+/// Who holds the lock of `backfill stream` on this database. Takes no lock itself.
+pub(crate) async fn lock_holder(database: &Database) -> Result<Option<LockHolder>, Error> {
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(LOCK)?;
+        Ok(arguments)
+    };
+    let rows = database.fetch(HOLDER, arguments, Deadline::NONE).await?;
+    let holder = rows.first().map(|row| {
+        let (pid, address, connected_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        Ok(LockHolder { pid, address, connected_at })
+    });
+    holder.transpose().map_err(Error::Database)
+}

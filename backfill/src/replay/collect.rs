@@ -1,0 +1,255 @@
+//! Pages → batches → both stores → checkpoints.
+//!
+//! The pages of all shards come together here, in the order in which they were read. A batch goes to the
+//! projector, and when all of it is in both stores its checkpoints are written. So whatever ends the run,
+//! each checkpoint stands at or before what is stored.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::console;
+use crate::deliver::{BATCH_BYTES, Delivery};
+use crate::replay::checkpoint::{CheckpointUpdate, Checkpoints};
+use crate::replay::context::StreamRun;
+use crate::replay::page::{Message, Page, ShardStatus};
+use crate::replay::progress::{ShardProgress, StreamProgress};
+use crate::stop::{GRACE, Stop};
+
+/// A batch is not held back for longer than this for the sake of more records.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// How the reading ended, where nothing failed.
+pub(crate) enum Ended {
+    /// All is read.
+    Complete,
+    /// A signal came.
+    Stopped { at_cutoff: bool },
+}
+
+/// Where the time went, as the task that applies the batches saw it.
+#[derive(Default)]
+pub(crate) struct Times {
+    waiting: Duration,
+    applying: Duration,
+    checkpoints: Duration,
+}
+
+impl Times {
+    /// For people: where the time of a run of this duration went.
+    pub(crate) fn lines(&self, delivery: &Delivery, duration: Duration) -> [String; 2] {
+        let percent =
+            |part: Duration| part.as_secs_f64() * 100.0 / duration.as_secs_f64().max(1e-9);
+        let spent = &delivery.durations;
+        [
+            format!(
+                "time: {:.0} % waiting for records, {:.0} % applying them, {:.0} % storing checkpoints",
+                percent(self.waiting),
+                percent(self.applying),
+                percent(self.checkpoints)
+            ),
+            format!(
+                "of the applying (summed over connections): decode {:.1} s, database {:.1} s, objects {:.1} s",
+                spent.decode.as_secs_f64(),
+                spent.database.as_secs_f64(),
+                spent.archive.as_secs_f64()
+            ),
+        ]
+    }
+}
+
+/// Pages → batches → both stores → checkpoints.
+pub(crate) struct Collector<'a> {
+    pub(crate) batch_size: usize,
+    pub(crate) delivery: &'a mut Delivery,
+    pub(crate) checkpoints: &'a mut Checkpoints,
+    /// By the stream's ARN, in the order in which the streams were found.
+    pub(crate) progress: &'a mut Vec<(String, StreamProgress)>,
+    pub(crate) times: &'a mut Times,
+    /// All that was created before the cutoff is stored, whatever comes after.
+    pub(crate) reached_cutoff: bool,
+}
+
+/// The progress of the streams that a run begins with.
+pub(crate) fn start_progress(streams: &[Arc<StreamRun>]) -> Vec<(String, StreamProgress)> {
+    streams.iter().map(|run| (run.stream.arn.clone(), progress_of(run))).collect()
+}
+
+fn progress_of(run: &StreamRun) -> StreamProgress {
+    let (listed, finished) = (run.listed.len(), run.finished_before());
+    StreamProgress::start(&run.stream.table, listed, finished, Arc::clone(&run.shards))
+}
+
+/// Records of many shards, each shard's in order, and where each shard then stands.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Vec<u8>>,
+    bytes: usize,
+    /// By the stream's ARN and shard: the last page without its records, and how many records there were.
+    shards: HashMap<(String, Arc<str>), (Page, u64)>,
+}
+
+impl Batch {
+    fn add(&mut self, mut page: Page) {
+        let records = std::mem::take(&mut page.records);
+        // What is in a batch does not hold up the readers: the batch has bounds of its own.
+        page.permit = None;
+        let count = records.len() as u64;
+        self.bytes += records.iter().map(Vec::len).sum::<usize>();
+        self.records.extend(records);
+        let key = (page.run.stream.arn.clone(), Arc::clone(&page.shard));
+        let earlier = self.shards.get(&key).map_or(0, |(_, count)| *count);
+        self.shards.insert(key, (page, earlier + count));
+    }
+}
+
+impl Collector<'_> {
+    /// Until all readers are done, one fails, or a signal comes. What was read before a failure is
+    /// applied all the same.
+    pub(crate) async fn run_to_the_end(
+        &mut self,
+        messages: &mut mpsc::Receiver<Message>,
+        mut readers: JoinSet<anyhow::Result<()>>,
+        stop: &Stop,
+    ) -> anyhow::Result<Ended> {
+        let collecting = self.collect(messages, stop);
+        tokio::pin!(collecting);
+        loop {
+            tokio::select! {
+                // First: the channel closes when a reader has failed, too.
+                biased;
+                Some(ended) = readers.join_next() => {
+                    let Err(error) = ended.context("a reader panicked").and_then(|ended| ended) else {
+                        continue;
+                    };
+                    readers.shutdown().await;
+                    // The channel closes behind what has been read.
+                    let stored = timeout(GRACE, &mut collecting).await;
+                    if let Ok(Err(second)) = stored {
+                        let second = projector::error::chain(second.as_ref());
+                        tracing::error!(error = second, "what was read before the failure is not stored");
+                    }
+                    return Err(error);
+                }
+                ended = &mut collecting => {
+                    // Complete means that all readers have ended, none of them by a failure that is not
+                    // told yet.
+                    if matches!(ended, Ok(Ended::Complete)) {
+                        while let Some(ended) = readers.join_next().await {
+                            ended.context("a reader panicked")??;
+                        }
+                    }
+                    return ended;
+                }
+            }
+        }
+    }
+
+    async fn collect(
+        &mut self,
+        messages: &mut mpsc::Receiver<Message>,
+        stop: &Stop,
+    ) -> anyhow::Result<Ended> {
+        loop {
+            let waiting = Instant::now();
+            let first = tokio::select! {
+                biased;
+                () = stop.wait() => {
+                    return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
+                }
+                first = timeout(console::LINE_EVERY, messages.recv()) => first,
+            };
+            self.times.waiting += waiting.elapsed();
+            let mut batch = Batch::default();
+            match first {
+                Ok(Some(message)) => self.take(message, &mut batch),
+                Ok(None) => return Ok(Ended::Complete),
+                Err(_) => {
+                    self.reached_cutoff |= self.is_done();
+                    self.show();
+                    self.checkpoints.keep_lock(&self.delivery.projector().database).await?;
+                    continue;
+                }
+            }
+            let waiting = Instant::now();
+            while batch.records.len() < self.batch_size && batch.bytes < BATCH_BYTES {
+                let Ok(Some(message)) = timeout_at(waiting + LINGER, messages.recv()).await else {
+                    break;
+                };
+                self.take(message, &mut batch);
+            }
+            self.times.waiting += waiting.elapsed();
+            let store = self.store(batch);
+            tokio::select! {
+                stored = store => stored?,
+                // What is not stored by then is read again by the next run.
+                () = stop.grace_over() => {
+                    return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
+                }
+            }
+            self.reached_cutoff |= self.is_done();
+            self.show();
+        }
+    }
+
+    fn take(&mut self, message: Message, batch: &mut Batch) {
+        match message {
+            Message::Page(page) => batch.add(page),
+            Message::NewStream(run) => {
+                self.progress.push((run.stream.arn.clone(), progress_of(&run)));
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.progress.iter().all(|(_, progress)| progress.is_done())
+    }
+
+    /// Both stores, then the checkpoints.
+    async fn store(&mut self, batch: Batch) -> anyhow::Result<()> {
+        let start = Instant::now();
+        if !batch.records.is_empty() {
+            self.delivery.deliver(batch.records).await?;
+        }
+        self.times.applying += start.elapsed();
+        let start = Instant::now();
+        let updates: Vec<CheckpointUpdate> = batch
+            .shards
+            .values()
+            // What was trimmed away unread is looked for again by the next run.
+            .filter(|(page, _)| {
+                page.status != ShardStatus::TrimmedAway
+                    || page.run.resumed.contains_key(&*page.shard)
+            })
+            .map(|(page, _)| CheckpointUpdate {
+                stream_arn: page.run.stream.arn.clone(),
+                shard_id: page.shard.to_string(),
+                position: page.position.clone(),
+                finished: matches!(page.status, ShardStatus::Finished | ShardStatus::TrimmedAway),
+            })
+            .collect();
+        self.checkpoints.save(&self.delivery.projector().database, &updates).await?;
+        self.times.checkpoints += start.elapsed();
+        for ((arn, shard), (page, records)) in batch.shards {
+            let reached = page.position.last_created;
+            let progress = self.progress.iter_mut().find(|(of, _)| *of == arn);
+            if let Some((_, progress)) = progress {
+                let followed = page.status == ShardStatus::AtCutoff;
+                let behind = page.status == ShardStatus::Behind;
+                progress.advance(&shard, records, reached, ShardProgress { behind, followed });
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self) {
+        for (_, progress) in self.progress.iter_mut() {
+            progress.show();
+        }
+    }
+}

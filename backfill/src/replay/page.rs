@@ -1,0 +1,43 @@
+//! What goes from the readers to the collector.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::replay::context::StreamRun;
+use crate::replay::position::Position;
+
+/// A shard's state after a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShardStatus {
+    /// There is more to read before the cutoff.
+    Behind,
+    /// Everything from before the cutoff has been read; it may go on.
+    AtCutoff,
+    /// It was closed and has been read to its end.
+    Finished,
+    /// Nothing of it can be read any more, which loses nothing.
+    TrimmedAway,
+}
+
+/// Some records of a shard, in order.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) run: Arc<StreamRun>,
+    pub(crate) shard: Arc<str>,
+    /// Each record's JSON as Lambda delivers it.
+    pub(crate) records: Vec<Vec<u8>>,
+    /// How far the shard has been read with this page.
+    pub(crate) position: Position,
+    pub(crate) status: ShardStatus,
+    /// Given back when the page is part of a batch.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What the readers tell the collector.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Page(Page),
+    /// A stream that was not there when the run began.
+    NewStream(Arc<StreamRun>),
+}

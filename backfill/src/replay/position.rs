@@ -1,0 +1,212 @@
+//! How far a shard has been read, and whether records can have been trimmed unread. Pure.
+//!
+//! A stream keeps its records for 24 hours, and says nothing of what it drops: a shard opened at the
+//! trim horizon simply begins later. So it is reckoned: what was created up to the snapshot is in the
+//! database, what was created up to [`Position::read_through`] has been read, and what is trimmed is
+//! older than 24 hours. Nothing is lost while the later of the first two is younger than that.
+
+use time::OffsetDateTime;
+
+use crate::console::clock;
+use crate::replay::source::ShardName;
+
+/// A stream keeps its records for 24 hours (DynamoDB Developer Guide, "Change data capture for
+/// DynamoDB Streams").
+pub(crate) const RETENTION: time::Duration = time::Duration::hours(24);
+
+/// How far a shard has been read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The last record read; reading begins at the trim horizon where there is none.
+    pub(crate) sequence_number: Option<String>,
+    /// The last known creation time of a record read.
+    pub(crate) last_created: Option<OffsetDateTime>,
+    /// Everything of the shard and its ancestors that was created up to then has been read: later than
+    /// `last_created` where the shard was found empty after it.
+    pub(crate) read_through: Option<OffsetDateTime>,
+}
+
+impl Position {
+    /// The beginning of a shard whose ancestors have been read up to a time.
+    pub(crate) fn after(read_through: Option<OffsetDateTime>) -> Self {
+        Self { read_through, ..Self::default() }
+    }
+
+    /// A record that was created at this time has been read.
+    pub(crate) fn created(&mut self, at: OffsetDateTime) {
+        self.last_created = self.last_created.max(Some(at));
+        self.through(at);
+    }
+
+    /// Everything created up to this time has been read.
+    pub(crate) fn through(&mut self, time: OffsetDateTime) {
+        self.read_through = self.read_through.max(Some(time));
+    }
+}
+
+/// Whether records can be lost that were trimmed behind a position. `refused`: the stream refused to
+/// go on there, so that records which are younger than the last one read are gone, whatever the clock
+/// says. Where nothing is known of a snapshot and nothing was read, nothing was promised.
+pub(crate) fn can_be_lost(
+    position: &Position,
+    refused: bool,
+    snapshot_time: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+) -> bool {
+    let Some(known) = position.read_through.max(snapshot_time) else { return false };
+    let told = position.last_created.filter(|_| refused);
+    known < now - RETENTION || told.is_some_and(|created| known <= created)
+}
+
+/// What it means that a shard cannot be found, again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It cannot have been trimmed: its records are younger than 24 hours, so the API is at fault. Another run will
+    /// find it.
+    TooYoung,
+    /// It is older than 24 hours by the clock, and records that matter can have gone with it.
+    Lost,
+    /// It is older than 24 hours, or has never given anything; nothing that matters can have gone with it.
+    Trimmed,
+}
+
+/// Judges a shard that cannot be found, by the clock: one answer of the API is no proof that it is gone. `promised`:
+/// there is a snapshot or a checkpoint that says from when on nothing may be missing. `stream_exists`: the stream
+/// itself is still there.
+pub(crate) fn judge_missing(
+    position: &Position,
+    promised: bool,
+    stream_exists: bool,
+    snapshot_time: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+) -> Missing {
+    if promised && can_be_lost(position, false, snapshot_time, now) {
+        return Missing::Lost;
+    }
+    match position.read_through {
+        Some(through) if stream_exists && through >= now - RETENTION => Missing::TooYoung,
+        _ => Missing::Trimmed,
+    }
+}
+
+/// Records are gone before they could be read.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "{}. If another projector kept this database up to date, run this again with --restart; if it was restored from \
+     a snapshot since, with --snapshot-time. Otherwise restore a newer snapshot, or add --allow-gap to read what is \
+     left",
+    self.brief()
+)]
+pub(crate) struct Lost {
+    pub(crate) shard: ShardName,
+    pub(crate) position: Position,
+    /// The later of the snapshot and the time up to which all was read.
+    pub(crate) since: Option<OffsetDateTime>,
+}
+
+impl Lost {
+    /// What is lost, without the remedy.
+    pub(crate) fn brief(&self) -> String {
+        let ShardName { table, shard, .. } = &self.shard;
+        let read = match &self.position.sequence_number {
+            Some(number) => format!("was read up to sequence number {number}"),
+            None => "has given no record yet".to_owned(),
+        };
+        let since = self.since.map_or_else(|| "an unknown time".to_owned(), clock);
+        format!(
+            "records can be lost: shard {shard} of table {table} {read}, the stream keeps nothing older than 24 \
+             hours, and changes from {since} on can be missing"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Missing, Position, RETENTION, can_be_lost, judge_missing};
+    use time::Duration;
+    use time::macros::datetime;
+
+    #[test]
+    fn trimmed_records_are_lost_unless_the_snapshot_or_the_reading_is_younger() {
+        let now = datetime!(2026-11-23 20:00 UTC);
+        let horizon = now - RETENTION;
+        let (older, younger) = (horizon - Duration::HOUR, horizon + Duration::HOUR);
+        for (name, last_created, read_through, refused, snapshot, expected) in [
+            ("nothing was promised", None, None, true, None, false),
+            ("the snapshot has what is trimmed", None, None, true, Some(younger), false),
+            ("the horizon passed the snapshot", None, None, false, Some(older), true),
+            (
+                "read, and younger than what is trimmed",
+                Some(younger),
+                Some(younger),
+                false,
+                None,
+                false,
+            ),
+            ("read, and older", Some(older), Some(older), false, None, true),
+            (
+                "read, older, but the snapshot is younger",
+                Some(older),
+                Some(older),
+                true,
+                Some(younger),
+                false,
+            ),
+            (
+                "a quiet shard, known to be empty since",
+                Some(older),
+                Some(younger),
+                true,
+                None,
+                false,
+            ),
+            (
+                "the clock says no, the stream says yes",
+                Some(younger),
+                Some(younger),
+                true,
+                None,
+                true,
+            ),
+            ("… of what the snapshot has", Some(younger), Some(younger), true, Some(now), false),
+        ] {
+            let position = Position { sequence_number: None, last_created, read_through };
+            assert_eq!(can_be_lost(&position, refused, snapshot, now), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_missing_shard_is_judged_by_the_clock() {
+        let now = datetime!(2026-11-23 20:00 UTC);
+        let horizon = now - RETENTION;
+        let (older, younger) = (Some(horizon - Duration::HOUR), Some(horizon + Duration::HOUR));
+        for (name, read_through, promised, stream_exists, snapshot, expected) in [
+            ("read an hour ago", younger, true, true, None, Missing::TooYoung),
+            ("read an hour ago, no promise", younger, false, true, None, Missing::TooYoung),
+            ("a snapshot since", younger, true, true, Some(now), Missing::TooYoung),
+            ("the stream is gone too", younger, true, false, None, Missing::Trimmed),
+            ("read a day ago", older, true, true, None, Missing::Lost),
+            ("the stream is gone, read a day ago", older, true, false, None, Missing::Lost),
+            ("read a day ago, no promise", older, false, true, None, Missing::Trimmed),
+            ("read a day ago, a snapshot since", older, true, true, younger, Missing::Trimmed),
+            ("never read", None, false, true, None, Missing::Trimmed),
+            ("never read, a young snapshot", None, true, true, younger, Missing::Trimmed),
+            ("never read, an old snapshot", None, true, true, older, Missing::Lost),
+        ] {
+            let position = Position { read_through, ..Position::default() };
+            let judged = judge_missing(&position, promised, stream_exists, snapshot, now);
+            assert_eq!(judged, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn times_only_grow() {
+        let (early, late) = (datetime!(2026-11-23 10:00 UTC), datetime!(2026-11-23 11:00 UTC));
+        let mut position = Position::after(Some(early));
+        position.created(late);
+        position.created(early);
+        assert_eq!((position.last_created, position.read_through), (Some(late), Some(late)));
+        position.through(early);
+        assert_eq!(position.read_through, Some(late));
+    }
+}

@@ -1,0 +1,428 @@
+//! One shard, page by page, from where it was left to its end or to the cutoff.
+//!
+//! A reader holds next to nothing between its calls: how many pages are in memory is bounded by the permits, one per
+//! call of `GetRecords`, which a page keeps until it is part of a batch. The order of a shard's records is that of its
+//! pages in the channel.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use aws_sdk_dynamodbstreams::operation::get_records::GetRecordsOutput;
+use aws_sdk_dynamodbstreams::types::{Record, ShardIteratorType};
+use time::OffsetDateTime;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::replay::context::{ReplayContext, StreamRun};
+use crate::replay::page::{Message, Page, ShardStatus};
+use crate::replay::position::{Lost, Missing, Position, can_be_lost, judge_missing};
+use crate::replay::record::lambda_json;
+use crate::replay::source::{CallError, ShardName};
+use crate::replay::tip::EmptyPages;
+
+/// Creation times are approximate, and rounded down to the second: only a record this much younger than the cutoff
+/// shows that all records from before it have been read.
+const CUTOFF_SLACK: time::Duration = time::Duration::seconds(5);
+/// Maximum consecutive iterators that gave no answer.
+const MAX_ITERATOR_ATTEMPTS: u32 = 16;
+/// A refusal may pass: the horizon moves on between the call for an iterator and the call that uses it, a shard may be
+/// listed before it can be read, and an answer may simply be wrong. It is asked again this often, with pauses that
+/// double to 15 seconds in all.
+const MAX_REFUSALS: u32 = 7;
+/// The same if the record after which it is to go on is trimmed, which the API says with certainty.
+const MAX_TRIMMED_REFUSALS: u32 = 3;
+const FIRST_REFUSAL_PAUSE: Duration = Duration::from_millis(250);
+/// How often the checkpoint of a quiet shard is renewed while it is followed.
+const REPORT_EVERY: time::Duration = time::Duration::minutes(10);
+
+/// How a shard's reading ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ReadOutcome {
+    /// It was closed, and has been read to its end, which is here.
+    Finished(Position),
+    /// A record from after the cutoff has been read.
+    PastCutoff,
+    /// It returned only empty pages for long enough. If it turns out to be closed, it is read on from here, to its end.
+    AssumedCaughtUp(Position),
+    /// It was named as a parent only, and is not there.
+    NotThere,
+}
+
+/// What is known of a shard before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It may go on: nothing showed its end.
+    Open,
+    /// `DescribeStream` showed its end: it is read until that end, never assumed to be caught up.
+    Closed,
+    /// Only a child of it names it: trimmed away, as a rule, or left out of the listing by mistake.
+    AsParent,
+}
+
+/// One shard's reading.
+pub(crate) struct ShardReader {
+    context: Arc<ReplayContext>,
+    run: Arc<StreamRun>,
+    shard: Arc<str>,
+    known: Known,
+    position: Position,
+    messages: mpsc::Sender<Message>,
+    iterator: Option<String>,
+    empty_pages: EmptyPages,
+    at_cutoff: bool,
+    /// Up to when the collector knows it to be read.
+    reported_through: Option<OffsetDateTime>,
+    /// A page has been read.
+    opened: bool,
+    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent. Otherwise what is
+    /// trimmed breaks no promise.
+    promised: bool,
+    /// How often in a row it was refused.
+    refusals: u32,
+}
+
+/// A call that was answered or refused.
+enum NextPage {
+    Read(Vec<Vec<u8>>),
+    /// Ask again after a pause.
+    Refused(Duration),
+    /// The shard cannot be found, however often it is asked for.
+    Missing,
+    /// It begins behind what is trimmed, always.
+    TrimmedAway,
+    NotThere,
+}
+
+impl ShardReader {
+    pub(crate) fn new(
+        context: Arc<ReplayContext>,
+        run: Arc<StreamRun>,
+        (shard, known): (String, Known),
+        position: Position,
+        messages: mpsc::Sender<Message>,
+    ) -> Self {
+        let promised = context.snapshot_time.is_some() || position.read_through.is_some();
+        Self {
+            context,
+            run,
+            shard: Arc::from(shard),
+            known,
+            reported_through: position.read_through,
+            position,
+            messages,
+            iterator: None,
+            empty_pages: EmptyPages::default(),
+            at_cutoff: false,
+            opened: false,
+            promised,
+            refusals: 0,
+        }
+    }
+
+    /// Reads the shard.
+    ///
+    /// # Errors
+    /// [`Lost`] if records were trimmed that matter; what the API refuses.
+    pub(crate) async fn read(mut self) -> anyhow::Result<ReadOutcome> {
+        loop {
+            let permit = Arc::clone(&self.context.permits).acquire_owned().await;
+            let permit = permit.expect("the semaphore is never closed");
+            // Boxed: the SDK's futures are large, and there may be thousands of readers.
+            match Box::pin(self.next_page()).await? {
+                NextPage::Read(records) => {
+                    if let Some(outcome) = self.take_page(records, permit).await {
+                        return Ok(outcome);
+                    }
+                    if let Some(pause) = self.empty_pages.pause() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                NextPage::Refused(pause) => {
+                    // Others may read meanwhile.
+                    drop(permit);
+                    tokio::time::sleep(pause).await;
+                }
+                NextPage::NotThere => return Ok(ReadOutcome::NotThere),
+                NextPage::TrimmedAway => return Ok(self.trimmed_away().await),
+                NextPage::Missing => {
+                    drop(permit);
+                    return self.missing().await;
+                }
+            }
+        }
+    }
+
+    /// Passes a page on, and says how the reading ended, if it did.
+    async fn take_page(
+        &mut self,
+        records: Vec<Vec<u8>>,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<ReadOutcome> {
+        let now = Instant::now();
+        self.empty_pages.page(records.is_empty(), now);
+        let ended = self.iterator.is_none();
+        let had_records = self.position.sequence_number.is_some();
+        let wait = if had_records { self.context.idle } else { self.context.first_record };
+        let idle = self.known == Known::Open && !ended && self.empty_pages.enough(wait, now);
+        let cutoff = self.context.cutoff;
+        let passed =
+            self.position.last_created.is_some_and(|newest| newest > cutoff + CUTOFF_SLACK);
+        if idle {
+            self.position.through(cutoff);
+            if self.context.follow {
+                self.position.through(OffsetDateTime::now_utc() - wait);
+            }
+        }
+        self.note_what_is_known(idle, passed || ended || !records.is_empty(), had_records);
+        // A quiet shard is read up to later and later: its checkpoint must say so before the day is over.
+        let report_due = idle
+            && self.position.read_through > self.reported_through.map(|told| told + REPORT_EVERY);
+        let reaches_cutoff = !self.at_cutoff && (idle || passed);
+        self.at_cutoff |= reaches_cutoff;
+        let status = match (ended, self.at_cutoff) {
+            (true, _) => ShardStatus::Finished,
+            (false, true) => ShardStatus::AtCutoff,
+            (false, false) => ShardStatus::Behind,
+        };
+        if ended {
+            self.run.shards.expected.fetch_add(1, Ordering::SeqCst);
+        }
+        if !records.is_empty() || reaches_cutoff || report_due || ended {
+            self.reported_through = self.position.read_through;
+            self.send(records, status, Some(permit)).await;
+        }
+        match (ended, self.at_cutoff && !self.context.follow) {
+            (true, _) => Some(ReadOutcome::Finished(self.position.clone())),
+            (false, true) if passed => Some(ReadOutcome::PastCutoff),
+            (false, true) => Some(ReadOutcome::AssumedCaughtUp(self.position.clone())),
+            (false, false) => None,
+        }
+    }
+
+    /// Keeps the list of the shards that are only assumed to be caught up.
+    fn note_what_is_known(&self, idle: bool, something_came: bool, had_records: bool) {
+        if idle {
+            self.context.findings().assumed.insert(self.name(), had_records);
+        } else if something_came {
+            self.context.findings().assumed.remove(&self.name());
+        }
+    }
+
+    async fn send(
+        &self,
+        records: Vec<Vec<u8>>,
+        status: ShardStatus,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let page = Page {
+            run: Arc::clone(&self.run),
+            shard: Arc::clone(&self.shard),
+            position: self.position.clone(),
+            records,
+            status,
+            permit,
+        };
+        // The other side goes away only when the run ends, and this reader with it.
+        let _ = self.messages.send(Message::Page(page)).await;
+    }
+
+    /// The page after the iterator or, if there is none, at the position.
+    async fn next_page(&mut self) -> anyhow::Result<NextPage> {
+        for _ in 0..MAX_ITERATOR_ATTEMPTS {
+            match self.get_records().await {
+                Ok(answer) => {
+                    if self.position.sequence_number.is_none() && !self.opened {
+                        // It begins where it still can, and does not say so.
+                        self.check_trimmed(false)?;
+                        self.opened = true;
+                    }
+                    self.refusals = 0;
+                    return self.take_answer(answer).map(NextPage::Read);
+                }
+                // The next one is asked for at the position, which is after the last record read.
+                Err(CallError::Expired) => {}
+                Err(error) if self.known == Known::AsParent && !self.opened => {
+                    tracing::debug!(shard = &*self.shard, %error, "named as a parent, not there");
+                    return Ok(NextPage::NotThere);
+                }
+                Err(CallError::Trimmed) => return self.refused_as_trimmed(),
+                Err(CallError::Gone) => {
+                    self.refusals += 1;
+                    let again = NextPage::Refused(pause_after(self.refusals));
+                    return Ok(if self.refusals < MAX_REFUSALS {
+                        again
+                    } else {
+                        NextPage::Missing
+                    });
+                }
+                Err(error) => return Err(error).with_context(|| self.unreadable()),
+            }
+        }
+        bail!(
+            "{MAX_ITERATOR_ATTEMPTS} iterators in a row expired unused for shard {} of {}",
+            self.shard,
+            self.run.stream.arn
+        )
+    }
+
+    async fn get_records(&mut self) -> Result<GetRecordsOutput, CallError> {
+        let iterator = match self.iterator.take() {
+            Some(iterator) => iterator,
+            None => {
+                // The empty pages after the last record come again.
+                self.empty_pages.restart();
+                self.new_iterator().await?
+            }
+        };
+        let source = &self.context.source;
+        let call = || source.client.get_records().shard_iterator(&iterator).limit(1000).send();
+        source.call("GetRecords", call).await
+    }
+
+    async fn new_iterator(&self) -> Result<String, CallError> {
+        let source = &self.context.source;
+        let call = || {
+            let request = source
+                .client
+                .get_shard_iterator()
+                .stream_arn(&self.run.stream.arn)
+                .shard_id(self.shard.as_ref());
+            match &self.position.sequence_number {
+                None => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+                Some(number) => request
+                    .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+                    .sequence_number(number),
+            }
+            .send()
+        };
+        let answer = source.call("GetShardIterator", call).await?;
+        // Never seen. Taken for a shard that is not there, it is asked for again.
+        answer.shard_iterator.ok_or(CallError::Gone)
+    }
+
+    fn take_answer(&mut self, answer: GetRecordsOutput) -> anyhow::Result<Vec<Vec<u8>>> {
+        let records = answer.records();
+        if let Some(images) = records.last().and_then(|record| record.dynamodb()) {
+            self.position.sequence_number = images.sequence_number().map(str::to_owned);
+        }
+        let created = |record: &Record| {
+            let time = record.dynamodb()?.approximate_creation_date_time()?;
+            OffsetDateTime::from_unix_timestamp(time.secs()).ok()
+        };
+        // Not the last one's alone: a time may be missing, or be a second early.
+        if let Some(newest) = records.iter().filter_map(created).max() {
+            self.position.created(newest);
+        }
+        let records = records.iter().map(|record| lambda_json(record, &self.run.stream.arn));
+        let records = records.collect::<Result<_, _>>();
+        self.iterator = answer.next_shard_iterator;
+        records.context("a record could not be written as JSON")
+    }
+
+    /// The API says that what comes next is trimmed.
+    fn refused_as_trimmed(&mut self) -> anyhow::Result<NextPage> {
+        self.refusals += 1;
+        let at_horizon = self.position.sequence_number.is_none();
+        let most = if at_horizon { MAX_REFUSALS } else { MAX_TRIMMED_REFUSALS };
+        if self.refusals < most {
+            return Ok(NextPage::Refused(pause_after(self.refusals)));
+        }
+        self.check_trimmed(true)?;
+        if !at_horizon {
+            // What is left of the shard begins at the horizon.
+            self.log_trimmed();
+            self.position.sequence_number = None;
+            self.refusals = 0;
+            return Ok(NextPage::Refused(Duration::ZERO));
+        }
+        if self.known != Known::Open {
+            return Ok(NextPage::TrimmedAway);
+        }
+        // An open shard is too young for that.
+        Err(CallError::Trimmed).with_context(|| self.unreadable())
+    }
+
+    /// The shard cannot be found: asks whether it is still listed, and judges by the clock.
+    async fn missing(self) -> anyhow::Result<ReadOutcome> {
+        let description = self.context.source.describe(&self.run.stream).await?;
+        let listed = description.as_ref().and_then(|description| {
+            description.shards.iter().find(|shard| shard.id == *self.shard)
+        });
+        if listed.is_some_and(|shard| !shard.closed) {
+            return Err(CallError::Gone).with_context(|| self.unreadable());
+        }
+        let now = OffsetDateTime::now_utc();
+        let snapshot = self.context.snapshot_time;
+        match judge_missing(&self.position, self.promised, description.is_some(), snapshot, now) {
+            Missing::TooYoung => Err(CallError::Gone).with_context(|| {
+                format!(
+                    "{}: what it holds is younger than 24 hours, so that it cannot have been trimmed; run the same \
+                     command again",
+                    self.unreadable()
+                )
+            }),
+            Missing::Lost => {
+                self.context.lose(self.lost())?;
+                Ok(self.trimmed_away().await)
+            }
+            Missing::Trimmed => Ok(self.trimmed_away().await),
+        }
+    }
+
+    async fn trimmed_away(mut self) -> ReadOutcome {
+        self.log_trimmed();
+        self.context.findings().gone.insert(self.name());
+        self.context.findings().assumed.remove(&self.name());
+        self.run.shards.expected.fetch_add(1, Ordering::SeqCst);
+        self.iterator = None;
+        self.send(Vec::new(), ShardStatus::TrimmedAway, None).await;
+        ReadOutcome::Finished(self.position)
+    }
+
+    fn name(&self) -> ShardName {
+        ShardName::new(&self.run.stream, &self.shard)
+    }
+
+    fn unreadable(&self) -> String {
+        format!("cannot read shard {} of {}", self.shard, self.run.stream.arn)
+    }
+
+    fn lost(&self) -> Lost {
+        Lost {
+            shard: self.name(),
+            position: self.position.clone(),
+            since: self.position.read_through.max(self.context.snapshot_time),
+        }
+    }
+
+    /// What comes after the position is, or may be, trimmed. `refused`: the stream refuses to go on there.
+    ///
+    /// # Errors
+    /// [`Lost`] if that matters.
+    fn check_trimmed(&self, refused: bool) -> anyhow::Result<()> {
+        let (snapshot, now) = (self.context.snapshot_time, OffsetDateTime::now_utc());
+        if self.promised && can_be_lost(&self.position, refused, snapshot, now) {
+            return self.context.lose(self.lost());
+        }
+        Ok(())
+    }
+
+    /// Something is trimmed away, and loses nothing or breaks no promise.
+    fn log_trimmed(&self) {
+        let why = if self.promised {
+            "older than what is known to be stored: nothing is lost"
+        } else {
+            "nothing was known of it: no snapshot, no checkpoint"
+        };
+        tracing::warn!(
+            stream = self.run.stream.arn,
+            shard = &*self.shard,
+            "trimmed away in part, {why}"
+        );
+    }
+}
+
+fn pause_after(refusals: u32) -> Duration {
+    FIRST_REFUSAL_PAUSE * (1 << refusals.saturating_sub(1).min(6))
+}

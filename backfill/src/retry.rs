@@ -1,0 +1,51 @@
+//! The one schedule by which everything of ours is tried again: batches, checkpoints, statements and objects. (A call of
+//! the streams' API has its own, in `replay/source.rs`: it is tried sooner.)
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use projector::error::{self, Consequence, Error};
+
+use crate::console;
+
+/// How often something is tried without any progress before the run is given up: with the pauses of [`pause_after`]
+/// some five minutes.
+pub(crate) const MAX_TRIES: u32 = 14;
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// The pause after this many failures in a row: it doubles from two seconds to 30.
+pub(crate) fn pause_after(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.min(6)).min(MAX_PAUSE)
+}
+
+/// Waits out what passes: a failover, a restart, a slow moment.
+///
+/// # Errors
+/// What does not pass, or has not passed after some five minutes.
+pub(crate) async fn retry_transient<T>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, Error>,
+) -> anyhow::Result<T> {
+    let mut failures = 0;
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        failures += 1;
+        let passing = match error.consequence() {
+            Consequence::Retry | Consequence::Split | Consequence::Reconnect => true,
+            Consequence::Reject | Consequence::Fatal => false,
+        };
+        if !passing || failures == MAX_TRIES {
+            return Err(error).with_context(|| format!("cannot {what}"));
+        }
+        let pause = pause_after(failures);
+        console::line(&format!(
+            "cannot {what} ({}); again in {} s",
+            error::chain(&error),
+            pause.as_secs()
+        ));
+        tokio::time::sleep(pause).await;
+    }
+}
