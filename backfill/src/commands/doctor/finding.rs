@@ -1,4 +1,4 @@
-//! What a check found, and how a person and a program read it. Pure, but for the limit of [`timed`].
+//! What a check found, and how a person and a program read it; and the limit of a check.
 
 use std::fmt::Write as _;
 use std::future::Future;

@@ -1,0 +1,194 @@
+//! Keeps the house in order: what ARCHITECTURE.md says of the code is so, and the code keeps the rules that make it
+//! easy to find one's way. Reads files, and runs nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const CRATES: [&str; 2] = ["projector/src", "backfill/src"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// All Rust files below a folder of the repository, by their path in it.
+fn sources(folder: &str) -> BTreeMap<PathBuf, String> {
+    let mut sources = BTreeMap::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let name = path.strip_prefix(root()).expect("below the root").to_owned();
+                sources.insert(name.clone(), read(&name));
+            }
+        }
+    }
+    sources
+}
+
+/// A file without its unit tests.
+fn without_tests(source: &str) -> &str {
+    source.split("#[cfg(test)]\nmod tests").next().unwrap_or(source)
+}
+
+/// The part of ARCHITECTURE.md that lists the files.
+fn map() -> String {
+    let text = read("ARCHITECTURE.md");
+    text.split("```").nth(1).expect("the map is the first block").to_owned()
+}
+
+/// Words that end in `.rs`, with or without a folder before them.
+fn rust_files(text: &str) -> BTreeSet<String> {
+    let words =
+        text.split(|character: char| character.is_whitespace() || "(),:;".contains(character));
+    let files = words.filter_map(|word| word.trim_matches('`').strip_suffix(".rs"));
+    files.map(|file| file.rsplit('/').next().unwrap_or(file).to_owned()).collect()
+}
+
+/// A decision that can be tested in a table is one that looks at nothing but its arguments.
+#[test]
+fn what_calls_itself_pure_asks_nobody_and_knows_no_time() {
+    const FORBIDDEN: [&str; 9] = [
+        ".await",
+        "tokio::",
+        "sqlx::query",
+        "now_utc()",
+        "Instant::now()",
+        "SystemTime::now()",
+        "std::fs",
+        "std::env",
+        "fastrand::",
+    ];
+    let mut pure = 0;
+    for (path, source) in CRATES.iter().flat_map(|folder| sources(folder)) {
+        let head: String = source.lines().take_while(|line| line.starts_with("//!")).collect();
+        if !(head.contains("Pure.") || head.contains("Pure:") || head.contains("Pure,")) {
+            continue;
+        }
+        pure += 1;
+        for word in FORBIDDEN {
+            assert!(!without_tests(&source).contains(word), "{}: {word}", path.display());
+        }
+    }
+    assert!(pure >= 8, "{pure}");
+}
+
+/// The module of a file, as a path in its crate.
+fn module(folder: &str, path: &Path) -> String {
+    let path = path.strip_prefix(folder).expect("below the folder").with_extension("");
+    path.to_string_lossy().replace('/', "::")
+}
+
+/// The modules of the crate that a file names after `crate::`.
+fn imports(source: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for rest in without_tests(source).split("crate::").skip(1) {
+        let end =
+            rest.find(|character: char| !character.is_alphanumeric() && !"_:".contains(character));
+        let mut path = rest[..end.unwrap_or(rest.len())].trim_end_matches(':');
+        // The longest prefix that is a module.
+        while !modules.contains(path) {
+            match path.rsplit_once("::") {
+                Some((before, _)) => path = before,
+                None => break,
+            }
+        }
+        if modules.contains(path) {
+            found.insert(path.to_owned());
+        }
+    }
+    found
+}
+
+/// Two files that import each other are one file that is hard to read.
+#[test]
+fn no_modules_import_each_other_in_a_circle() {
+    for folder in CRATES {
+        let sources = sources(folder);
+        let modules: BTreeSet<String> = sources.keys().map(|path| module(folder, path)).collect();
+        let mut graph: BTreeMap<String, BTreeSet<String>> = sources
+            .iter()
+            .map(|(path, source)| {
+                let own = module(folder, path);
+                let mut imported = imports(source, &modules);
+                imported.remove(&own);
+                // The root of a crate re-exports.
+                imported.remove("lib");
+                (own, imported)
+            })
+            .collect();
+        // What imports nothing that is left is in no circle.
+        loop {
+            let done: Vec<String> = graph
+                .iter()
+                .filter(|(_, imported)| !imported.iter().any(|module| graph.contains_key(module)))
+                .map(|(module, _)| module.clone())
+                .collect();
+            if done.is_empty() {
+                break;
+            }
+            done.iter().for_each(|module| drop(graph.remove(module)));
+        }
+        assert!(graph.is_empty(), "{folder}: a circle among {:?}", graph.keys());
+    }
+}
+
+/// A map with a hole sends its reader the wrong way.
+#[test]
+fn every_source_file_is_on_the_map_and_nothing_on_it_is_missing() {
+    let on_the_map = rust_files(&map());
+    let mut there = BTreeSet::new();
+    for folder in CRATES {
+        for path in sources(folder).keys() {
+            there.insert(path.file_stem().expect("a name").to_string_lossy().into_owned());
+        }
+    }
+    // It only lists the modules.
+    there.remove("lib");
+    let unknown: Vec<_> = there.difference(&on_the_map).collect();
+    assert!(unknown.is_empty(), "not on the map of ARCHITECTURE.md: {unknown:?}");
+    let gone: Vec<_> = on_the_map.difference(&there).collect();
+    assert!(gone.is_empty(), "on the map of ARCHITECTURE.md, and nowhere else: {gone:?}");
+}
+
+/// A guarantee whose test was renamed or deleted is a claim.
+#[test]
+fn every_test_that_is_cited_exists() {
+    let text = read("ARCHITECTURE.md");
+    let code: String = ["projector/src", "backfill/src", "tests"]
+        .iter()
+        .flat_map(|folder| sources(folder).into_values())
+        .collect();
+    let mut cited = 0;
+    let names = text
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .flat_map(|line| line.split('`').skip(1).step_by(2));
+    for name in names {
+        let is_a_test = name.matches('_').count() >= 3
+            && name.chars().all(|character| character.is_ascii_lowercase() || character == '_');
+        if is_a_test {
+            cited += 1;
+            assert!(code.contains(&format!("fn {name}(")), "ARCHITECTURE.md cites {name}");
+        }
+    }
+    assert!(cited >= 60, "{cited}");
+}
+
+/// What an operator sets and reads is documented.
+#[test]
+fn every_variable_is_in_the_documents() {
+    let reference = root().join("docs/reference.md");
+    let text = read("README.md") + &fs::read_to_string(reference).unwrap_or_default();
+    for variable in projector::config::VARIABLES {
+        assert!(text.contains(&format!("`{variable}`")), "{variable}");
+    }
+}
