@@ -133,7 +133,7 @@ async fn checkpoints_of_another_life_are_not_used() {
     assert_code(&output(without_archive).await, 0);
     let archived = output(stream(&stores, &server, &[])).await;
     assert_eq!(counted(&archived, "objects written"), 1, "{archived:?}");
-    assert!(text(&archived.stderr).contains("1 checkpoints are ignored"), "{archived:?}");
+    assert!(text(&archived.stderr).contains("1 checkpoints are deleted"), "{archived:?}");
     assert_eq!(counted(&output(stream(&stores, &server, &[])).await, "duplicate"), 0);
 
     // Written before the snapshot: it came with it.

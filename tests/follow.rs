@@ -1,12 +1,14 @@
 //! `backfill stream --follow`: it goes on as long as the tables do, and keeps its lock.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use support::gates::TcpGate;
 use support::oracle;
 use support::records::{LABEL, Record, Table, session};
 use support::runs::{assert_code, label, now, output, stream, text};
 use support::services::Stores;
-use support::stream_server::StreamServer;
+use support::stream_server::{Fault, StreamServer};
 use tokio::process::Command;
 
 async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {
@@ -76,4 +78,49 @@ async fn a_lock_that_is_lost_while_nothing_comes_is_taken_again() {
     let second = output(stream(&stores, &server, &[])).await;
     assert_code(&second, 1);
     assert!(text(&second.stderr).contains("another `backfill stream`"), "{second:?}");
+}
+
+/// One answer that there is no such table is no proof, and one table does not stop the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_found_for_a_moment_does_not_end_the_run() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let arn = server.add_stream(Table::Sessions, LABEL);
+    server.add_stream(Table::Scans, LABEL);
+    server.open_shard(&arn, "shardId-a", None);
+    let listed = AtomicUsize::new(0);
+    server.set_rule(move |call| match call.operation {
+        // Two calls are of the start.
+        "ListStreams" if (2..9).contains(&listed.fetch_add(1, Ordering::Relaxed)) => {
+            Fault::Error(400, "ResourceNotFoundException")
+        }
+        _ => Fault::Pass,
+    });
+    let following = stream(&stores, &server, &["--follow"]).spawn().expect("backfill runs");
+    until("the calls", async || server.count("ListStreams") > 11).await;
+    let record = session("later", "u").place(LABEL, 1);
+    server.put(&arn, "shardId-a", std::slice::from_ref(&record));
+    until("the row", async || stores.rows().await.len() == 1).await;
+    drop(following);
+}
+
+/// A database that is silent holds up neither the signal nor the summary.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_while_the_database_is_silent_ends_with_a_summary() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let arn = server.add_stream(Table::Sessions, LABEL);
+    server.add_stream(Table::Scans, LABEL);
+    server.open_shard(&arn, "shardId-a", None);
+    server.put(&arn, "shardId-a", &[session("s1", "u").place(LABEL, 1)]);
+    let gate = TcpGate::open(stores.database_host()).await;
+    let gated = stores.with_database_at(&gate.address.to_string());
+    let following = stream(&gated, &server, &["--follow"]).spawn().expect("backfill runs");
+    until("the row", async || stores.rows().await.len() == 1).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    gate.fall_silent();
+    // The lock is looked after every ten seconds.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let pid = following.id().expect("it runs").to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().await.expect("kill runs").success());
+    let ended = following.wait_with_output().await.expect("it ends");
+    assert!(text(&ended.stdout).contains("stopped by a signal: 1 records"), "{ended:?}");
 }

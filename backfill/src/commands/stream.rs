@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cli::{Settings, StreamArguments};
-use crate::console::{self, span};
+use crate::console::{self, say, span};
 use crate::deliver::Delivery;
 use crate::outcome::Outcome;
 use crate::replay::checkpoint::Checkpoints;
@@ -23,10 +23,11 @@ use crate::replay::collect::{Collector, Times, start_progress};
 use crate::replay::context::{ReplayContext, StreamRun};
 use crate::replay::coverage::{self, Report};
 use crate::replay::follow::{self, Following};
+use crate::replay::readers;
+use crate::replay::resume::{self, Sorted};
 use crate::replay::shards::read_stream;
-use crate::replay::source::{Source, Stream};
+use crate::replay::source::{Description, Source, Stream};
 use crate::replay::tally::Tally;
-use crate::replay::{readers, resume};
 use crate::stop::Stop;
 
 /// Between the two clocks are a few calls at the start.
@@ -39,16 +40,40 @@ pub(crate) async fn run(
 ) -> anyhow::Result<Outcome> {
     let prepared = tokio::select! {
         biased;
-        prepared = Box::pin(prepare(settings, arguments)) => prepared?,
+        prepared = Box::pin(prepare(settings, arguments)) => prepared,
         () = stop.wait() => {
-            console::line("stopped by a signal before anything was read: run the same command again");
+            let end = "stopped by a signal before anything was read: run the same command again";
+            console::line(end);
+            say_ended(arguments, "stopped", end);
             return Ok(Outcome::Interrupted);
         }
     };
     match prepared {
-        Some(replay) => replay.run(arguments, stop).await,
-        None => Ok(Outcome::Unsafe),
+        Ok(Prepared::Ready(replay)) => replay.run(arguments, stop).await,
+        Ok(Prepared::Refused(why)) => {
+            console::line(why);
+            say_ended(arguments, "refused", why);
+            Ok(Outcome::Unsafe)
+        }
+        Err(error) => {
+            say_ended(arguments, "failed", &projector::error::chain(error.as_ref()));
+            Err(error)
+        }
     }
+}
+
+/// A script that asked for JSON gets JSON, also of a run that read nothing.
+fn say_ended(arguments: &StreamArguments, ended: &str, error: &str) {
+    if arguments.json {
+        say!("{:#}", serde_json::json!({ "ended": ended, "at_cutoff": false, "error": error }));
+    }
+}
+
+/// What the preparation of a replay came to.
+enum Prepared {
+    Ready(Box<Replay>),
+    /// Changes can be missing: why nothing was read.
+    Refused(&'static str),
 }
 
 /// A replay that may begin.
@@ -63,11 +88,8 @@ struct Replay {
     gap: bool,
 }
 
-/// Checks, connects, takes the lock and sorts the checkpoints. `None`: changes can be missing, which it says.
-async fn prepare(
-    settings: &Settings,
-    arguments: &StreamArguments,
-) -> anyhow::Result<Option<Replay>> {
+/// Checks, connects, takes the lock and sorts the checkpoints.
+async fn prepare(settings: &Settings, arguments: &StreamArguments) -> anyhow::Result<Prepared> {
     let started = OffsetDateTime::now_utc();
     let config = settings.config()?;
     let tables = config.tables.clone();
@@ -80,16 +102,14 @@ async fn prepare(
     console::line(report.table().trim_end());
     let may_begin = report.may_begin() || arguments.allow_gap;
     if !may_begin && (arguments.restart || !report.is_only_too_old()) {
-        console::line(nothing_read(&report));
-        return Ok(None);
+        return Ok(Prepared::Refused(nothing_read(&report)));
     }
 
     let archive =
         config.archive.as_ref().map(|archive| format!("{}/{}", archive.bucket, archive.prefix));
     let delivery = Delivery::new(config.projector().await?);
-    let promised = snapshot.filter(|_| !arguments.allow_gap);
     let database = &delivery.projector().database;
-    let mut checkpoints = Checkpoints::open(database, archive, promised).await?;
+    let mut checkpoints = Checkpoints::open(database, archive).await?;
     let cutoff = latest(started, checkpoints.now().await?);
     let context = ReplayContext {
         source,
@@ -99,39 +119,94 @@ async fn prepare(
         first_record: Duration::from_secs(arguments.first_record_seconds.into()),
         follow: arguments.follow,
         snapshot_time: snapshot,
+        promised: snapshot.filter(|_| !arguments.allow_gap),
         allow_gap: arguments.allow_gap,
         findings: Mutex::default(),
     };
 
     let readable = found.readable()?;
-    let readable_streams: Vec<&Stream> = readable.iter().map(|(stream, _)| *stream).collect();
     let restart = arguments.restart || is_truncated(&mut checkpoints).await?;
-    if !restart {
-        resume::settle_gone_streams(&mut checkpoints, &context, &readable_streams).await?;
-    }
-    let mut streams = Vec::new();
-    for (stream, description) in readable {
-        let resumed = if restart {
-            checkpoints.forget_all(&stream.arn).await?;
-            HashMap::new()
-        } else {
-            resume::usable(&mut checkpoints, &context, stream, &description.shards).await?
-        };
-        streams.push(Arc::new(StreamRun::new(stream.clone(), description.shards.clone(), resumed)));
-    }
-    let resumed = streams.iter().flat_map(|stream| stream.resumed.values());
+    let sorted = if restart {
+        None
+    } else {
+        Some(sort_checkpoints(&mut checkpoints, &context, &readable).await?)
+    };
+    let resumed =
+        sorted.iter().flat_map(|sorted| &sorted.streams).flat_map(|of| of.resumed.values());
     let began_in_time = resume::began_in_time(resumed, snapshot);
     if !may_begin {
         // A replay that has begun in time is judged shard by shard.
         if !began_in_time {
-            console::line(nothing_read(&report));
-            return Ok(None);
+            return Ok(Prepared::Refused(nothing_read(&report)));
         }
         console::line("an earlier run began in time: resuming from its checkpoints");
     }
+    let streams = begin(&mut checkpoints, readable, sorted).await?;
     let gap = snapshot.is_some() && !report.is_covered() && !began_in_time;
     let context = Arc::new(context);
-    Ok(Some(Replay { aws, tables, context, streams, delivery, checkpoints, gap }))
+    Ok(Prepared::Ready(Box::new(Replay {
+        aws,
+        tables,
+        context,
+        streams,
+        delivery,
+        checkpoints,
+        gap,
+    })))
+}
+
+/// The checkpoints of earlier runs, judged; none is deleted yet.
+struct SortedCheckpoints {
+    /// Those of each stream that is read, in the same order.
+    streams: Vec<Sorted>,
+    /// Those of streams that are gone, by stream and shard.
+    old: Vec<(String, String)>,
+}
+
+async fn sort_checkpoints(
+    checkpoints: &mut Checkpoints,
+    context: &ReplayContext,
+    readable: &[(&Stream, &Description)],
+) -> anyhow::Result<SortedCheckpoints> {
+    let all: Vec<&Stream> = readable.iter().map(|(stream, _)| *stream).collect();
+    let old = resume::judge_gone_streams(checkpoints, context, &all).await?;
+    let mut streams = Vec::new();
+    for (stream, description) in readable {
+        streams.push(resume::sort(checkpoints, context, stream, &description.shards).await?);
+    }
+    Ok(SortedCheckpoints { streams, old })
+}
+
+/// Deletes the checkpoints that do not hold, or all if none were sorted: from here on the run has begun.
+async fn begin(
+    checkpoints: &mut Checkpoints,
+    readable: Vec<(&Stream, &Description)>,
+    sorted: Option<SortedCheckpoints>,
+) -> anyhow::Result<Vec<Arc<StreamRun>>> {
+    let mut of_streams = Vec::new();
+    if let Some(SortedCheckpoints { streams, old }) = sorted {
+        for (arn, shard) in &old {
+            checkpoints.forget(arn, &[shard]).await?;
+        }
+        of_streams = streams;
+    }
+    let mut of_streams = of_streams.into_iter();
+    let mut runs = Vec::new();
+    for (stream, description) in readable {
+        let resumed = match of_streams.next() {
+            Some(sorted) => {
+                sorted.delete_ignored(checkpoints, stream).await?;
+                sorted.resumed
+            }
+            None => {
+                checkpoints.forget_all(&stream.arn).await?;
+                HashMap::new()
+            }
+        };
+        let listed = description.shards.clone();
+        runs.push(Arc::new(StreamRun::new(stream.clone(), listed, resumed)));
+    }
+    Ok(runs)
 }
 
 impl Replay {
@@ -183,8 +258,8 @@ impl Replay {
         let text = tally.text();
         drop(progress);
         match json {
-            Some(json) => crate::console::say!("{json:#}"),
-            None => crate::console::say!("{text}"),
+            Some(json) => say!("{json:#}"),
+            None => say!("{text}"),
         }
         ended.map(|_| outcome)
     }
@@ -193,9 +268,11 @@ impl Replay {
 /// Says who else reads the streams, as soon as that is known.
 async fn report_readers(aws: SdkConfig, streams: Vec<Stream>) {
     for (stream, readers) in streams.iter().zip(readers::ask(&aws, &streams).await) {
-        console::line(&format!("{}: readers: {}", stream.table, readers.brief()));
+        let of_table = streams.iter().filter(|other| other.table == stream.table).count();
+        let name = if of_table > 1 { stream.full_name() } else { stream.table.clone() };
+        console::line(&format!("{name}: readers: {}", readers.brief()));
         for line in readers.problem().into_iter().chain(readers.notes()) {
-            console::line(&format!("{}: {line}", stream.table));
+            console::line(&format!("{name}: {line}"));
         }
     }
 }
@@ -214,8 +291,8 @@ async fn is_truncated(checkpoints: &mut Checkpoints) -> anyhow::Result<bool> {
     let truncated = checkpoints.stand_beside_an_empty_table().await?;
     if truncated {
         console::line(
-            "the table measurements is empty, so the checkpoints in backfill_checkpoints are ignored: reading from the \
-             trim horizon",
+            "the table measurements is empty, so the checkpoints in backfill_checkpoints do not hold: reading from the trim \
+             horizon",
         );
     }
     Ok(truncated)

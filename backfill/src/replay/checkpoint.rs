@@ -48,6 +48,7 @@ pub(crate) struct CheckpointUpdate {
     pub(crate) shard_id: String,
     pub(crate) position: Position,
     pub(crate) finished: bool,
+    pub(crate) snapshot_time: Option<OffsetDateTime>,
 }
 
 /// The checkpoints of one database, with the lock held.
@@ -55,7 +56,6 @@ pub(crate) struct Checkpoints {
     connection: PgConnection,
     session: Session,
     archive: Option<String>,
-    snapshot_time: Option<OffsetDateTime>,
 }
 
 /// What tells a session of the server from all others, also after its process id was given anew.
@@ -74,9 +74,10 @@ FROM backfill_checkpoints WHERE stream_arn = $1";
 const SAVE: &str = "INSERT INTO backfill_checkpoints
     (stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
     snapshot_time)
-SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, $7, $8
-FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[])
-    AS mark (stream_arn, shard_id, sequence_number, last_created, read_through, finished)
+SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, $8, snapshot_time
+FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::boolean[],
+        $7::timestamptz[])
+    AS given (stream_arn, shard_id, sequence_number, last_created, read_through, finished, snapshot_time)
 ORDER BY stream_arn, shard_id
 ON CONFLICT (stream_arn, shard_id) DO UPDATE SET
     sequence_number = excluded.sequence_number,
@@ -102,22 +103,17 @@ const FORGET: &str =
     "DELETE FROM backfill_checkpoints WHERE stream_arn = $1 AND shard_id = ANY($2)";
 
 impl Checkpoints {
-    /// Connects and takes the lock. `archive` is where the objects of this run go; `snapshot_time` since
-    /// when every change can be read as it begins, where that is known.
+    /// Connects and takes the lock. `archive` is where the objects of this run go.
     ///
     /// # Errors
     /// Where another run holds the lock: it is named, with the way to end it.
-    pub(crate) async fn open(
-        database: &Database,
-        archive: Option<String>,
-        snapshot_time: Option<OffsetDateTime>,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
         let mut connection = database.connect().await?;
         let session = lock(&mut connection)
             .await
             .context("cannot take the lock of `backfill stream`")?
             .map_err(anyhow::Error::msg)?;
-        Ok(Self { connection, session, archive, snapshot_time })
+        Ok(Self { connection, session, archive })
     }
 
     /// The database's clock.
@@ -291,6 +287,7 @@ impl Checkpoints {
         let last: Vec<_> = positions().map(|at| at.sequence_number.as_deref()).collect();
         let created: Vec<_> = positions().map(|at| at.last_created).collect();
         let through: Vec<_> = positions().map(|at| at.read_through).collect();
+        let promised: Vec<_> = updates.iter().map(|update| update.snapshot_time).collect();
         let finished: Vec<_> = updates.iter().map(|update| update.finished).collect();
         sqlx::query(SAVE)
             .bind(column(|update| &update.stream_arn))
@@ -299,8 +296,8 @@ impl Checkpoints {
             .bind(created)
             .bind(through)
             .bind(finished)
+            .bind(promised)
             .bind(self.archive.as_deref())
-            .bind(self.snapshot_time)
             .execute(&mut self.connection)
             .await?;
         Ok(())

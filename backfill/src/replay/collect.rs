@@ -172,7 +172,10 @@ impl Collector<'_> {
                 Err(_) => {
                     self.reached_cutoff |= self.is_done();
                     self.show();
-                    self.checkpoints.keep_lock(&self.delivery.projector().database).await?;
+                    tokio::select! {
+                        kept = self.checkpoints.keep_lock(&self.delivery.projector().database) => kept?,
+                        () = stop.wait() => {}
+                    }
                     continue;
                 }
             }
@@ -230,6 +233,7 @@ impl Collector<'_> {
                 stream_arn: page.run.stream.arn.clone(),
                 shard_id: page.shard.to_string(),
                 position: page.position.clone(),
+                snapshot_time: page.promised,
                 finished: matches!(page.status, ShardStatus::Finished | ShardStatus::TrimmedAway),
             })
             .collect();

@@ -30,6 +30,8 @@ pub(crate) struct ReplayContext {
     /// Goes on after the cutoff.
     pub(crate) follow: bool,
     pub(crate) snapshot_time: Option<OffsetDateTime>,
+    /// Since when every change can be read as the run begins, if that was checked.
+    pub(crate) promised: Option<OffsetDateTime>,
     /// Goes on if records are lost.
     pub(crate) allow_gap: bool,
     pub(crate) findings: Mutex<Findings>,
@@ -42,6 +44,8 @@ pub(crate) struct Findings {
     pub(crate) gaps: BTreeMap<ShardName, Option<OffsetDateTime>>,
     /// Open shards that returned only empty pages for long enough, and whether they returned a record before.
     pub(crate) assumed: BTreeMap<ShardName, bool>,
+    /// Shards that only their children name, and that are not there: trimmed away, as a rule.
+    pub(crate) not_there: BTreeSet<ShardName>,
     /// Shards that were gone before they were read to their end, which loses nothing that was promised.
     pub(crate) gone: BTreeSet<ShardName>,
     /// What else the operator has to know at the end.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use projector::change::{Misconfigured, Tables};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -20,6 +20,9 @@ use crate::replay::source::Stream;
 
 /// How often the tables are asked for new streams.
 const FIND_EVERY: Duration = Duration::from_secs(5);
+/// A table counts as gone after it was not found this many times in a row.
+const MISSING: u32 = 4;
+const PAUSE_BETWEEN_LISTS: Duration = Duration::from_millis(500);
 /// How often a table that has no stream at all is named.
 const REMIND_EVERY: u32 = 60;
 
@@ -36,7 +39,7 @@ pub(crate) struct Following {
 /// Reads each stream that is enabled from now on. It ends only with the run.
 ///
 /// # Errors
-/// If a table is gone, a new stream has no new images, or a stream cannot be read.
+/// If a new stream has no new images, or a stream cannot be read.
 pub(crate) async fn new_streams(mut following: Following) -> anyhow::Result<()> {
     let mut readers: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let mut rounds = 0_u32;
@@ -62,8 +65,14 @@ impl Following {
     async fn find(&mut self, remind: bool) -> anyhow::Result<Vec<Arc<StreamRun>>> {
         let mut new = Vec::new();
         for table in [self.tables.sessions.clone(), self.tables.scans.clone()] {
-            let Some(streams) = self.context.source.list_streams(&table).await? else {
-                bail!("the table {table} is gone: there is nothing to follow any more");
+            let Some(streams) = self.list(&table).await? else {
+                if remind {
+                    console::line(&format!(
+                        "{table}: there is no such table any more; waiting for it, and going on with the other table. End \
+                         this run if it will not come back"
+                    ));
+                }
+                continue;
             };
             if streams.is_empty() && remind {
                 console::line(&format!("{table}: has no stream: what is written now is in none"));
@@ -78,6 +87,17 @@ impl Following {
             }
         }
         Ok(new)
+    }
+
+    /// Asks more than once before a table counts as gone: one answer is no proof.
+    async fn list(&self, table: &str) -> anyhow::Result<Option<Vec<Stream>>> {
+        for _ in 1..MISSING {
+            if let Some(streams) = self.context.source.list_streams(table).await? {
+                return Ok(Some(streams));
+            }
+            tokio::time::sleep(PAUSE_BETWEEN_LISTS).await;
+        }
+        self.context.source.list_streams(table).await
     }
 
     /// `None`: it cannot be described yet.

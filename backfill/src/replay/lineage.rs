@@ -102,6 +102,8 @@ enum State {
 struct Node {
     shard: Shard,
     state: State,
+    /// No listing has it: a child named it. Its children do not wait for it, since as a rule it is trimmed away.
+    only_named: bool,
 }
 
 /// What is known of a stream's shards, over all descriptions of one run.
@@ -127,7 +129,8 @@ impl Lineage {
                 self.children.entry(parent.clone()).or_default().push(shard.id.clone());
             }
             added.push(shard.id.clone());
-            self.shards.insert(shard.id.clone(), Node { shard, state: State::Waiting });
+            let node = Node { shard, state: State::Waiting, only_named: false };
+            self.shards.insert(node.shard.id.clone(), node);
         }
         for id in added {
             // A parent that is listed after its child: the child waits, unless it has begun.
@@ -143,7 +146,8 @@ impl Lineage {
     fn may_start(&self, id: &str) -> bool {
         let Some(node) = self.shards.get(id) else { return false };
         let parent = node.shard.parent.as_ref().and_then(|parent| self.shards.get(parent));
-        node.state == State::Waiting && parent.is_none_or(|parent| parent.state == State::Finished)
+        let may = |parent: &Node| parent.state == State::Finished || parent.only_named;
+        node.state == State::Waiting && parent.is_none_or(may)
     }
 
     /// The shards that may be read now, each handed out once, in the order of their ids (which begin
@@ -177,6 +181,33 @@ impl Lineage {
     /// The shards that are named as a parent and not listed themselves: trimmed away, or left out of the listing.
     pub(crate) fn unlisted_parents(&self) -> Vec<String> {
         self.children.keys().filter(|id| !self.shards.contains_key(*id)).cloned().collect()
+    }
+
+    /// A shard that only a child names is being asked for, beside its children.
+    pub(crate) fn start_named(&mut self, id: &str) {
+        let shard = Shard { id: id.to_owned(), parent: None, closed: true };
+        let node = Node { shard, state: State::Started, only_named: true };
+        self.shards.entry(id.to_owned()).or_insert(node);
+    }
+
+    /// No more records are added to it: a listing shows its end, or a child.
+    pub(crate) fn is_closed(&self, id: &str) -> bool {
+        self.has_children(id) || self.shards.get(id).is_some_and(|node| node.shard.closed)
+    }
+
+    /// A shard that waits for a parent that will not end, other than one that `goes_on` after the cutoff; and that
+    /// parent. While nothing is being read, there must be none.
+    pub(crate) fn stuck(&self, goes_on: impl Fn(&str) -> bool) -> Option<(&str, &str)> {
+        let waiting = self.shards.values().filter(|node| node.state == State::Waiting);
+        let mut stuck = waiting.filter_map(|node| {
+            let parent = node.shard.parent.as_deref()?;
+            Some((node.shard.id.as_str(), parent))
+        });
+        stuck.find(|(_, parent)| {
+            let parent_waits =
+                self.shards.get(*parent).is_some_and(|node| node.state == State::Waiting);
+            !parent_waits && !goes_on(parent)
+        })
     }
 
     pub(crate) fn has_children(&self, id: &str) -> bool {
@@ -314,10 +345,28 @@ mod tests {
         let mut lineage = Lineage::default();
         lineage.extend(shards("b<a. c<b x"));
         assert_eq!(lineage.unlisted_parents(), ["a"]);
-        // It is there after all, and its child waits for it if it has not begun.
+        // It is listed after all, and its child waits for it if it has not begun.
         lineage.extend(shards("a."));
         assert_eq!(lineage.unlisted_parents(), [""; 0]);
         assert_eq!(lineage.take_ready(), shards("a. x"));
+        // Nobody waits for one that is only named.
+        let mut lineage = Lineage::default();
+        lineage.extend(shards("b<a."));
+        lineage.start_named("a");
+        assert_eq!(lineage.take_ready(), shards("b<a."));
+    }
+
+    #[test]
+    fn a_shard_that_nobody_will_read_is_found() {
+        let mut lineage = Lineage::default();
+        lineage.extend(shards("a b<a c<b"));
+        assert_eq!(lineage.take_ready().len(), 1);
+        assert_eq!(lineage.stuck(|_| false), Some(("b", "a")));
+        assert_eq!(lineage.stuck(|shard| shard == "a"), None, "a goes on after the cutoff");
+        lineage.finish("a");
+        lineage.finish("b");
+        lineage.finish("c");
+        assert_eq!(lineage.stuck(|_| false), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::replay::context::StreamRun;
@@ -29,6 +30,8 @@ pub(crate) struct Page {
     pub(crate) records: Vec<Vec<u8>>,
     /// How far the shard has been read with this page.
     pub(crate) position: Position,
+    /// Since when no change of the shard and its ancestors is missing, if that is known.
+    pub(crate) promised: Option<OffsetDateTime>,
     pub(crate) status: ShardStatus,
     /// Given back when the page is part of a batch.
     pub(crate) permit: Option<OwnedSemaphorePermit>,

@@ -70,21 +70,37 @@ pub(crate) enum Missing {
     Trimmed,
 }
 
+/// What is known of a shard that cannot be found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Evidence {
+    /// Its stream is still there.
+    pub(crate) stream_exists: bool,
+    /// When it was made, if its id says so.
+    pub(crate) made_at: Option<OffsetDateTime>,
+    /// When it was closed, if the id of a child says so: nothing in it is younger.
+    pub(crate) closed_at: Option<OffsetDateTime>,
+}
+
 /// Judges a shard that cannot be found, by the clock: one answer of the API is no proof that it is gone. `promised`:
-/// there is a snapshot or a checkpoint that says from when on nothing may be missing. `stream_exists`: the stream
-/// itself is still there.
+/// there is a snapshot or a checkpoint that says from when on nothing may be missing.
 pub(crate) fn judge_missing(
     position: &Position,
     promised: bool,
-    stream_exists: bool,
+    evidence: Evidence,
     snapshot_time: Option<OffsetDateTime>,
     now: OffsetDateTime,
 ) -> Missing {
+    let Evidence { stream_exists, made_at, closed_at } = evidence;
+    let known = position.read_through.max(snapshot_time);
+    if closed_at.is_some_and(|closed| known.is_some_and(|known| known >= closed)) {
+        return Missing::Trimmed;
+    }
     if promised && can_be_lost(position, false, snapshot_time, now) {
         return Missing::Lost;
     }
-    match position.read_through {
-        Some(through) if stream_exists && through >= now - RETENTION => Missing::TooYoung,
+    let youngest = position.read_through.max(made_at).max(closed_at);
+    match youngest {
+        Some(youngest) if stream_exists && youngest >= now - RETENTION => Missing::TooYoung,
         _ => Missing::Trimmed,
     }
 }
@@ -122,7 +138,7 @@ impl Lost {
 
 #[cfg(test)]
 mod tests {
-    use super::{Missing, Position, RETENTION, can_be_lost, judge_missing};
+    use super::{Evidence, Missing, Position, RETENTION, can_be_lost, judge_missing};
     use time::Duration;
     use time::macros::datetime;
 
@@ -194,7 +210,20 @@ mod tests {
             ("never read, an old snapshot", None, true, true, older, Missing::Lost),
         ] {
             let position = Position { read_through, ..Position::default() };
-            let judged = judge_missing(&position, promised, stream_exists, snapshot, now);
+            let evidence = Evidence { stream_exists, made_at: None, closed_at: None };
+            let judged = judge_missing(&position, promised, evidence, snapshot, now);
+            assert_eq!(judged, expected, "{name}");
+        }
+        for (name, made_at, closed_at, snapshot, expected) in [
+            ("made an hour ago", Some(now - Duration::HOUR), None, younger, Missing::TooYoung),
+            ("made two days ago", older, None, younger, Missing::Trimmed),
+            ("closed after the snapshot", older, Some(now), younger, Missing::TooYoung),
+            ("closed before the snapshot", older, younger, Some(now), Missing::Trimmed),
+            ("closed a day ago", older, older, None, Missing::Trimmed),
+        ] {
+            let evidence = Evidence { stream_exists: true, made_at, closed_at };
+            let judged =
+                judge_missing(&Position::default(), snapshot.is_some(), evidence, snapshot, now);
             assert_eq!(judged, expected, "{name}");
         }
     }

@@ -16,9 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::replay::context::{ReplayContext, StreamRun};
 use crate::replay::page::{Message, Page, ShardStatus};
-use crate::replay::position::{Lost, Missing, Position, can_be_lost, judge_missing};
+use crate::replay::position::{Evidence, Lost, Missing, Position, can_be_lost, judge_missing};
 use crate::replay::record::lambda_json;
-use crate::replay::source::{CallError, ShardName};
+use crate::replay::source::{CallError, ShardName, made_at};
 use crate::replay::tip::EmptyPages;
 
 /// Creation times are approximate, and rounded down to the second: only a record this much younger than the cutoff
@@ -45,7 +45,7 @@ pub(crate) enum ReadOutcome {
     PastCutoff,
     /// It returned only empty pages for long enough. If it turns out to be closed, it is read on from here, to its end.
     AssumedCaughtUp(Position),
-    /// It was named as a parent only, and is not there.
+    /// Only a child named it, and it is not there.
     NotThere,
 }
 
@@ -67,6 +67,8 @@ pub(crate) struct ShardReader {
     shard: Arc<str>,
     known: Known,
     position: Position,
+    /// Since when no change of the shard and its ancestors is missing, if that is known.
+    promise: Option<OffsetDateTime>,
     messages: mpsc::Sender<Message>,
     iterator: Option<String>,
     empty_pages: EmptyPages,
@@ -91,7 +93,6 @@ enum NextPage {
     Missing,
     /// It begins behind what is trimmed, always.
     TrimmedAway,
-    NotThere,
 }
 
 impl ShardReader {
@@ -99,7 +100,7 @@ impl ShardReader {
         context: Arc<ReplayContext>,
         run: Arc<StreamRun>,
         (shard, known): (String, Known),
-        position: Position,
+        (position, promise): (Position, Option<OffsetDateTime>),
         messages: mpsc::Sender<Message>,
     ) -> Self {
         let promised = context.snapshot_time.is_some() || position.read_through.is_some();
@@ -110,6 +111,7 @@ impl ShardReader {
             known,
             reported_through: position.read_through,
             position,
+            promise,
             messages,
             iterator: None,
             empty_pages: EmptyPages::default(),
@@ -143,7 +145,7 @@ impl ShardReader {
                     drop(permit);
                     tokio::time::sleep(pause).await;
                 }
-                NextPage::NotThere => return Ok(ReadOutcome::NotThere),
+                NextPage::TrimmedAway if self.is_unseen() => return Ok(ReadOutcome::NotThere),
                 NextPage::TrimmedAway => return Ok(self.trimmed_away().await),
                 NextPage::Missing => {
                     drop(permit);
@@ -219,6 +221,10 @@ impl ShardReader {
             run: Arc::clone(&self.run),
             shard: Arc::clone(&self.shard),
             position: self.position.clone(),
+            // A gap that was allowed ends the promise.
+            promised: self
+                .promise
+                .filter(|_| !self.context.findings().gaps.contains_key(&self.name())),
             records,
             status,
             permit,
@@ -242,10 +248,6 @@ impl ShardReader {
                 }
                 // The next one is asked for at the position, which is after the last record read.
                 Err(CallError::Expired) => {}
-                Err(error) if self.known == Known::AsParent && !self.opened => {
-                    tracing::debug!(shard = &*self.shard, %error, "named as a parent, not there");
-                    return Ok(NextPage::NotThere);
-                }
                 Err(CallError::Trimmed) => return self.refused_as_trimmed(),
                 Err(CallError::Gone) => {
                     self.refusals += 1;
@@ -343,6 +345,11 @@ impl ShardReader {
         Err(CallError::Trimmed).with_context(|| self.unreadable())
     }
 
+    /// Only a child named it, and nothing of it was read.
+    fn is_unseen(&self) -> bool {
+        self.known == Known::AsParent && !self.opened
+    }
+
     /// The shard cannot be found: asks whether it is still listed, and judges by the clock.
     async fn missing(self) -> anyhow::Result<ReadOutcome> {
         let description = self.context.source.describe(&self.run.stream).await?;
@@ -354,17 +361,34 @@ impl ShardReader {
         }
         let now = OffsetDateTime::now_utc();
         let snapshot = self.context.snapshot_time;
-        match judge_missing(&self.position, self.promised, description.is_some(), snapshot, now) {
+        let shards = description.as_ref().map_or(&[][..], |description| &description.shards);
+        let children = shards.iter().filter(|shard| shard.parent.as_deref() == Some(&*self.shard));
+        let evidence = Evidence {
+            stream_exists: description.is_some(),
+            made_at: made_at(&self.shard),
+            closed_at: children.filter_map(|child| made_at(&child.id)).min(),
+        };
+        // What is only named has a snapshot's promise alone, which the evidence answers.
+        let promised = self.promised && !self.is_unseen();
+        match judge_missing(&self.position, promised, evidence, snapshot, now) {
+            Missing::TooYoung if self.context.allow_gap => {
+                self.context.lose(self.lost())?;
+                Ok(self.trimmed_away().await)
+            }
             Missing::TooYoung => Err(CallError::Gone).with_context(|| {
                 format!(
                     "{}: what it holds is younger than 24 hours, so that it cannot have been trimmed; run the same \
-                     command again",
+                     command again, or add --allow-gap to go on without it",
                     self.unreadable()
                 )
             }),
             Missing::Lost => {
                 self.context.lose(self.lost())?;
                 Ok(self.trimmed_away().await)
+            }
+            Missing::Trimmed if self.is_unseen() => {
+                self.context.findings().not_there.insert(self.name());
+                Ok(ReadOutcome::NotThere)
             }
             Missing::Trimmed => Ok(self.trimmed_away().await),
         }
@@ -410,16 +434,18 @@ impl ShardReader {
 
     /// Something is trimmed away, and loses nothing or breaks no promise.
     fn log_trimmed(&self) {
-        let why = if self.promised {
-            "older than what is known to be stored: nothing is lost"
-        } else {
-            "nothing was known of it: no snapshot, no checkpoint"
-        };
-        tracing::warn!(
-            stream = self.run.stream.arn,
-            shard = &*self.shard,
-            "trimmed away in part, {why}"
-        );
+        let (what, why) =
+            match (self.opened || self.position.sequence_number.is_some(), self.promised) {
+                (false, _) => ("not there any more", "nothing of it was read"),
+                (true, true) => (
+                    "trimmed away in part",
+                    "older than what is known to be stored: nothing is lost",
+                ),
+                (true, false) => {
+                    ("trimmed away in part", "nothing was known of it: no snapshot, no checkpoint")
+                }
+            };
+        tracing::warn!(stream = self.run.stream.arn, shard = &*self.shard, "{what}, {why}");
     }
 }
 

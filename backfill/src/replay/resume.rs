@@ -1,4 +1,5 @@
-//! Which checkpoints of earlier runs hold for this one. The others are deleted, with a line that says why.
+//! Which checkpoints of earlier runs hold for this one. The others are deleted once the run begins, with a line that
+//! says why.
 
 use std::collections::{HashMap, HashSet};
 
@@ -62,13 +63,21 @@ impl Rules<'_> {
     }
 }
 
-/// The checkpoints of a stream that hold for this run.
-pub(crate) async fn usable(
+/// The checkpoints of a stream, sorted.
+pub(crate) struct Sorted {
+    /// Those that hold for this run.
+    pub(crate) resumed: HashMap<String, Checkpoint>,
+    ignored: HashMap<Ignored, Vec<String>>,
+}
+
+/// Sorts the checkpoints of a stream, and deletes none: the run may still be refused, and another command may resume
+/// from those that do not hold for this one.
+pub(crate) async fn sort(
     checkpoints: &mut Checkpoints,
     context: &ReplayContext,
     stream: &Stream,
     listed: &[Shard],
-) -> anyhow::Result<HashMap<String, Checkpoint>> {
+) -> anyhow::Result<Sorted> {
     let mut resumed = checkpoints.load(&stream.arn).await?;
     let listed: HashSet<&str> = listed.iter().map(|shard| shard.id.as_str()).collect();
     let rules = Rules {
@@ -77,51 +86,69 @@ pub(crate) async fn usable(
         now: OffsetDateTime::now_utc(),
     };
     let mut ignored: HashMap<Ignored, Vec<String>> = HashMap::new();
-    for (shard, checkpoint) in &resumed {
-        if let Some(why) = rules.ignored(checkpoint, listed.contains(shard.as_str())) {
-            ignored.entry(why).or_default().push(shard.clone());
+    resumed.retain(|shard, checkpoint| {
+        match rules.ignored(checkpoint, listed.contains(shard.as_str())) {
+            Some(why) => {
+                ignored.entry(why).or_default().push(shard.clone());
+                false
+            }
+            None => true,
         }
-    }
-    for (why, shards) in &ignored {
-        let count = shards.len();
-        let table = &stream.table;
-        match why {
-            Ignored::NoLongerNeeded => {}
-            Ignored::BeforeSnapshot => console::line(&format!(
-                "{table}: {count} checkpoints are ignored: they are older than the snapshot, and came with it"
-            )),
-            Ignored::Old => console::line(&format!(
-                "{table}: {count} checkpoints are ignored: they are older than 24 hours; reading from the trim horizon"
-            )),
-            Ignored::OtherArchive => console::line(&format!(
-                "{table}: {count} checkpoints are ignored: their records are in another archive, or in none"
-            )),
-        }
-        let ids: Vec<&str> = shards.iter().map(String::as_str).collect();
-        checkpoints.forget(&stream.arn, &ids).await?;
-        resumed.retain(|shard, _| !shards.contains(shard));
-    }
-    if !resumed.is_empty() {
-        let newest = resumed.values().map(|checkpoint| checkpoint.updated_at).max();
-        console::line(&format!(
-            "{}: resuming from the checkpoints of {} shards, last written at {}",
-            stream.table,
-            resumed.len(),
-            newest.map(clock).unwrap_or_default()
-        ));
-    }
-    Ok(resumed)
+    });
+    Ok(Sorted { resumed, ignored })
 }
 
-/// Deals with the checkpoints of streams that do not exist any more: records after them are gone for good.
+impl Sorted {
+    /// Deletes the checkpoints that do not hold, and says so. Called once the run begins.
+    pub(crate) async fn delete_ignored(
+        &self,
+        checkpoints: &mut Checkpoints,
+        stream: &Stream,
+    ) -> anyhow::Result<()> {
+        let table = &stream.table;
+        for (why, shards) in &self.ignored {
+            let count = shards.len();
+            let why = match why {
+                Ignored::NoLongerNeeded => None,
+                Ignored::BeforeSnapshot => {
+                    Some("they are older than the snapshot, and came with it")
+                }
+                Ignored::Old => Some(
+                    "they are older than 24 hours; their shards are read from the trim horizon",
+                ),
+                Ignored::OtherArchive => Some(
+                    "their records are in another archive, or in none; their shards are read again",
+                ),
+            };
+            if let Some(why) = why {
+                console::line(&format!("{table}: {count} checkpoints are deleted: {why}"));
+            }
+            let ids: Vec<&str> = shards.iter().map(String::as_str).collect();
+            checkpoints.forget(&stream.arn, &ids).await?;
+        }
+        if !self.resumed.is_empty() {
+            let newest = self.resumed.values().map(|checkpoint| checkpoint.updated_at).max();
+            console::line(&format!(
+                "{table}: resuming from the checkpoints of {} shards, last written at {}",
+                self.resumed.len(),
+                newest.map(clock).unwrap_or_default()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Judges the checkpoints of streams that do not exist any more: records after them are gone for good. Returns those
+/// that are too old to be of use, by stream and shard.
 ///
 /// # Errors
 /// [`Lost`] if a snapshot is named, and changes since then went with such a stream.
-pub(crate) async fn settle_gone_streams(
+pub(crate) async fn judge_gone_streams(
     checkpoints: &mut Checkpoints,
     context: &ReplayContext,
     streams: &[&Stream],
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<(String, String)>> {
+    let mut old = Vec::new();
     let arns: Vec<&str> = streams.iter().map(|stream| stream.arn.as_str()).collect();
     let now = OffsetDateTime::now_utc();
     for (arn, shard, checkpoint) in checkpoints.load_others(&arns).await? {
@@ -141,10 +168,10 @@ pub(crate) async fn settle_gone_streams(
             context.lose(Lost { shard: ShardName::new(&stream, &shard), position, since })?;
         }
         if checkpoint.updated_at < now - RETENTION {
-            checkpoints.forget(&arn, &[&shard]).await?;
+            old.push((arn, shard));
         }
     }
-    Ok(())
+    Ok(old)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
@@ -43,7 +43,7 @@ pub(crate) async fn read_stream(
     loop {
         reading.start_ready();
         if reading.is_complete() {
-            return Ok(());
+            return reading.check_all_read();
         }
         let describe_at = reading.describe_at();
         tokio::select! {
@@ -66,6 +66,8 @@ struct StreamReading {
     readers: JoinSet<Ended>,
     /// Up to when everything has been read, by shard: where its children begin.
     read_through: HashMap<String, Option<OffsetDateTime>>,
+    /// Since when no change is missing, by shard; children inherit it.
+    promises: HashMap<String, Option<OffsetDateTime>>,
     /// Shards that were read to their end and have no child yet, and since when.
     childless: BTreeMap<String, Instant>,
     /// Shards that were assumed to be caught up, and how far they were read.
@@ -73,6 +75,8 @@ struct StreamReading {
     /// Shards that only a child named, and that are not there.
     not_there: HashSet<String>,
     named_as_parent: BTreeSet<String>,
+    /// Shards that go on after the cutoff: what comes after them is not asked for.
+    past_cutoff: HashSet<String>,
     described: Instant,
     /// The last description came when nothing was under way, and showed nothing new.
     shown_complete: bool,
@@ -93,10 +97,12 @@ impl StreamReading {
             lineage: Lineage::default(),
             readers: JoinSet::new(),
             read_through: HashMap::new(),
+            promises: HashMap::new(),
             childless: BTreeMap::new(),
             assumed: HashMap::new(),
             not_there: HashSet::new(),
             named_as_parent: BTreeSet::new(),
+            past_cutoff: HashSet::new(),
             described: Instant::now(),
             shown_complete: false,
         };
@@ -129,7 +135,8 @@ impl StreamReading {
         for id in self.lineage.unlisted_parents() {
             let finished = self.run.resumed.get(&id).is_some_and(|before| before.finished);
             if !finished && self.named_as_parent.insert(id.clone()) {
-                self.lineage.extend([Shard { id, parent: None, closed: true }]);
+                self.lineage.start_named(&id);
+                self.read(id, Known::AsParent, Position::default());
             }
         }
         self.count_listed();
@@ -143,13 +150,8 @@ impl StreamReading {
     fn start_ready(&mut self) {
         for shard in self.lineage.take_ready() {
             let position = self.beginning(&shard);
-            let known = if self.named_as_parent.contains(&shard.id) {
-                Known::AsParent
-            } else if shard.closed {
-                Known::Closed
-            } else {
-                Known::Open
-            };
+            self.promises.insert(shard.id.clone(), self.promise(&shard));
+            let known = if shard.closed { Known::Closed } else { Known::Open };
             self.read(shard.id, known, position);
         }
     }
@@ -163,13 +165,27 @@ impl StreamReading {
         Position::after(of_parent.copied().flatten().max(self.run.enabled_during_run))
     }
 
+    /// Since when no change of a shard is missing: since this run's snapshot, or what an earlier run promised of it or
+    /// of its parent.
+    fn promise(&self, shard: &Shard) -> Option<OffsetDateTime> {
+        let of_earlier_run =
+            |id: &String| self.run.resumed.get(id).map(|before| before.snapshot_time);
+        let of_parent = |parent: &String| {
+            self.promises.get(parent).copied().or_else(|| of_earlier_run(parent)).flatten()
+        };
+        let inherited = || {
+            of_earlier_run(&shard.id).unwrap_or_else(|| shard.parent.as_ref().and_then(of_parent))
+        };
+        self.context.promised.or_else(inherited)
+    }
+
     fn read(&mut self, id: String, known: Known, position: Position) {
         self.shown_complete = false;
         let reader = ShardReader::new(
             Arc::clone(&self.context),
             Arc::clone(&self.run),
             (id.clone(), known),
-            position,
+            (position, self.promises.get(&id).copied().flatten().or(self.context.promised)),
             self.messages.clone(),
         );
         self.readers.spawn(async move { (id, reader.read().await) });
@@ -183,6 +199,17 @@ impl StreamReading {
         self.nothing_under_way() && self.childless.is_empty() && self.shown_complete
     }
 
+    /// Sees that no shard is left that nobody will read.
+    fn check_all_read(&self) -> anyhow::Result<()> {
+        match self.lineage.stuck(|shard| self.past_cutoff.contains(shard)) {
+            None => Ok(()),
+            Some((shard, parent)) => bail!(
+                "shard {shard} of {} was not read, because its parent {parent} did not end: run the same command again",
+                self.run.stream.arn
+            ),
+        }
+    }
+
     fn describe_at(&self) -> Instant {
         let urgent = self.nothing_under_way() || !self.childless.is_empty();
         self.described + if urgent { DESCRIBE_EVERY } else { DESCRIBE_ANYWAY }
@@ -192,7 +219,9 @@ impl StreamReading {
         self.shown_complete = false;
         let (id, outcome) = ended.context("a reader panicked")?;
         match outcome? {
-            ReadOutcome::PastCutoff => {}
+            ReadOutcome::PastCutoff => {
+                self.past_cutoff.insert(id);
+            }
             ReadOutcome::AssumedCaughtUp(position) => {
                 self.assumed.insert(id, position);
             }
@@ -247,13 +276,13 @@ impl StreamReading {
     fn on_described(&mut self, description: Option<Description>) {
         let enabled = description.as_ref().is_some_and(|description| description.enabled);
         let shards = description.map(|description| description.shards).unwrap_or_default();
-        self.extend(shards.clone());
-        for shard in shards {
-            // An open one with a child is a closed one on another page.
-            if (shard.closed || self.lineage.has_children(&shard.id))
-                && let Some(position) = self.assumed.remove(&shard.id)
-            {
-                self.read(shard.id, Known::Closed, position);
+        self.extend(shards);
+        // Listed or not: a shard that is closed now is read to its end after all.
+        let closed: Vec<String> =
+            self.assumed.keys().filter(|id| self.lineage.is_closed(id)).cloned().collect();
+        for id in closed {
+            if let Some(position) = self.assumed.remove(&id) {
+                self.read(id, Known::Closed, position);
             }
         }
         let (lineage, run, patience) = (&self.lineage, &self.run, self.child_patience);

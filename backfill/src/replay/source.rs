@@ -7,7 +7,8 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
@@ -21,10 +22,11 @@ use time::OffsetDateTime;
 
 use crate::replay::lineage::{self, Shard};
 
-/// How often a call is made before it is given up, with pauses that double from a tenth of a second
-/// to [`MAX_PAUSE`], half of each at random: some three minutes.
+/// How often a call is made before it is given up, with pauses that double from a tenth of a second to [`MAX_PAUSE`],
+/// half of each at random: some three minutes if each is refused at once, and some five if none is answered.
 const TRIES: u32 = 16;
 const MAX_PAUSE: Duration = Duration::from_secs(20);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// How often a stream is described while its pages disagree.
 const DESCRIPTIONS: u32 = 5;
@@ -37,6 +39,8 @@ const MISSING: u32 = 4;
 pub(crate) struct Source {
     pub(crate) client: streams::Client,
     pub(crate) troubles: Troubles,
+    /// When trouble was last logged.
+    logged: Mutex<Option<Instant>>,
 }
 
 /// What had to be repeated.
@@ -159,7 +163,11 @@ impl Source {
     pub(crate) fn new(aws: &SdkConfig) -> Self {
         let config =
             streams::config::Builder::from(aws).retry_config(RetryConfig::disabled()).build();
-        Self { client: streams::Client::from_conf(config), troubles: Troubles::default() }
+        Self {
+            client: streams::Client::from_conf(config),
+            troubles: Troubles::default(),
+            logged: Mutex::default(),
+        }
     }
 
     /// What had to be repeated, in words; `None` if nothing had to be.
@@ -211,14 +219,28 @@ impl Source {
                 }
             };
             counter.fetch_add(1, Ordering::Relaxed);
-            if tries == TRIES / 2 {
-                let error = projector::error::chain(&error);
-                tracing::warn!(operation, error, "failed {tries} times in a row, goes on trying");
-            }
+            self.log_trouble(operation, tries, &error);
             if tries == TRIES {
                 return Err(CallError::GivenUp { operation, source: error.into() });
             }
             tokio::time::sleep(pause(tries)).await;
+        }
+    }
+
+    /// One line in ten seconds, whoever fails: an operator who waits must know for what.
+    fn log_trouble(&self, operation: &str, tries: u32, error: &(dyn std::error::Error + 'static)) {
+        if tries < 2 {
+            return;
+        }
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            *logged = Some(Instant::now());
+            tracing::warn!(
+                operation,
+                error = projector::error::chain(error),
+                "failed {tries} times in a row, trying again for some minutes; check the route (a VPC needs an endpoint \
+                 or NAT), AWS_REGION and AWS_ENDPOINT_URL"
+            );
         }
     }
 
@@ -406,6 +428,14 @@ pub(crate) struct ShardName {
     pub(crate) shard: String,
 }
 
+/// When a shard was made, as the number in its id says: milliseconds since 1970, in 20 digits. Not documented, and
+/// seen in every id of the service. It is used for caution only: a shard that must be there is asked for longer.
+pub(crate) fn made_at(shard: &str) -> Option<OffsetDateTime> {
+    let digits = shard.strip_prefix("shardId-")?.split('-').next()?;
+    let ms = digits.parse::<i128>().ok().filter(|_| digits.len() == 20)?;
+    OffsetDateTime::from_unix_timestamp_nanos(ms.checked_mul(1_000_000)?).ok()
+}
+
 impl ShardName {
     pub(crate) fn new(stream: &Stream, shard: &str) -> Self {
         Self {
@@ -413,6 +443,13 @@ impl ShardName {
             stream_arn: stream.arn.clone(),
             shard: shard.to_owned(),
         }
+    }
+}
+
+impl Stream {
+    /// The table and the label: for a table that has several streams.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{} (stream of {})", self.table, self.label)
     }
 }
 

@@ -64,7 +64,7 @@ impl Tally<'_> {
         let mut text = summary::text(end, counts, reasons, self.duration);
         for (arn, progress) in self.progress {
             let (read, listed, records) = progress.totals();
-            let name = self.stream_name(arn, progress);
+            let name = self.stream_name(arn, progress.name());
             let _ = writeln!(text, "  {name}: {read} of {listed} shards read, {records} records");
         }
         for line in self.times.lines(self.delivery, self.duration) {
@@ -80,8 +80,7 @@ impl Tally<'_> {
     }
 
     /// The table, and the stream's label if the table has several.
-    fn stream_name(&self, arn: &str, progress: &StreamProgress) -> String {
-        let table = progress.name();
+    fn stream_name(&self, arn: &str, table: &str) -> String {
         let of_table = self.progress.iter().filter(|(_, other)| other.name() == table).count();
         match projector::change::stream_of(arn) {
             Some((_, label)) if of_table > 1 => format!("{table} (stream of {label})"),
@@ -89,12 +88,21 @@ impl Tally<'_> {
         }
     }
 
+    /// The first shards by name.
+    fn named<'a>(&self, shards: impl ExactSizeIterator<Item = &'a ShardName>) -> String {
+        let more = if shards.len() > NAMED { ", ... (--json names all)" } else { "" };
+        let name = |name: &ShardName| {
+            format!("{}/{}", self.stream_name(&name.stream_arn, &name.table), name.shard)
+        };
+        shards.take(NAMED).map(name).collect::<Vec<_>>().join(", ") + more
+    }
+
     /// What may be relied on.
     fn conclusions(&self) -> Vec<String> {
         let findings = self.context.findings();
         let mut lines = findings.remarks.clone();
         if !findings.gaps.is_empty() {
-            let shards = named(findings.gaps.keys());
+            let shards = self.named(findings.gaps.keys());
             lines.push(format!(
                 "records can be lost in {}: {shards}",
                 shards_of(findings.gaps.len())
@@ -112,7 +120,7 @@ impl Tally<'_> {
                 was(findings.gone.len(), "shard"),
                 if findings.gone.len() == 1 { "it was" } else { "they were" },
                 if findings.gone.len() == 1 { "its" } else { "their" },
-                named(findings.gone.iter())
+                self.named(findings.gone.iter())
             ));
         }
         let complete = findings.gaps.is_empty() && !self.gap;
@@ -143,7 +151,7 @@ impl Tally<'_> {
                 is(count, "open shard"),
                 span(self.context.idle),
                 span(self.context.first_record),
-                named(assumed.iter().copied())
+                self.named(assumed.iter().copied())
             ),
         }
     }
@@ -172,6 +180,7 @@ impl Tally<'_> {
                 Err(_) => "failed",
             },
             "seconds": self.duration.as_secs_f64(),
+            "error": self.ended.as_ref().err().map(|error| projector::error::chain(error.as_ref())),
             "cutoff": time(self.context.cutoff),
             "at_cutoff": self.at_cutoff(),
             "snapshot_time": self.context.snapshot_time.and_then(time),
@@ -190,6 +199,7 @@ impl Tally<'_> {
                 .map(|(name, since)| with(name, "since", json!(since.and_then(time))))
                 .collect::<Vec<_>>(),
             "gone": findings.gone.iter().map(shard).collect::<Vec<_>>(),
+            "named_and_not_there": findings.not_there.iter().map(shard).collect::<Vec<_>>(),
             "remarks": findings.remarks,
         })
     }
@@ -205,12 +215,4 @@ fn is(count: usize, noun: &str) -> String {
 
 fn was(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun} was") } else { format!("{count} {noun}s were") }
-}
-
-/// The first shards by name.
-fn named<'a>(shards: impl ExactSizeIterator<Item = &'a ShardName>) -> String {
-    let more = if shards.len() > NAMED { ", ... (--json names all)" } else { "" };
-    let names: Vec<String> =
-        shards.take(NAMED).map(|name| format!("{}/{}", name.table, name.shard)).collect();
-    names.join(", ") + more
 }
