@@ -260,6 +260,7 @@ async fn an_assumed_shard_that_drops_out_of_the_listing_is_read_on_and_so_is_its
         while server.count("GetRecords") < 10 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        server.set_empty_pages(0);
         server.roll(&arn, "shardId-a", "shardId-b");
         server.put(&arn, "shardId-b", &records[1..]);
         server.set_rule(|call| match call.operation {

@@ -416,20 +416,23 @@ async fn killed_at_twenty_moments_of_one_replay_it_ends_as_if_it_had_not_been() 
     let mut rng = Rng::with_seed(20);
     let mut killed = 0;
     let arguments = ["--parallel", "3", "--batch-size", "100"];
-    for _ in 0..20 {
+    let resumed = || server.calls().iter().any(|call| call.sequence_number.is_some());
+    // A loaded machine may need longer to its first checkpoint.
+    for longest_ms in (1_500..6_000).step_by(100) {
+        if killed >= 20 && resumed() {
+            break;
+        }
         let mut child = stream(&stores, &server, &arguments).spawn().expect("backfill runs");
-        let moment = Duration::from_millis(rng.u64(100..1500));
+        let moment =
+            Duration::from_millis(rng.u64(100..if resumed() { 1_500 } else { longest_ms }));
         if tokio::time::timeout(moment, child.wait()).await.is_err() {
             child.kill().await.expect("it is killed");
             killed += 1;
         }
         assert_no_checkpoint_ahead(&stores, &by_shard).await;
     }
-    assert_eq!(killed, 20, "the replay was too short to be killed so often");
-    assert!(
-        server.calls().iter().any(|call| call.sequence_number.is_some()),
-        "it went on from checkpoints"
-    );
+    assert!(killed >= 20, "the replay was too short to be killed so often: {killed}");
+    assert!(resumed(), "it resumed from checkpoints");
     server.set_rule(|_| Fault::Pass);
     assert_code(&output(stream(&stores, &server, &[])).await, 0);
     assert_equal(&stores, &records).await;
