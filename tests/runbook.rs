@@ -139,7 +139,7 @@ async fn the_gap(walk: &mut Walk, old: &Stores, new: &Stores) {
 
 /// Step 10, with writes while the old side stands still.
 async fn way_back(walk: &mut Walk, old: &Stores, new: &Stores) {
-    assert!(walk.block("10. Switch", "scripts/compare").await.contains("equal"));
+    assert!(walk.block("10. Switch", "infra/scripts/compare").await.contains("equal"));
     let detached = walk.block("10. Switch", "Mappings=disabled").await;
     assert_eq!(detached.matches("Mapping: Disabled").count(), 2, "{detached}");
     walk.write(20..30, "while detached").await;
@@ -401,7 +401,7 @@ async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
             session_version = '2020-01-01T00:00:00.000/' || repeat('0', 39) || '1'
         WHERE session_id IN ('s-1', 's-20')";
     run_sql(stores, yesterday).await;
-    let found = walk.block(HEADING, "scripts/compare-archive").await;
+    let found = walk.block(HEADING, "infra/scripts/compare-archive").await;
     assert!(found.contains("keys rewritten: 3\n"), "s-0, s-1, and s-20 that was removed: {found}");
     assert!(found.contains("keys rewritten: 2\n"), "both scans of s-0: {found}");
     let restored = async |walk: &mut Walk| {
@@ -442,7 +442,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
     shell
         .run(
             r#"
-            . scripts/functions
+            . infra/scripts/functions
             aws() {
                 # Options are looked at before anything is sent, and nothing listens there.
                 local said
@@ -468,7 +468,8 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
             OLD_DATABASE_URL=x NEW_DATABASE_URL=x ARCHIVE_BUCKET=foot-measurements
             environment=new stack=projector-new database_stack=measurements-new-database
             cd "$(mktemp -d)"
-            ln -s "$OLDPWD/scripts" scripts
+            mkdir infra
+            ln -s "$OLDPWD/infra/scripts" infra/scripts
             "#,
         )
         .await;

@@ -40,13 +40,13 @@ async fn a_bucket_that_has_a_policy_is_imported_with_it() {
 }
 
 async fn compare(arguments: &[&str]) -> Output {
-    Command::new(root().join("scripts/compare"))
+    Command::new(root().join("infra/scripts/compare"))
         .args(arguments)
         .env("WAIT_SECONDS", "0")
         .env("TRIES", "1")
         .output()
         .await
-        .expect("scripts/compare")
+        .expect("infra/scripts/compare")
 }
 
 /// Blocks of meshes that PostgreSQL has read, as it counts them once a session has ended.

@@ -69,8 +69,6 @@ impl Walk {
                 exports.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
             line.unwrap_or_else(|| panic!("no {name}")).trim_matches('\'').to_owned()
         };
-        std::os::unix::fs::symlink(root().join("scripts"), folder.path().join("scripts"))
-            .expect("the scripts");
         let closed = ClosedStreams::open(&service("AWS_ENDPOINT_URL")).await;
         let mut shell = Shell::start(folder.path()).await;
         let binaries: PathBuf = binary("backfill").parent().expect("a folder").to_owned();
