@@ -244,8 +244,8 @@ impl DynamoDb {
     }
 }
 
-/// Adds to the integer that `scripts/dynamodb-local.c` reads. The file keeps its length, for it is
-/// mapped there.
+/// Adds to the integer that `scripts/services/dynamodb-local.c` reads. The file keeps its length,
+/// for it is mapped there.
 fn put_clock_forward(seconds: i64) -> std::io::Result<()> {
     let path = service("DYNAMODB_LOCAL_CLOCK");
     let file = OpenOptions::new().read(true).write(true).open(path)?;
