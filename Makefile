@@ -9,7 +9,7 @@ BINARIES := target/debug
 .PHONY: help demo demo-stop deploy-local test bench lint fmt fixtures day backfill lambda clean
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Replay files and streams into a PostgreSQL and an S3 of its own, and show what comes out (KEEP=1 leaves them up)
 	@$(CARGO) build --quiet -p backfill -p tests --bin backfill --bin stream-server

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""The little S3 that the demo needs, against the stand-in at AWS_ENDPOINT_URL: make-bucket, list, show KEY."""
+"""The little S3 that the demo needs, against the stand-in at AWS_ENDPOINT_URL.
+
+usage: scripts/s3.py make-bucket | list | show KEY
+"""
 
 import os
 import sys
@@ -22,18 +25,26 @@ def pages():
         token = page.findtext("{*}NextContinuationToken")
 
 
-match sys.argv[1:]:
-    case ["make-bucket"]:
+def show(key):
+    answer = request("GET", f"/{key}")
+    for name, value in answer.headers.items():
+        if name.lower().startswith("x-amz-meta") or name.lower() == "etag":
+            print(f"{name}: {value}")
+    print(answer.read().decode())
+
+
+def main(arguments):
+    if arguments == ["make-bucket"]:
         request("PUT", "")
-    case ["list"]:
+    elif arguments == ["list"]:
         for page in pages():
             for content in page.iterfind("{*}Contents"):
-                print(*(content.findtext(f"{{*}}{name}") for name in ("Key", "ETag", "LastModified")))
-    case ["show", key]:
-        answer = request("GET", f"/{key}")
-        for name, value in answer.headers.items():
-            if name.lower().startswith("x-amz-meta") or name.lower() == "etag":
-                print(f"{name}: {value}")
-        print(answer.read().decode())
-    case _:
+                fields = ("Key", "ETag", "LastModified")
+                print(*(content.findtext(f"{{*}}{name}") for name in fields))
+    elif len(arguments) == 2 and arguments[0] == "show":
+        show(arguments[1])
+    else:
         sys.exit(__doc__)
+
+
+main(sys.argv[1:])
