@@ -3,12 +3,18 @@
 from services import cache
 
 SAM_REQUIREMENTS = cache.SCRIPTS / "requirements-sam.txt"
+LINT_REQUIREMENTS = cache.SCRIPTS / "requirements-lint.txt"
 
 
 def install_sam():
     """sam, aws and cfn-lint, in one virtual environment."""
     return cache.installed_requirements("the SAM and AWS command lines and cfn-lint",
                                         SAM_REQUIREMENTS)
+
+
+def install_linters():
+    """ruff and shellcheck, in one virtual environment."""
+    return cache.installed_requirements("the linters of scripts", LINT_REQUIREMENTS)
 
 
 def sam_environment():
