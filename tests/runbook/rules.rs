@@ -15,7 +15,8 @@ fn commands(text: &str) -> Vec<String> {
 fn sources() -> Vec<(String, String)> {
     let scripts = ["functions", "compare", "compare-settings", "replicate-existing"];
     let scripts = scripts.map(|name| {
-        let text = std::fs::read_to_string(root().join("infra/scripts").join(name)).expect("a script");
+        let text =
+            std::fs::read_to_string(root().join("infra/scripts").join(name)).expect("a script");
         (name.to_owned(), text)
     });
     let blocks = blocks();
