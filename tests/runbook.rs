@@ -1,4 +1,4 @@
-//! RUNBOOK.md, walked from its first command to its last on a stand-in of AWS, with the real function, two
+//! docs/migration.md and docs/incidents.md, walked from the first command to the last on a stand-in of AWS, with the real function, two
 //! databases and writes between the steps: what is written before, during and after the move is in both.
 //!
 //! The stand-in's mappings take every answer for success: a passing failure of a store would lose a record here, and
@@ -8,6 +8,8 @@
 mod blocks;
 #[path = "runbook/branches.rs"]
 mod branches;
+#[path = "runbook/references.rs"]
+mod references;
 #[path = "runbook/rules.rs"]
 mod rules;
 #[path = "runbook/walk.rs"]
@@ -476,7 +478,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
     let blocks: Vec<Block> = blocks().into_iter().filter(|block| block.on_aws).collect();
     assert!(blocks.len() > 30);
     for block in blocks {
-        eprintln!("RUNBOOK.md:{}", block.line);
+        eprintln!("{}", block.place());
         let printed = shell.run(&block.commands).await;
         eprintln!("{printed}");
         for environment in

@@ -1,4 +1,4 @@
-//! The blocks of commands of RUNBOOK.md, and a shell that runs them.
+//! The blocks of commands of the runbook, which is two documents, and a shell that runs them.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -7,17 +7,29 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+/// The runbook: the planned move, and what to do when something is wrong.
+pub(crate) const DOCUMENTS: [&str; 2] = ["docs/migration.md", "docs/incidents.md"];
+
 /// A block of commands.
 #[derive(Debug)]
 pub(crate) struct Block {
+    /// The document that it is in.
+    pub(crate) document: &'static str,
     /// The heading above it.
     pub(crate) section: String,
     /// Whether only AWS can answer it.
     pub(crate) on_aws: bool,
-    /// The line of the runbook that it begins on.
+    /// The line of the document that it begins on.
     pub(crate) line: usize,
     /// Its text.
     pub(crate) commands: String,
+}
+
+impl Block {
+    /// Where it is, for messages.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.document, self.line)
+    }
 }
 
 /// The repository.
@@ -25,19 +37,25 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
 }
 
-/// The runbook.
-pub(crate) fn text() -> String {
-    std::fs::read_to_string(root().join("RUNBOOK.md")).expect("the runbook")
+/// The text of a document.
+pub(crate) fn text(document: &str) -> String {
+    let text = std::fs::read_to_string(root().join(document));
+    text.unwrap_or_else(|error| panic!("{document}: {error}"))
 }
 
-/// All blocks, from the first to the last.
+/// All blocks of both documents, from the first to the last.
 pub(crate) fn blocks() -> Vec<Block> {
+    DOCUMENTS.into_iter().flat_map(blocks_of).collect()
+}
+
+fn blocks_of(document: &'static str) -> Vec<Block> {
     let (mut blocks, mut section, mut open) = (Vec::new(), String::new(), None::<Block>);
-    for (index, line) in text().lines().enumerate() {
+    for (index, line) in text(document).lines().enumerate() {
         match (&mut open, line) {
             (None, "```sh" | "```sh on-aws") => {
                 let on_aws = line.ends_with("on-aws");
                 open = Some(Block {
+                    document,
                     section: section.clone(),
                     on_aws,
                     line: index + 1,
@@ -51,14 +69,14 @@ pub(crate) fn blocks() -> Vec<Block> {
             }
             (None, line) => {
                 let fence = line.trim_start().starts_with("```");
-                assert!(!fence, "line {}: a block of another kind", index + 1);
+                assert!(!fence, "{document}:{}: a block of another kind", index + 1);
                 if line.starts_with('#') {
                     line.trim_start_matches('#').trim().clone_into(&mut section);
                 }
             }
         }
     }
-    assert!(open.is_none(), "a block has no end");
+    assert!(open.is_none(), "{document}: a block has no end");
     blocks
 }
 

@@ -1,10 +1,9 @@
-//! What holds of every block of RUNBOOK.md and of every script that it calls, told from their text alone: a fault of a
+//! What holds of every block of the runbook and of every script that it calls, told from their text alone: a fault of a
 //! kind that was found once is found wherever it comes back.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 
-use crate::blocks::{Block, blocks, root, text};
+use crate::blocks::{Block, DOCUMENTS, blocks, root, text};
 
 /// The commands of a text, with their continuation lines.
 fn commands(text: &str) -> Vec<String> {
@@ -20,7 +19,7 @@ fn sources() -> Vec<(String, String)> {
         (name.to_owned(), text)
     });
     let blocks = blocks();
-    let named = blocks.iter().map(|block| (format!("RUNBOOK.md:{}", block.line), quoted(block)));
+    let named = blocks.iter().map(|block| (block.place(), quoted(block)));
     named.chain(scripts).collect()
 }
 
@@ -70,7 +69,7 @@ fn the_key_of_a_bucket_goes_wherever_the_bucket_goes() {
         let mut found = 0;
         for block in blocks() {
             for command in commands(&block.commands).iter().filter(|line| line.contains(bucket)) {
-                assert!(command.contains(key), "RUNBOOK.md:{}: no {key}", block.line);
+                assert!(command.contains(key), "{}: no {key}", block.place());
                 found += 1;
             }
         }
@@ -95,7 +94,7 @@ fn what_is_pending_is_looked_at_before_it_is_applied() {
             let in_the_block_before = earlier.is_some_and(|earlier| {
                 earlier.section == block.section && earlier.commands.contains("pending ")
             });
-            assert!(before || in_the_block_before, "RUNBOOK.md:{}", block.line);
+            assert!(before || in_the_block_before, "{}", block.place());
             found += 1;
         }
     }
@@ -111,66 +110,32 @@ fn both_mappings_are_looked_at_after_each_change() {
             .iter()
             .any(|change| block.commands.contains(change));
         if changes {
-            assert!(block.commands.contains("\nmappings "), "RUNBOOK.md:{}", block.line);
+            assert!(block.commands.contains("\nmappings "), "{}", block.place());
             found += 1;
         }
         let alone = block.commands.contains("list-event-source-mappings")
             && block.commands.contains("projector-");
-        assert!(!alone, "RUNBOOK.md:{}: `mappings` names both", block.line);
+        assert!(!alone, "{}: `mappings` names both", block.place());
     }
     assert!(found > 6, "{found}");
 }
 
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            files(&path, found);
-        } else {
-            found.push(path);
-        }
-    }
-}
-
-/// What stands in quotes after this, in a text whose lines may break anywhere.
-fn named(text: &str, before: &str) -> Vec<String> {
-    let text = text.replace("\\\"", "\"").replace("\n#", "\n");
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let quotes = text.split(before).skip(1);
-    quotes.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.to_owned()).collect()
-}
-
+/// One section sends to another, of either document.
 #[test]
-fn every_section_that_is_named_anywhere_exists() {
-    let headings: BTreeSet<String> = text()
+fn every_section_that_the_runbook_names_exists() {
+    let texts = DOCUMENTS.map(text).concat();
+    let headings: BTreeSet<String> = texts
         .lines()
         .filter(|line| line.starts_with('#'))
         .map(|line| line.trim_start_matches('#').trim().to_owned())
         .collect();
-    let mut paths = vec![root().join("README.md")];
-    for folder in ["infra", "scripts", "projector/src", "backfill/src"] {
-        files(&root().join(folder), &mut paths);
-    }
-    let mut found = 0;
-    for path in paths {
-        // Not every file is text.
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        for before in ["RUNBOOK.md, \"", "[RUNBOOK.md](RUNBOOK.md), \""] {
-            for name in named(&text, before) {
-                assert!(headings.contains(&name), "{}: no section {name:?}", path.display());
-                found += 1;
-            }
-        }
-    }
-    assert!(found > 10, "{found}");
-    // The runbook's own: in the tables of alarms, and wherever one section sends to another.
-    let prose: String = prose();
+    let prose = prose();
     let prose = prose.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut sent = 0;
     for quote in prose.split('"').skip(1).step_by(2).filter(|quote| quote.len() > 8) {
         let first = quote.chars().next().expect("a character");
         if first.is_uppercase() {
-            assert!(headings.contains(quote), "RUNBOOK.md: no section {quote:?}");
+            assert!(headings.contains(quote), "no section {quote:?}");
             sent += 1;
         }
     }
@@ -179,7 +144,7 @@ fn every_section_that_is_named_anywhere_exists() {
 
 /// The runbook without its blocks, and without what stands in backquotes.
 fn prose() -> String {
-    let text = text();
+    let text = DOCUMENTS.map(text).concat();
     let outside = text.split("```").step_by(2).collect::<String>();
     outside.split('`').step_by(2).collect()
 }
@@ -204,7 +169,8 @@ fn the_runbook_speaks_plainly() {
     }
     let meaning = "Everything created up to this time is in the restored database: the time of the snapshot (RDS: \
         OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to which it had applied.";
-    let whole = text().split_whitespace().collect::<Vec<_>>().join(" ");
+    let whole = DOCUMENTS.map(text).concat();
+    let whole = whole.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(whole.matches(meaning).count(), 2, "the one meaning of SNAPSHOT_TIME");
 }
 

@@ -112,7 +112,7 @@ impl Walk {
 
     /// Runs a block that ran before.
     pub(crate) async fn repeat(&mut self, block: &Block) -> String {
-        eprintln!("RUNBOOK.md:{}", block.line);
+        eprintln!("{}", block.place());
         let output = self.shell.run(&block.commands).await;
         eprintln!("{output}");
         output

@@ -147,15 +147,15 @@ fn name_of(alarm: &Json) -> &str {
     name.split_once("}-").expect("the stack's name first").1
 }
 
-/// Whoever is woken reads the description first: it names a section, and the section is there. The table of alarms has
-/// each by its name.
+/// Whoever is woken reads the description first: it ends with the place that says what to do, which is the anchor of
+/// this alarm above a heading. The table of alarms has each by its name.
 #[test]
 fn each_alarm_names_a_section_of_the_runbook() {
-    let runbook = std::fs::read_to_string(root().join("RUNBOOK.md")).expect("the runbook");
-    let headings: BTreeSet<&str> =
-        runbook.lines().filter_map(|line| line.strip_prefix("## ")).map(str::trim).collect();
-    let table: BTreeSet<&str> = runbook
-        .lines()
+    const INCIDENTS: &str = "docs/incidents.md";
+    let incidents = std::fs::read_to_string(root().join(INCIDENTS)).expect("the incidents");
+    let lines: Vec<&str> = incidents.lines().collect();
+    let table: BTreeSet<&str> = lines
+        .iter()
         .filter_map(|line| line.strip_prefix("| `"))
         .filter_map(|row| row.split('|').next())
         .flat_map(|names| names.split('`'))
@@ -163,13 +163,18 @@ fn each_alarm_names_a_section_of_the_runbook() {
     let mut names = BTreeSet::new();
     for (place, alarm) in resources("AWS::CloudWatch::Alarm") {
         let description = alarm["Properties"]["AlarmDescription"].as_str().expect("a description");
-        let (_, section) = description.split_once(" RUNBOOK.md, \"").unwrap_or_else(|| {
-            panic!("{place} does not say what to do: {description}");
-        });
-        let section = section.strip_suffix("\".").unwrap_or_else(|| panic!("{place}: {section}"));
-        assert!(headings.contains(section), "{place}: RUNBOOK.md has no section {section:?}");
         let name = name_of(&alarm);
-        assert!(table.contains(name), "{place}: the runbook's table of alarms has no `{name}`");
+        let expected = format!(" What to do: {INCIDENTS}#{name}");
+        assert!(description.ends_with(&expected), "{place} does not say what to do: {description}");
+        let anchor = format!("<a id=\"{name}\"></a>");
+        let at: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains(&anchor)).collect();
+        assert_eq!(at.len(), 1, "{place}: {INCIDENTS} has {} anchors {name}", at.len());
+        let next = lines[at[0] + 1..].iter().find(|line| !line.is_empty()).expect("a heading");
+        assert!(
+            next.starts_with("## "),
+            "{place}: no heading after the anchor {name}, but {next:?}"
+        );
+        assert!(table.contains(name), "{place}: the table of alarms has no `{name}`");
         assert!(names.insert(name.to_owned()), "{place}: another alarm is called {name}");
     }
 }

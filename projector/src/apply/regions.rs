@@ -94,7 +94,8 @@ impl<'a> OvertakenByLabel<'a> {
                 session_id,
                 part = part.name(),
                 "changes are older by version but were created later than what their rows hold, and were not \
-                 applied: after a failover between replicas of a global table, see RUNBOOK.md, \"Changes out of order\""
+                 applied: after a failover between replicas of a global table, see docs/incidents.md, \
+                 \"Changes out of order\""
             );
         }
         Ok(later)
