@@ -1,8 +1,6 @@
 //! What holds of every block of the runbook and of every script that it calls, told from their text alone: a fault of a
 //! kind that was found once is found wherever it comes back.
 
-use std::collections::BTreeSet;
-
 use crate::blocks::{Block, DOCUMENTS, blocks, root, text};
 
 /// The commands of a text, with their continuation lines.
@@ -118,28 +116,6 @@ fn both_mappings_are_looked_at_after_each_change() {
         assert!(!alone, "{}: `mappings` names both", block.place());
     }
     assert!(found > 6, "{found}");
-}
-
-/// One section sends to another, of either document.
-#[test]
-fn every_section_that_the_runbook_names_exists() {
-    let texts = DOCUMENTS.map(text).concat();
-    let headings: BTreeSet<String> = texts
-        .lines()
-        .filter(|line| line.starts_with('#'))
-        .map(|line| line.trim_start_matches('#').trim().to_owned())
-        .collect();
-    let prose = prose();
-    let prose = prose.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut sent = 0;
-    for quote in prose.split('"').skip(1).step_by(2).filter(|quote| quote.len() > 8) {
-        let first = quote.chars().next().expect("a character");
-        if first.is_uppercase() {
-            assert!(headings.contains(quote), "no section {quote:?}");
-            sent += 1;
-        }
-    }
-    assert!(sent > 40, "{sent}");
 }
 
 /// The runbook without its blocks, and without what stands in backquotes.
