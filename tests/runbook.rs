@@ -8,6 +8,8 @@
 mod blocks;
 #[path = "runbook/branches.rs"]
 mod branches;
+#[path = "runbook/reference.rs"]
+mod reference;
 #[path = "runbook/references.rs"]
 mod references;
 #[path = "runbook/rules.rs"]

@@ -150,11 +150,11 @@ fn the_runbook_speaks_plainly() {
     assert_eq!(whole.matches(meaning).count(), 2, "the one meaning of SNAPSHOT_TIME");
 }
 
-/// What the README shows of `backfill check` is what the command that it shows would print.
+/// What the reference shows of `backfill check` is what the command that it shows would print.
 #[test]
-fn the_readme_asks_and_answers_of_one_time() {
-    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README");
-    let whole = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+fn the_reference_asks_and_answers_of_one_time() {
+    let reference = text("docs/reference.md");
+    let whole = reference.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(whole.contains(
         "everything created up to this time is in the restored database: the time of the snapshot (RDS: \
          OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to which it had applied."
