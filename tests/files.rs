@@ -523,6 +523,42 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
     assert_eq!((counted(&again, "applied"), counted(&again, "duplicate")), (80, 20));
 }
 
+/// A batch that finishes after the signal gave the next one the whole grace period again, and the run was killed
+/// without its summary.
+#[tokio::test]
+async fn a_batch_that_finishes_after_a_signal_does_not_put_the_end_off() {
+    let (stores, folder) = (Stores::fresh().await, Folder::new());
+    let path = folder.put("a.jsonl", lines(&sessions(0..2)));
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_sleep(CASE new.session_id WHEN 's00000' THEN 4 ELSE 18 END);
+            RETURN new;
+        END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION slow()";
+    sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
+    let run = tokio::process::Command::new(binary("backfill"))
+        .args(["file", "--batch-size", "1", &path])
+        .env("DATABASE_URL", &stores.database_url)
+        .env_remove("ARCHIVE_BUCKET")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("backfill runs");
+    let sleeping = "SELECT count(*) FROM pg_stat_activity \
+        WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    while stores.ask(sleeping).await != "2" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    signal(&run, "-INT").await;
+    let output = run.wait_with_output().await.expect("it ends");
+    assert_code(&output, 6);
+    let said = text(&output.stdout);
+    assert!(said.starts_with("stopped by a signal: 1 records"), "{output:?}");
+    let log = text(&output.stderr);
+    assert!(log.contains("1 batches were not finished within 10 s"), "{log}");
+}
+
 #[tokio::test]
 async fn a_run_that_an_error_stops_says_which_files_are_done() {
     let (stores, folder) = (Stores::fresh().await, Folder::new());
