@@ -1,6 +1,7 @@
 //! `backfill objects`: the object of every row, whatever fails in between.
 
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -11,7 +12,9 @@ use support::records::{LABEL, Record, session};
 use support::runs::{assert_code, backfill, counted, signal, text};
 use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, apply_all, aws, parsed, service};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
+use tokio::sync::Notify;
 
 /// More than a page of rows, and no object.
 async fn rows(count: u128) -> Stores {
@@ -163,6 +166,32 @@ async fn a_connection_that_falls_silent_does_not_hold_the_run() {
     assert!(log.contains(" objects compared (") && log.contains(" written"), "{log}");
     assert!(!log.contains("rejected"), "{log}");
     assert_all_objects(&stores).await;
+}
+
+/// Each of the 36 tries of a page waited for every object of the page: five minutes, without a line.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_s3_that_falls_silent_ends_a_try_early_and_the_run_says_so() {
+    let stores = rows(1_050).await;
+    let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
+    gate.set_rule(|_| Fault::Hold(Arc::new(Notify::new())));
+    let mut child = objects(&stores, &gate.url, &[]).spawn().expect("backfill runs");
+    let mut log = BufReader::new(child.stderr.take().expect("its log")).lines();
+    let (mut shown, mut left) = (0, None);
+    let reading = async {
+        while let Some(line) = log.next_line().await.expect("its log") {
+            shown += usize::from(line.contains("0 objects compared (0/s), 0 written"));
+            if line.starts_with("no object was compared or written for 15 s: ") {
+                left = Some(line);
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(2), reading).await.expect("the try goes on");
+    let left = left.expect("it says so");
+    let untried: usize =
+        left.split(' ').find_map(|word| word.parse().ok().filter(|n| *n > 15)).expect(&left);
+    assert!((800..1_000).contains(&untried), "{left}");
+    assert!(shown > 0, "it says how far it is while nothing passes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

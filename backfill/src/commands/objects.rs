@@ -5,6 +5,7 @@
 //! object back.
 
 mod compare;
+mod in_vain;
 
 use std::time::{Duration, Instant};
 

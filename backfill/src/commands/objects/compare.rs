@@ -1,6 +1,9 @@
 //! The objects of all rows, page by page in the order of the table: what failed while others passed waits for
 //! the end, and is known by the session before it, so that a later run can resume without skipping it.
 
+use std::cell::RefCell;
+use std::time::Duration;
+
 use anyhow::bail;
 use futures_util::{StreamExt as _, stream};
 use projector::apply::{Found, Pace, Reconciled, look_at_object, reconcile_row};
@@ -10,9 +13,11 @@ use projector::error::{self, Consequence, Error};
 use projector::measurement::Versions;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
+use tokio::time::{Instant, timeout};
 
-use crate::console::{self, Progress};
-use crate::retry::{MAX_TRIES, pause_after, retry_transient};
+use crate::commands::objects::in_vain::{InVain, TRY_IN_VAIN};
+use crate::console::{self, LINE_EVERY, Progress, span};
+use crate::retry::{pause_after, retry_transient};
 use crate::statement;
 use crate::stop::Stop;
 
@@ -20,6 +25,8 @@ use crate::stop::Stop;
 const PAGE: usize = 1_000;
 /// How often an object is tried before it is left for the end, if others of its page pass.
 const TRIES: u32 = 3;
+/// A page of which no object passes is tried for this long: then S3 is away.
+const PAGE_IN_VAIN: Duration = Duration::from_mins(5);
 /// After more pages of one session in a row that failed, S3 is away.
 const PAGES_IN_VAIN: u32 = 2;
 /// If more objects than this are left for the end, something else is wrong than a few objects.
@@ -148,20 +155,16 @@ impl<'a> Comparing<'a> {
             let sessions = page.len() as u64;
             tokio::select! {
                 biased;
-                done = self.page(page) => done?,
+                done = self.page(page, progress) => done?,
                 () = stop.grace_over() => return Ok(End::Stopped),
             }
-            progress.advance_objects(
-                sessions,
-                self.tally.compared(),
-                &self.tally.text(self.dry_run),
-            );
+            self.show(sessions, progress);
         }
         // What was wrong with them may have passed.
         let again = self.left.clone();
         tokio::select! {
             biased;
-            left = self.compare(again) => self.left = left?,
+            left = self.compare(again, progress) => self.left = left?,
             () = stop.grace_over() => return Ok(End::Stopped),
         }
         // A signal leaves some untried, which did not fail.
@@ -170,19 +173,26 @@ impl<'a> Comparing<'a> {
     }
 
     /// Compares the objects of a page. What fails while others pass is left, and so is what a signal leaves untried.
-    async fn page(&mut self, page: Vec<Pending>) -> anyhow::Result<()> {
+    async fn page(&mut self, page: Vec<Pending>, progress: &mut Progress) -> anyhow::Result<()> {
         let Some(newest) = page.last().map(|pending| pending.session_id.clone()) else {
             return Ok(());
         };
-        let sessions = page.len();
-        let mut failed = self.compare(page).await?;
-        for delivery in TRIES..MAX_TRIES {
-            if failed.len() < sessions || self.stop.requested() {
-                break;
-            }
-            // S3 is away: there is no use in going on to the next page.
-            self.pause(delivery).await;
-            failed = self.compare(failed).await?;
+        let (sessions, start) = (page.len(), Instant::now());
+        let mut failed = self.compare(page, progress).await?;
+        let mut failures = TRIES;
+        // S3 is away: there is no use in going on to the next page.
+        while failed.len() == sessions
+            && start.elapsed() < PAGE_IN_VAIN
+            && !self.stop.requested()
+        {
+            console::line(&format!(
+                "no object was compared or written for {}; again in {} s",
+                span(start.elapsed()),
+                pause_after(failures).as_secs()
+            ));
+            self.pause(failures).await;
+            failed = self.compare(failed, progress).await?;
+            failures += 1;
         }
         if !self.stop.requested() {
             self.give_up_if_all_fail(failed.len() == sessions, sessions)?;
@@ -207,10 +217,14 @@ impl<'a> Comparing<'a> {
     }
 
     /// Compares the objects of these sessions, and returns those that failed in passing [`TRIES`] times, or that a
-    /// signal left untried.
-    async fn compare(&mut self, mut pending: Vec<Pending>) -> anyhow::Result<Vec<Pending>> {
+    /// signal or an S3 that is away left untried.
+    async fn compare(
+        &mut self,
+        mut pending: Vec<Pending>,
+        progress: &mut Progress,
+    ) -> anyhow::Result<Vec<Pending>> {
         for tries in 1..=TRIES {
-            pending = self.try_once(pending).await?;
+            pending = self.try_once(pending, progress).await?;
             if pending.is_empty() || self.stop.requested() {
                 break;
             }
@@ -221,41 +235,55 @@ impl<'a> Comparing<'a> {
         Ok(pending)
     }
 
-    async fn try_once(&mut self, pending: Vec<Pending>) -> anyhow::Result<Vec<Pending>> {
+    /// Tries each object once. Those that are left untried come first in what it returns, so that the next try
+    /// begins with them.
+    async fn try_once(
+        &mut self,
+        pending: Vec<Pending>,
+        progress: &mut Progress,
+    ) -> anyhow::Result<Vec<Pending>> {
         let Self { archive, database, stop, dry_run, .. } = *self;
+        let vain = &RefCell::new(InVain::new(archive.concurrency(), Instant::now()));
+        let mut failures = Failures::default();
         let mut answers = stream::iter(pending)
             .map(|pending| async move {
-                if stop.requested() {
+                if stop.requested() || vain.borrow().is_enough(Instant::now()) {
                     return (pending, None);
                 }
                 let done = compare_one(archive, database, &pending, dry_run).await;
                 (pending, Some(done))
             })
             .buffer_unordered(archive.concurrency());
-        let (mut remaining, mut failed) = (Vec::new(), 0);
-        while let Some((pending, done)) = answers.next().await {
+        let mut untried = Vec::new();
+        loop {
+            self.show(0, progress);
+            let Ok(answer) = timeout(LINE_EVERY, answers.next()).await else { continue };
+            let Some((pending, done)) = answer else { break };
             match done {
-                Some(Ok(done)) => self.tally.add(done),
-                None => remaining.push(pending),
+                Some(Ok(done)) => {
+                    vain.borrow_mut().passed(Instant::now());
+                    self.tally.add(done);
+                }
+                None => untried.push(pending),
                 Some(Err(error)) if error.consequence() == Consequence::Fatal => {
                     return Err(error.into());
                 }
                 Some(Err(error)) => {
-                    failed += 1;
-                    if failed <= LOGGED {
-                        tracing::warn!(error = error::chain(&error), "not compared");
-                    }
-                    remaining.push(pending);
+                    vain.borrow_mut().failed();
+                    failures.add(pending, &error);
                 }
             }
         }
-        if failed > LOGGED {
-            console::line(&format!(
-                "{} more objects could not be compared or written",
-                failed - LOGGED
-            ));
-        }
-        Ok(remaining)
+        Ok(failures.after(untried, stop.requested()))
+    }
+
+    /// This many more sessions are done.
+    fn show(&self, sessions: u64, progress: &mut Progress) {
+        progress.advance_objects(
+            sessions,
+            self.tally.compared(),
+            &self.tally.text(self.dry_run),
+        );
     }
 
     /// Waits before the next try, unless a signal comes.
@@ -264,6 +292,37 @@ impl<'a> Comparing<'a> {
             () = self.stop.wait() => {}
             () = tokio::time::sleep(pause_after(failures)) => {}
         }
+    }
+}
+
+/// The objects of a try that failed.
+#[derive(Default)]
+struct Failures(Vec<Pending>);
+
+impl Failures {
+    fn add(&mut self, pending: Pending, error: &Error) {
+        if self.0.len() < LOGGED {
+            tracing::warn!(error = error::chain(error), "not compared");
+        }
+        self.0.push(pending);
+    }
+
+    /// Says how many there are, and returns what is not done, the untried first.
+    fn after(self, mut untried: Vec<Pending>, stopped: bool) -> Vec<Pending> {
+        let Self(mut failed) = self;
+        if failed.len() > LOGGED {
+            let more = failed.len() - LOGGED;
+            console::line(&format!("{more} more objects could not be compared or written"));
+        }
+        if !untried.is_empty() && !stopped {
+            console::line(&format!(
+                "no object was compared or written for {} s: {} are left for the next try",
+                TRY_IN_VAIN.as_secs(),
+                untried.len()
+            ));
+        }
+        untried.append(&mut failed);
+        untried
     }
 }
 
