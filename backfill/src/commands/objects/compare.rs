@@ -2,7 +2,7 @@
 //! the end, and is known by the session before it, so that a later run can resume without skipping it.
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use futures_util::{StreamExt as _, stream};
@@ -13,7 +13,7 @@ use projector::error::{self, Consequence, Error};
 use projector::measurement::Versions;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::commands::objects::in_vain::{InVain, TRY_IN_VAIN};
 use crate::console::{self, LINE_EVERY, Progress, span};

@@ -1,9 +1,7 @@
 //! Pure: when a try over many objects is given up, because S3 is away. A silent S3 takes ten seconds for each round of
 //! objects, and a page has 32 rounds.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A try is given up if no object passes for this long ...
 pub(crate) const TRY_IN_VAIN: Duration = Duration::from_secs(15);
@@ -41,9 +39,7 @@ impl InVain {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::{InVain, TRY_IN_VAIN};
 
