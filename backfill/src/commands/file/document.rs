@@ -301,8 +301,9 @@ pub(crate) enum Refusal {
     #[error("a list within a list: neither a change record nor a Lambda event")]
     Nested,
     #[error(
-        "an item of an export or a scan: `backfill file` takes change records; an export holds items without \
-         sequence numbers"
+        "an item of an export or a scan: `backfill file` takes change records, and an export holds items without \
+         sequence numbers: write these items again at the source, so that the stream carries them (see RUNBOOK.md, \
+         \"More than 24 hours lost\")"
     )]
     Item,
     #[error(
@@ -660,7 +661,10 @@ mod tests {
                 r#"{"Metadata":{},"Keys":{},"NewImage":{}}"#,
                 "an export holds items without sequence numbers",
             ),
-            (r#"{"Count":1,"Items":[{}]}"#, "an export holds items without sequence numbers"),
+            (
+                r#"{"Count":1,"Items":[{}]}"#,
+                "write these items again at the source, so that the stream carries them (see RUNBOOK.md",
+            ),
             (
                 r#"{"Records":[{"kinesis":{"data":"e30="},"eventSource":"aws:kinesis","eventID":"a"}]}"#,
                 "a record of a Kinesis stream",
