@@ -401,6 +401,25 @@ fn no_files_no_documents_and_no_records_are_told_apart() {
     assert!(text(&output.stdout).contains("there are no records in these files"), "{output:?}");
 }
 
+/// Its files are read once, as those of the folder around it.
+#[test]
+fn a_folder_within_another_that_is_given_too_is_not_taken_for_empty() {
+    let folder = Folder::new();
+    folder.put("day/sub/deep/a.jsonl", lines(&sessions(0..1)));
+    fs::create_dir(folder.path("day/none")).expect("a folder");
+    let [day, sub, deep, none] =
+        ["day", "day/sub", "day/sub/deep", "day/none"].map(|name| folder.text(name));
+    for paths in [[&day, &sub], [&sub, &day], [&deep, &sub]] {
+        let output = dry(&paths.map(String::as_str));
+        assert_code(&output, 0);
+        assert!(text(&output.stdout).contains("files: 1 of 1 read in full"), "{output:?}");
+        assert!(!text(&output.stderr).contains("no files in"), "{output:?}");
+    }
+    let output = dry(&[&day, &none]);
+    assert_code(&output, 0);
+    assert!(text(&output.stderr).contains(&format!("no files in {none}: ")), "{output:?}");
+}
+
 #[tokio::test]
 async fn records_of_another_table_hold_up_no_others_and_are_a_wrong_variable_if_there_are_no_others()
  {

@@ -1,7 +1,7 @@
 //! The inputs of `file`: which files the paths of the command line stand for, and the plain bytes of each.
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufRead, BufReader, Cursor, Read};
@@ -42,8 +42,9 @@ pub(crate) struct Listing {
     pub(crate) empty: Vec<PathBuf>,
     /// How many files and folders whose name begins with a dot were left out.
     pub(crate) hidden: u64,
-    /// The folders that were listed, by device and inode: a link may lead back.
-    folders: HashSet<(u64, u64)>,
+    /// The folders that were listed, and whether a file is in them or below them. By device and inode: a link may lead
+    /// back.
+    folders: HashMap<(u64, u64), bool>,
 }
 
 impl Listing {
@@ -65,11 +66,10 @@ impl Listing {
             let metadata =
                 fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
             if metadata.is_dir() {
-                let before = listing.inputs.len() + listing.unreadable.len();
-                listing
+                let holds_files = listing
                     .folder(path, &metadata)
                     .with_context(|| format!("cannot read {}", path.display()))?;
-                if listing.inputs.len() + listing.unreadable.len() == before {
+                if !holds_files {
                     listing.empty.push(path.clone());
                 }
             } else {
@@ -80,10 +80,14 @@ impl Listing {
         Ok(listing)
     }
 
-    fn folder(&mut self, path: &Path, metadata: &Metadata) -> io::Result<()> {
-        if !self.folders.insert((metadata.dev(), metadata.ino())) {
-            return Ok(());
+    /// Lists a folder once, and returns whether it holds files, listed now or before.
+    fn folder(&mut self, path: &Path, metadata: &Metadata) -> io::Result<bool> {
+        let id = (metadata.dev(), metadata.ino());
+        if let Some(holds_files) = self.folders.get(&id) {
+            return Ok(*holds_files);
         }
+        self.folders.insert(id, false);
+        let mut holds_files = false;
         let mut below = fs::read_dir(path)?
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<Vec<_>, _>>()?;
@@ -91,14 +95,19 @@ impl Listing {
         for path in below {
             if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
                 self.hidden += 1;
-            } else if let Err(error) = self.entry(&path) {
-                self.unreadable.push((path, error.to_string()));
+                continue;
             }
+            holds_files |= self.entry(&path).unwrap_or_else(|error| {
+                self.unreadable.push((path, error.to_string()));
+                true
+            });
         }
-        Ok(())
+        self.folders.insert(id, holds_files);
+        Ok(holds_files)
     }
 
-    fn entry(&mut self, path: &Path) -> io::Result<()> {
+    /// Lists what is in a folder, and returns whether it is a file or holds files.
+    fn entry(&mut self, path: &Path) -> io::Result<bool> {
         let metadata = fs::metadata(path)?;
         if metadata.is_dir() {
             return self.folder(path, &metadata);
@@ -107,7 +116,7 @@ impl Listing {
             return Err(io::Error::other("neither a file nor a folder"));
         }
         self.inputs.push(Input::File(path.to_owned(), metadata.len()));
-        Ok(())
+        Ok(true)
     }
 
     /// The bytes on the disk.
