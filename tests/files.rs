@@ -594,10 +594,10 @@ async fn a_run_that_an_error_stops_says_which_files_are_done() {
     assert_code(&output, 1);
     let log = text(&output.stderr);
     let third = folder.text("2.json");
-    assert!(
-        log.contains(&format!("stopped in the batch that ends at record 1 of {third}")),
-        "{log}"
-    );
+    let (cause, resume) = log.trim_end().rsplit_once('\n').expect("two lines");
+    assert!(cause.lines().last().expect("a cause").starts_with("backfill: "), "{log}");
+    let stopped = format!("stopped in the batch that ends at record 1 of {third}; 2 of 4 files");
+    assert!(resume.starts_with(&stopped), "{log}");
     assert!(log.contains(&format!("2 of 4 files are done (all before {third})")), "{log}");
     assert!(text(&output.stdout).contains("stopped by an error: 2 records"), "{output:?}");
     assert_eq!(stores.rows().await, oracle::rows(&records[..2]));

@@ -50,12 +50,18 @@ async fn output(mut command: Command) -> Output {
     command.output().await.expect("backfill runs")
 }
 
-/// The arguments of the command that the run named to resume.
+/// The arguments with which the run said to resume, on a line below its cause, if it failed.
 fn named(output: &Output) -> Vec<String> {
     let message = text(&output.stderr);
-    let (_, rest) = message.split_once("`backfill objects").expect("a command");
-    let (arguments, _) = rest.split_once('`').expect("its end");
-    arguments.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect()
+    let last = message.lines().last().expect("a line");
+    assert!(last.contains("run the same command "), "{message}");
+    match last.split_once(" with --after '") {
+        Some((_, rest)) => {
+            let (after, _) = rest.split_once('\'').expect("its end");
+            vec!["--after".to_owned(), after.to_owned()]
+        }
+        None => Vec::new(),
+    }
 }
 
 /// Runs the command that the run named.
@@ -79,6 +85,8 @@ async fn the_command_that_resumes_skips_nothing_that_was_left() {
     assert_code(&ended, 2);
     assert!(text(&ended.stdout).starts_with("failed: "), "{ended:?}");
     assert_eq!(named(&ended), ["--after", "s0006"]);
+    let cause = "\nbackfill: ARCHIVE_BUCKET ";
+    assert!(text(&ended.stderr).contains(cause), "the cause comes first: {ended:?}");
 
     // Now only that object fails: the run is no success.
     gate.set_rule(|seen| {

@@ -378,7 +378,7 @@ async fn a_signal_is_heard_while_the_database_is_away() {
     let away = stores.with_database_at(&gate.address.to_string());
     for (command, hint) in [
         ("redrive", "stopped by a signal before the first record was tried"),
-        ("objects", "stopped by a signal: `backfill objects` resumes"),
+        ("objects", "stopped by a signal: run the same command again, which resumes"),
     ] {
         let child = tokio::process::Command::new(binary("backfill"))
             .arg(command)

@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
     match result {
         Ok(outcome) => ExitCode::from(outcome.code()),
         Err(error) => {
-            console::line(&format!("backfill: {}", projector::error::chain(error.as_ref())));
+            outcome::failure(&error).iter().for_each(|line| console::line(line));
             ExitCode::from(outcome_of(&error).code())
         }
     }

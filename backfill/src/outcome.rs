@@ -1,6 +1,7 @@
-//! What a run came to, and the exit code that says so: one list, from which the help of every command is made.
+//! What a run came to: the exit code that says so, in one list from which the help of every command is made, and a
+//! failure in words.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use projector::apply::Counts;
 
@@ -84,6 +85,30 @@ impl Outcome {
     }
 }
 
+/// What to do after a failure, beyond what its cause says: a line of its own below the cause. Added last, with
+/// `anyhow::Error::context`.
+#[derive(Debug)]
+pub(crate) struct Remedy(pub(crate) String);
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The lines that say why a run failed: the cause comes first.
+pub(crate) fn failure(error: &anyhow::Error) -> Vec<String> {
+    let remedy = error.downcast_ref::<Remedy>().map(Remedy::to_string);
+    // One that is not the outermost is part of the chain.
+    let remedy = remedy.filter(|remedy| *remedy == error.to_string());
+    let (cause, remedy) = match (error.source(), remedy) {
+        (Some(cause), Some(remedy)) => (cause, Some(remedy)),
+        (_, _) => (error.as_ref() as &(dyn std::error::Error + 'static), None),
+    };
+    let cause = format!("backfill: {}", projector::error::chain(cause));
+    std::iter::once(cause).chain(remedy).collect()
+}
+
 /// The table of exit codes, for the help of every command.
 pub(crate) fn exit_codes() -> String {
     let mut text = "Exit codes:".to_owned();
@@ -101,7 +126,7 @@ pub(crate) fn exit_codes() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, SECOND_SIGNAL, exit_codes};
+    use super::{Outcome, Remedy, SECOND_SIGNAL, exit_codes, failure};
     use crate::cli::Cli;
     use clap::CommandFactory as _;
 
@@ -128,6 +153,17 @@ mod tests {
                 .collect();
             assert_eq!(listed, [0, 1, 2, 3, 4, 5, 6, SECOND_SIGNAL], "{name}: {codes}");
         }
+    }
+
+    #[test]
+    fn the_cause_of_a_failure_stands_before_the_remedy() {
+        let error = || anyhow::anyhow!("S3 is away").context("cannot write");
+        assert_eq!(failure(&error()), ["backfill: cannot write: S3 is away"]);
+        let remedy = || Remedy("run it again".to_owned());
+        let expected = ["backfill: cannot write: S3 is away", "run it again"];
+        assert_eq!(failure(&error().context(remedy())), expected);
+        let within = error().context(remedy()).context("stopped");
+        assert_eq!(failure(&within), ["backfill: stopped: run it again: cannot write: S3 is away"]);
     }
 
     #[test]

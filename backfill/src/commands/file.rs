@@ -31,7 +31,7 @@ use crate::commands::file::input::{Input, Listing};
 use crate::commands::file::report::{FileReport, Tally};
 use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery, try_out};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Remedy};
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
@@ -192,7 +192,7 @@ impl Replay {
 
     fn begin(&mut self, mut batch: Batch) -> anyhow::Result<()> {
         let records = std::mem::take(&mut batch.records);
-        let task = self.store.start(records).with_context(|| self.stopped_at(&batch))?;
+        let task = self.store.start(records).with_context(|| Remedy(self.stopped_at(&batch)))?;
         self.under_way.push_back((batch, task));
         Ok(())
     }
@@ -200,7 +200,7 @@ impl Replay {
     /// Accounts for the oldest batch.
     fn applied(&mut self, delivered: anyhow::Result<Option<Delivered>>) -> anyhow::Result<()> {
         let Some((batch, _)) = self.under_way.pop_front() else { return Ok(()) };
-        let delivered = delivered.with_context(|| self.stopped_at(&batch))?;
+        let delivered = delivered.with_context(|| Remedy(self.stopped_at(&batch)))?;
         if let (Store::Projector(delivery), Some(delivered)) = (&mut self.store, delivered) {
             delivery.add(delivered);
         }

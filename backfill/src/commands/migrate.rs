@@ -18,7 +18,7 @@ use self::schema::{Applied, MIGRATOR, Mismatch};
 
 use crate::cli::{MigrateArguments, Settings};
 use crate::console::say;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Remedy};
 
 /// What is to be done, found out before anything is changed.
 struct Plan {
@@ -53,9 +53,12 @@ pub(crate) async fn run(
     }
     if !plan.pending.is_empty() {
         // No limit of its own: it may build an index. But it waits for no lock for long.
-        MIGRATOR.run(&mut connection).await.context(
-            "the migrations stopped (if a lock timed out: another `backfill migrate` runs, or somebody uses the table; see pg_locks, and run this again)",
-        )?;
+        let migrated = MIGRATOR.run(&mut connection).await.context("the migrations stopped");
+        migrated.context(Remedy(
+            "if a lock timed out, another `backfill migrate` runs or somebody uses the table: see pg_locks, and run the \
+             same command again"
+                .to_owned(),
+        ))?;
     }
     for migration in &plan.pending {
         say!("applied          {}  {}", migration.version, migration.description);

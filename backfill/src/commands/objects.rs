@@ -9,13 +9,13 @@ mod in_vain;
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::anyhow;
 use projector::config::ConfigError;
 
 use crate::cli::{ObjectsArguments, Settings};
 use crate::commands::objects::compare::{Comparing, End, Tally};
 use crate::console::{self, Progress, say, span};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Remedy};
 use crate::stop::Stop;
 
 /// At most this many sessions whose object could not be written are named.
@@ -37,7 +37,7 @@ pub(crate) async fn run(
         biased;
         rows = compare::count(&projector.database, &after) => rows?,
         () = stop.wait() => {
-            console::line(&format!("stopped by a signal: `{}` resumes", command(&after, dry_run)));
+            console::line(&format!("stopped by a signal: {}", resume(&after)));
             return Ok(Outcome::Interrupted);
         }
     };
@@ -62,14 +62,11 @@ fn report(
         Ok(End::AllCompared) | Err(_) => "failed",
     };
     print(end, comparing.tally(), duration, dry_run);
-    let resume = command(comparing.resume_after(), dry_run);
+    let resume = resume(comparing.resume_after());
     match ended {
-        Err(error) => {
-            Err(error
-                .context(format!("the run ended early: `{resume}` resumes it and skips nothing")))
-        }
+        Err(error) => Err(error.context(Remedy(format!("the run ended early: {resume}")))),
         Ok(End::Stopped) => {
-            console::line(&format!("stopped by a signal: `{resume}` resumes and skips nothing"));
+            console::line(&format!("stopped by a signal: {resume}"));
             Ok(Outcome::Interrupted)
         }
         Ok(End::AllCompared) if left.is_empty() => Ok(Outcome::Done),
@@ -77,20 +74,19 @@ fn report(
             let named = left[..left.len().min(NAMED)].join(", ");
             let more = if left.len() > NAMED { ", ..." } else { "" };
             let what = if dry_run { "compared" } else { "written" };
-            bail!(
-                "{} could not be {what}, the log above says why: {named}{more}. All others are {what}. \
-                 `{resume}` tries again and skips nothing",
+            let failed = anyhow!(
+                "{} could not be {what}, the log above says why: {named}{more}. All others are {what}",
                 objects(left.len())
-            )
+            );
+            Err(failed.context(Remedy(resume)))
         }
     }
 }
 
-/// The command that compares all after this session.
-fn command(after: &str, dry_run: bool) -> String {
-    let dry_run = if dry_run { " --dry-run" } else { "" };
-    let after = if after.is_empty() { String::new() } else { format!(" --after '{after}'") };
-    format!("backfill objects{dry_run}{after}")
+/// How to compare all after this session. The flags and variables of the run are the operator's to repeat.
+fn resume(after: &str) -> String {
+    let after = if after.is_empty() { "again".to_owned() } else { format!("with --after '{after}'") };
+    format!("run the same command {after}, which resumes and skips nothing")
 }
 
 fn objects(count: usize) -> String {

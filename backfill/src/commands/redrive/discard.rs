@@ -11,7 +11,7 @@ use projector::database::Database;
 
 use crate::commands::redrive::rejected::{self, BATCH, Filter};
 use crate::console::{self, say};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Remedy};
 use crate::stop::Stop;
 use crate::summary::Reasons;
 
@@ -43,7 +43,7 @@ pub(crate) async fn run(
         say!("{records} records discarded in {seconds:.1} s; their rows stay in rejected_records");
     }
     reasons.print();
-    ended.context("not all is discarded: run the same command again for the rest")
+    ended.context(Remedy("not all is discarded: run the same command again for the rest".to_owned()))
 }
 
 struct Discarding<'a> {

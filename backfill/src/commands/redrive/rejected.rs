@@ -12,6 +12,7 @@ use projector::rejected::record_of;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 
+use crate::outcome::Remedy;
 use crate::retry::retry_transient;
 use crate::statement;
 
@@ -134,7 +135,9 @@ pub(crate) async fn remove(
     let removing = in_pieces(database, REMOVE, what, identities, pace, of).await;
     removing.map(drop).map_err(|error| match error.downcast_ref() {
         Some(Error::Database(cause)) if lacks_privilege(cause) => {
-            error.context("a role that redrives needs DELETE on rejected_records")
+            let remedy = "a role that redrives needs DELETE on rejected_records: `backfill migrate \
+                --grant-backfill-to ROLE` grants it";
+            error.context(Remedy(remedy.to_owned()))
         }
         _ => error,
     })
