@@ -64,7 +64,9 @@ async fn a_record_of_another_table_stays_and_keeps_no_other_out() {
     assert_code(&output, 3);
     assert!(text(&output.stdout).contains("1 records stay untried"), "{output:?}");
     assert!(
-        text(&output.stdout).contains("orders/1: the stream of table \"orders\" is read, but"),
+        text(&output.stdout).contains(
+            "orders/1: of table \"orders\", which is neither SESSIONS_TABLE (\"sessions\") nor"
+        ),
         "{output:?}"
     );
     assert_eq!(stores.rows().await, oracle::rows(&records));
@@ -74,8 +76,30 @@ async fn a_record_of_another_table_stays_and_keeps_no_other_out() {
     // Nothing but such records: the variable is wrong, and not the records.
     let output = backfill(&stores, &["redrive"]);
     assert_code(&output, 2);
-    assert!(text(&output.stderr).contains("none of the 1 records was tried"), "{output:?}");
+    assert!(text(&output.stderr).contains("none of the 1 records is of these"), "{output:?}");
     assert!(text(&output.stderr).contains("SESSIONS_TABLE is \"sessions\""), "{output:?}");
+}
+
+/// The variables were blamed for it.
+#[tokio::test]
+async fn a_record_without_a_new_image_stays_and_is_not_taken_for_one_of_another_table() {
+    let stores = Stores::fresh().await;
+    let record = session("s1", "u").place(LABEL, 1);
+    let keys_only = record.json.replace("\"NEW_IMAGE\"", "\"KEYS_ONLY\"");
+    assert_ne!(keys_only, record.json);
+    insert(&stores, "sessions/1", &keys_only).await;
+    for arguments in [&["redrive", "--dry-run"][..], &["redrive"]] {
+        let output = backfill(&stores, arguments);
+        assert_code(&output, 3);
+        let said = text(&output.stdout);
+        assert!(said.contains("sessions/1: of table \"sessions\", without a new image"), "{said}");
+        assert!(!said.contains("SESSIONS_TABLE") && !said.contains("is read"), "{said}");
+    }
+    // Beside one of another table, too.
+    let foreign = record.json.replace(&arn("sessions", LABEL), &arn("orders", LABEL));
+    insert(&stores, "orders/1", &foreign).await;
+    assert_code(&backfill(&stores, &["redrive"]), 3);
+    assert_eq!(stores.ask(IDENTITIES).await, "orders/1 sessions/1");
 }
 
 #[tokio::test]

@@ -247,7 +247,8 @@ Try the open records of `rejected_records` again, and remove those that now appl
 For records that were right, and that a newer projector, a migration or a fixed rule takes now. A record goes \
 through the projector's own path. It is removed once it is in both stores. It is removed, too, if it is malformed \
 and its row holds a newer change of the same part: nobody needs it any more. A record that is rejected again stays, \
-with the reason of this time. A record whose table is not SESSIONS_TABLE or SCANS_TABLE stays untried, and is named.
+with the reason of this time. A record whose table is not SESSIONS_TABLE or SCANS_TABLE, or that has no new image, stays \
+untried, and is named.
 
 With --discard nothing is tried: the records are marked as discarded (discarded_at, discarded_why). They stay in the \
 table, but no longer count as open, even if their stream delivers them again. To open one again, set both columns to \

@@ -6,22 +6,25 @@
 
 mod discard;
 mod rejected;
+mod untried;
 
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use projector::apply::{Counts, Pace};
-use projector::change::{self, Decoded, Misconfigured, Place};
+use projector::change::{self, Decoded, Place, Tables};
+use projector::config::ConfigError;
 
 use crate::cli::{RedriveArguments, Settings};
 use crate::commands::redrive::rejected::{BATCH, Filter, Rejected};
+use crate::commands::redrive::untried::Untried;
 use crate::console::{self, Progress, say};
 use crate::deliver::{Delivery, NotStored};
 use crate::outcome::Outcome;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
-/// At most this many of the records that cannot be tried are named.
+/// At most this many of the records that could not be stored are named.
 const NAMED: usize = 20;
 
 pub(crate) async fn run(
@@ -95,17 +98,9 @@ struct Tally {
     removed: u64,
     /// A newer change is in their rows.
     overtaken: u64,
-    foreign: Foreign,
+    untried: Untried,
     /// They could not be stored while others could.
     failed: Vec<String>,
-}
-
-/// The records that cannot be tried: this set-up does not read their streams.
-#[derive(Default)]
-struct Foreign {
-    records: u64,
-    /// The first of them, and why.
-    named: Vec<(String, Misconfigured)>,
 }
 
 /// What is done with the records of a batch.
@@ -136,7 +131,10 @@ impl Redrive<'_> {
         }
         tally.print(dry_run);
         match ended? {
-            End::AllTried => tally.outcome(if dry_run { dry } else { delivery.counts }),
+            End::AllTried => {
+                let counts = if dry_run { dry } else { delivery.counts };
+                tally.outcome(counts, &delivery.projector().tables)
+            }
             End::Stopped => {
                 console::line("stopped by a signal: run the same command again to try the rest");
                 Ok(Outcome::Interrupted)
@@ -181,14 +179,14 @@ impl Redrive<'_> {
         Ok(())
     }
 
-    /// Takes out what this set-up does not read: it would end the batch, and the good records with it.
+    /// Takes out what cannot be tried: it would end the batch, and the good records with it.
     fn sort(&mut self, batch: Vec<Rejected>) -> Sorted {
         let tables = &self.delivery.projector().tables;
         let mut sorted = Sorted::default();
         for rejected in batch {
             match change::decode(&rejected.record, tables) {
                 Err(misconfigured) => {
-                    self.tally.foreign.add(rejected.identity, misconfigured);
+                    self.tally.untried.add(rejected.identity, misconfigured);
                     continue;
                 }
                 Ok(Decoded::Change(_)) => {}
@@ -267,7 +265,7 @@ impl Redrive<'_> {
 
 impl Tally {
     fn print(&self, dry_run: bool) {
-        let Self { removed, overtaken, foreign, .. } = self;
+        let Self { removed, overtaken, untried, .. } = self;
         if !dry_run {
             say!("{removed} records removed from rejected_records");
         }
@@ -275,21 +273,13 @@ impl Tally {
             let tense = if dry_run { "more would be removed" } else { "of them were not applied" };
             say!("  {overtaken} {tense}: malformed, and their rows hold a newer change");
         }
-        if foreign.records > 0 {
-            say!("{} records stay untried, because their streams are not read:", foreign.records);
-            for (identity, why) in &foreign.named {
-                say!("  {identity}: {why}");
-            }
-            if foreign.records > foreign.named.len() as u64 {
-                say!("  ...");
-            }
-        }
+        untried.print();
     }
 
     /// What a run came to that tried all: if not a single record is one of the configured tables, the configuration
     /// is wrong and not the records.
-    fn outcome(self, counts: Counts) -> anyhow::Result<Outcome> {
-        let Self { overtaken, foreign, failed, .. } = self;
+    fn outcome(self, counts: Counts, tables: &Tables) -> anyhow::Result<Outcome> {
+        let Self { overtaken, untried, failed, .. } = self;
         if !failed.is_empty() {
             let more = if failed.len() > NAMED { ", ..." } else { "" };
             bail!(
@@ -299,21 +289,16 @@ impl Tally {
                 failed[..failed.len().min(NAMED)].join(", ")
             );
         }
-        let tried = counts.records + overtaken;
-        match foreign.named.into_iter().next() {
-            Some((_, why)) if tried == 0 => Err(projector::error::Error::Misconfigured(why))
-                .with_context(|| format!("none of the {} records was tried", foreign.records)),
-            Some(_) => Ok(Outcome::DoneWithRejections),
-            None => Ok(Outcome::of(&counts)),
+        let of_tables = counts.records + overtaken + untried.without_image;
+        if untried.foreign > 0 && of_tables == 0 {
+            let Tables { sessions, scans } = tables;
+            let problem = format!(
+                "is {sessions:?} and SCANS_TABLE is {scans:?}, and none of the {} records is of these tables: correct \
+                 the variable, or discard the records",
+                untried.foreign
+            );
+            return Err(ConfigError { variable: "SESSIONS_TABLE", problem }.into());
         }
-    }
-}
-
-impl Foreign {
-    fn add(&mut self, identity: String, why: Misconfigured) {
-        self.records += 1;
-        if self.named.len() < NAMED {
-            self.named.push((identity, why));
-        }
+        Ok(if untried.count() > 0 { Outcome::DoneWithRejections } else { Outcome::of(&counts) })
     }
 }
