@@ -574,6 +574,7 @@ async fn a_batch_that_finishes_after_a_signal_does_not_put_the_end_off() {
     assert_code(&output, 6);
     let said = text(&output.stdout);
     assert!(said.starts_with("stopped by a signal: 1 records"), "{output:?}");
+    assert_eq!(counted(&output, "not counted"), 1, "{said}");
     let log = text(&output.stderr);
     assert!(log.contains("1 batches were not finished within 10 s"), "{log}");
 }

@@ -372,6 +372,39 @@ async fn a_signal_ends_the_run_with_a_summary_and_the_next_one_resumes() {
     assert_eq!((stores.rows().await, stores.rejected().await), (oracle::rows(&records), 0));
 }
 
+/// It claimed that nothing was applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_a_signal_cuts_off_is_said_not_to_be_counted() {
+    let stores = Stores::fresh().await;
+    let records = good(&stores, 6).await;
+    apply(&stores.projector().await, &[scan("s0003", "left", "245.3").place(LABEL, 1)]).await;
+    let mut owner = stores.connect().await;
+    let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's0003' FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let child = tokio::process::Command::new(binary("backfill"))
+        .arg("redrive")
+        .env("DATABASE_URL", &stores.database_url)
+        .env_remove("ARCHIVE_BUCKET")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("backfill runs");
+    while stores.rows().await.len() < records.len() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    signal(&child, "INT");
+    let output = child.wait_with_output().await.expect("backfill runs");
+    assert_code(&output, 6);
+    assert!(text(&output.stdout).starts_with("stopped: 0 records"), "{output:?}");
+    assert_eq!(counted(&output, "not counted"), 6, "{output:?}");
+    sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
+    let again = backfill(&stores, &["redrive"]);
+    assert_code(&again, 0);
+    assert_eq!((counted(&again, "duplicate"), counted(&again, "not counted")), (5, 0));
+    assert_eq!(stores.rejected().await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_cannot_be_stored_now_holds_up_no_other() {
     let stores = Stores::fresh().await;

@@ -372,6 +372,29 @@ async fn following_goes_on_until_a_signal_and_one_run_at_a_time_works_on_a_datab
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_a_signal_cuts_off_is_said_not_to_be_counted() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let records = [session("s1", "u"), session("s2", "u")];
+    let records: Vec<Record> = (1..).zip(&records).map(|(n, draft)| draft.place(LABEL, n)).collect();
+    server.fill(&records, 1, 1);
+    let mut owner = stores.connect().await;
+    sqlx::raw_sql("INSERT INTO measurements (session_id) VALUES ('s2')")
+        .execute(&mut owner)
+        .await
+        .expect("a row");
+    let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's2' FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let run = stream(&stores, &server, &["--json"]).spawn().expect("backfill runs");
+    until("the other row", async || stores.rows().await.len() == 2).await;
+    signal(&run, "-INT").await;
+    let ended = run.wait_with_output().await.expect("it ends");
+    assert_code(&ended, 6);
+    let summary: serde_json::Value = serde_json::from_slice(&ended.stdout).expect("JSON");
+    assert_eq!(summary["not_counted"], 2, "{summary}");
+    assert_eq!(summary["counts"]["records"], 0, "{summary}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_signal_before_the_end_leaves_checkpoints_to_go_on_from() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = well_formed(60, 17);

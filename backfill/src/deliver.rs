@@ -30,11 +30,16 @@ pub(crate) struct Delivery {
     pub(crate) counts: Counts,
     pub(crate) reasons: Reasons,
     pub(crate) durations: Durations,
+    /// The records of batches that were begun and are not accounted for: a run that ends meanwhile does not know how
+    /// many of them are stored.
+    pub(crate) not_counted: u64,
 }
 
 /// What came of one batch.
 #[derive(Default)]
 pub(crate) struct Delivered {
+    /// How many records it had, stored or not.
+    records: u64,
     counts: Counts,
     reasons: Reasons,
     durations: Durations,
@@ -65,6 +70,7 @@ impl Delivery {
             counts: Counts::default(),
             reasons: Reasons::default(),
             durations: Durations::default(),
+            not_counted: 0,
         }
     }
 
@@ -84,6 +90,7 @@ impl Delivery {
     /// # Errors
     /// If the set-up is wrong, or records could not be stored for some minutes.
     pub(crate) async fn deliver(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Vec<usize>> {
+        self.not_counted += records.len() as u64;
         Ok(self.add(deliver(&self.projector, records, MAX_TRIES).await?.require_all()?))
     }
 
@@ -96,6 +103,7 @@ impl Delivery {
         records: Vec<Vec<u8>>,
     ) -> anyhow::Result<NotStored> {
         let count = records.len();
+        self.not_counted += count as u64;
         let mut delivered = deliver(&self.projector, records, TRIES_OF_THE_REST).await?;
         if delivered.failed.len() == count {
             delivered = delivered.require_all()?;
@@ -106,13 +114,18 @@ impl Delivery {
 
     /// The same as [`Delivery::deliver`] on a task of its own, so that one batch is decoded while another is in the
     /// database.
-    pub(crate) fn start(&self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
+    pub(crate) fn start(
+        &mut self,
+        records: Vec<Vec<u8>>,
+    ) -> JoinHandle<anyhow::Result<Delivered>> {
+        self.not_counted += records.len() as u64;
         let projector = Arc::clone(&self.projector);
         tokio::spawn(async move { deliver(&projector, records, MAX_TRIES).await?.require_all() })
     }
 
     /// Adds what came of a batch, and gives the indices of the records that were set aside.
     pub(crate) fn add(&mut self, delivered: Delivered) -> Vec<usize> {
+        self.not_counted -= delivered.records;
         self.counts += delivered.counts;
         self.durations += delivered.durations;
         self.reasons.merge(delivered.reasons);
@@ -139,7 +152,7 @@ async fn deliver(
     records: Vec<Vec<u8>>,
     deliveries_of_the_rest: u32,
 ) -> anyhow::Result<Delivered> {
-    let mut delivered = Delivered::default();
+    let mut delivered = Delivered { records: records.len() as u64, ..Delivered::default() };
     let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
     let (mut delivery, mut most) = (0, MAX_TRIES);
     while delivery < most {

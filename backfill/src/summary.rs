@@ -10,12 +10,24 @@ use serde_json::{Value as Json, json};
 use crate::console::say;
 
 /// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`.
-pub(crate) fn print(end: &str, counts: &Counts, reasons: &Reasons, duration: Duration) {
-    say!("{}", text(end, counts, reasons, duration).trim_end());
+pub(crate) fn print(
+    end: &str,
+    counts: &Counts,
+    not_counted: u64,
+    reasons: &Reasons,
+    duration: Duration,
+) {
+    say!("{}", text(end, counts, not_counted, reasons, duration).trim_end());
 }
 
-/// The same as text.
-pub(crate) fn text(end: &str, counts: &Counts, reasons: &Reasons, duration: Duration) -> String {
+/// The same as text. `not_counted` are the records of batches that were not finished.
+pub(crate) fn text(
+    end: &str,
+    counts: &Counts,
+    not_counted: u64,
+    reasons: &Reasons,
+    duration: Duration,
+) -> String {
     let Counts {
         records,
         applied,
@@ -48,6 +60,7 @@ pub(crate) fn text(end: &str, counts: &Counts, reasons: &Reasons, duration: Dura
         ("rows written", rows_written, ""),
         ("objects written", objects_written, ""),
         ("objects current", objects_current, "held the row already"),
+        ("not counted", not_counted, "in a batch that was not finished: some can be stored"),
     ] {
         if count > 0 || matches!(name, "applied" | "rejected") {
             text += format!("  {name:<16}{count:>10}  {meaning}").trim_end();

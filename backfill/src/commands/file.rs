@@ -251,7 +251,8 @@ impl Replay {
         };
         match &store {
             Store::Projector(delivery) => {
-                summary::print(heading, &counts, &delivery.reasons, start.elapsed());
+                let Delivery { not_counted, reasons, .. } = &**delivery;
+                summary::print(heading, &counts, *not_counted, reasons, start.elapsed());
             }
             Store::Nowhere(_, _, reasons) => {
                 summary::print_dry(counts.records, counts.rejected, reasons);

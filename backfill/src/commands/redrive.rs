@@ -127,7 +127,8 @@ impl Redrive<'_> {
                 Ok(End::Stopped) => "stopped",
                 Err(_) => "failed",
             };
-            summary::print(end, &delivery.counts, &delivery.reasons, start.elapsed());
+            let Delivery { counts, not_counted, reasons, .. } = &delivery;
+            summary::print(end, counts, *not_counted, reasons, start.elapsed());
         }
         tally.print(dry_run);
         match ended? {

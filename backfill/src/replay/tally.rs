@@ -60,8 +60,8 @@ impl Tally<'_> {
             Ok(Ended::Stopped { .. }) => "stopped by a signal",
             Err(_) => "failed",
         };
-        let (counts, reasons) = (&self.delivery.counts, &self.delivery.reasons);
-        let mut text = summary::text(end, counts, reasons, self.duration);
+        let Delivery { counts, not_counted, reasons, .. } = self.delivery;
+        let mut text = summary::text(end, counts, *not_counted, reasons, self.duration);
         for (arn, progress) in self.progress {
             let (read, listed, records) = progress.totals();
             let name = self.stream_name(arn, progress.name());
@@ -186,6 +186,7 @@ impl Tally<'_> {
             "snapshot_time": self.context.snapshot_time.and_then(time),
             "gap": self.gap || !findings.gaps.is_empty(),
             "counts": summary::counts_json(&self.delivery.counts),
+            "not_counted": self.delivery.not_counted,
             "reasons": self.delivery.reasons.json(),
             "streams": streams.collect::<Vec<_>>(),
             "assumed_caught_up": findings
