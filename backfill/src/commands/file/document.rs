@@ -302,7 +302,7 @@ pub(crate) enum Refusal {
     Nested,
     #[error(
         "an item of an export or a scan: `backfill file` takes change records, and an export holds items without \
-         sequence numbers: write these items again at the source, so that the stream carries them (see RUNBOOK.md, \
+         sequence numbers: write these items again at the source, so that the stream carries them (see docs/incidents.md, \
          \"More than 24 hours lost\")"
     )]
     Item,
@@ -663,7 +663,7 @@ mod tests {
             ),
             (
                 r#"{"Count":1,"Items":[{}]}"#,
-                "write these items again at the source, so that the stream carries them (see RUNBOOK.md",
+                "write these items again at the source, so that the stream carries them (see docs/incidents.md",
             ),
             (
                 r#"{"Records":[{"kinesis":{"data":"e30="},"eventSource":"aws:kinesis","eventID":"a"}]}"#,
