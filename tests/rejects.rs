@@ -3,7 +3,7 @@
 use projector::apply::{Projector, TtlRemovals};
 use projector::change::{self, Change, Decoded, Tables};
 use projector::deadline::Deadline;
-use projector::measurement::Measurement;
+use projector::measurement::{Measurement, PerPart};
 use projector::object;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -329,11 +329,11 @@ fn samples() -> Vec<Vec<u8>> {
 fn assert_has_an_object(change: Change) {
     let mut row = Measurement {
         session_id: change.session_id,
-        documents: [None, None, None],
-        versions: [None, None, None],
-        changed_at: [None; 3],
+        documents: PerPart::default(),
+        versions: PerPart::default(),
+        changed_at: PerPart::default(),
     };
-    let part = change.part as usize;
+    let part = change.part;
     row.documents[part] = change.document;
     row.versions[part] = Some(change.version.to_string());
     row.changed_at[part] = change.changed_at;

@@ -49,9 +49,9 @@ pub fn fold(arrivals: &[Arrival]) -> Vec<SessionChanges<'_>> {
 
 /// The newest change of each part; `arrivals` stand oldest first in each part.
 fn patch<'a>(arrivals: &[&'a Arrival]) -> Patch<'a> {
-    let mut patch: Patch<'a> = [None; 3];
+    let mut patch: Patch<'a> = PerPart::default();
     for arrival in arrivals {
-        patch[arrival.change.part as usize] = Some(&arrival.change);
+        patch[arrival.change.part] = Some(&arrival.change);
     }
     patch
 }

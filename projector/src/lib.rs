@@ -20,6 +20,7 @@ pub mod handler;
 pub mod kept;
 pub mod measurement;
 pub mod object;
+pub mod part;
 mod rds_token;
 pub mod read_model;
 pub mod rejected;

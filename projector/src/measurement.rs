@@ -8,31 +8,9 @@ use std::sync::LazyLock;
 
 use time::OffsetDateTime;
 
-/// The three parts of a measurement. Each has its own version; the row as a whole has none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
-    /// Who measured, when, and with which device: the item of the `sessions` table.
-    Session,
-    /// The left foot's scan: an item of the `scans` table.
-    Left,
-    /// The right foot's scan: an item of the `scans` table.
-    Right,
-}
+pub use crate::part::{Part, PerPart};
 
 impl Part {
-    /// All parts, in column order. The position is the index into a [`PerPart`].
-    pub const ALL: [Self; 3] = [Self::Session, Self::Left, Self::Right];
-
-    /// `session`, `left` or `right`: the prefix of the part's version and change time.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Session => "session",
-            Self::Left => "left",
-            Self::Right => "right",
-        }
-    }
-
     /// The attributes of this part's source item, in column order.
     #[must_use]
     pub fn fields(self) -> &'static [Field] {
@@ -42,9 +20,6 @@ impl Part {
         }
     }
 }
-
-/// One value for each part, indexed by `Part as usize`.
-pub type PerPart<T> = [T; 3];
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,13 +142,13 @@ impl Measurement {
     /// Whether all three parts are there.
     #[must_use]
     pub fn complete(&self) -> bool {
-        self.documents.iter().all(Option::is_some)
+        self.documents.values().all(Option::is_some)
     }
 
     /// Whether no part is there: what is left is the memory of what was removed.
     #[must_use]
     pub fn removed(&self) -> bool {
-        self.documents.iter().all(Option::is_none)
+        self.documents.values().all(Option::is_none)
     }
 }
 

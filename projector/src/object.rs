@@ -25,10 +25,10 @@ pub const FORMAT: u32 = 1;
 pub fn metadata(row: &Measurement) -> Result<HashMap<String, String>, serde_json::Error> {
     let mut metadata = HashMap::from([("format".to_owned(), FORMAT.to_string())]);
     for part in Part::ALL {
-        if let Some(version) = &row.versions[part as usize] {
+        if let Some(version) = &row.versions[part] {
             metadata.insert(format!("{}-version", part.name()), version.clone());
         }
-        if let Some(changed_at) = row.changed_at[part as usize].filter(|_| row.removed()) {
+        if let Some(changed_at) = row.changed_at[part].filter(|_| row.removed()) {
             metadata.insert(format!("{}-changed-at", part.name()), rfc3339(changed_at)?);
         }
     }
@@ -40,9 +40,9 @@ pub fn metadata(row: &Measurement) -> Result<HashMap<String, String>, serde_json
 #[must_use]
 pub fn read_metadata(metadata: Option<&HashMap<String, String>>) -> Option<(Versions, u32)> {
     let member = |name: &str| metadata.and_then(|metadata| metadata.get(name));
-    let versions = Part::ALL.map(|part| member(&format!("{}-version", part.name())).cloned());
+    let versions = PerPart::from_fn(|part| member(&format!("{}-version", part.name())).cloned());
     let format = member("format")?.parse().ok()?;
-    versions.iter().any(Option::is_some).then_some((versions, format))
+    versions.values().any(Option::is_some).then_some((versions, format))
 }
 
 /// The versions that an object's body names, whatever else it holds; `None` where it names none.
@@ -52,14 +52,14 @@ pub fn read_metadata(metadata: Option<&HashMap<String, String>>) -> Option<(Vers
 pub fn versions_of(body: &[u8]) -> Result<Option<Versions>, serde_json::Error> {
     let json: serde_json::Value = serde_json::from_slice(body)?;
     let version = |part: Part| json.get("versions")?.get(part.name())?.as_str().map(str::to_owned);
-    let versions = Part::ALL.map(version);
-    Ok(versions.iter().any(Option::is_some).then_some(versions))
+    let versions = PerPart::from_fn(version);
+    Ok(versions.values().any(Option::is_some).then_some(versions))
 }
 
 /// Whether `a` holds at least what `b` holds, in every part.
 #[must_use]
 pub fn dominates(a: &Versions, b: &Versions) -> bool {
-    a.iter().zip(b).all(|(a, b)| a >= b)
+    Part::ALL.into_iter().all(|part| a[part] >= b[part])
 }
 
 /// The object's body: every column of the row under its own name, in column order, the three
@@ -77,7 +77,7 @@ pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
         body.member("versions", &NamedVersions(&row.versions))?;
     } else {
         for column in COLUMNS.iter() {
-            let document = row.documents[column.part as usize].as_ref();
+            let document = row.documents[column.part].as_ref();
             match document.and_then(|document| document[column.position].as_ref()) {
                 None => body.member(&column.name, &())?,
                 Some(Value::Bytes(bytes)) => body.binary_member(&column.name, bytes)?,
@@ -93,7 +93,7 @@ pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
         }
         body.member("versions", &NamedVersions(&row.versions))?;
         for part in Part::ALL {
-            let changed_at = row.changed_at[part as usize].map(rfc3339).transpose()?;
+            let changed_at = row.changed_at[part].map(rfc3339).transpose()?;
             body.member(&format!("{}_changed_at", part.name()), &changed_at)?;
         }
         body.member("complete", &row.complete())?;
@@ -145,7 +145,7 @@ pub fn body_bytes(row: &Measurement) -> usize {
         Value::Bytes(bytes) => bytes.len().div_ceil(3) * 4,
         Value::Timestamp(_) => 32,
     };
-    let values = row.documents.iter().flatten().flatten().flatten();
+    let values = row.documents.values().flatten().flatten().flatten();
     values.map(bytes_of).sum::<usize>() + 2048
 }
 
@@ -153,7 +153,7 @@ struct NamedVersions<'a>(&'a Versions);
 
 impl serde::Serialize for NamedVersions<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(Part::ALL.map(|part| (part.name(), &self.0[part as usize])))
+        serializer.collect_map(Part::ALL.map(|part| (part.name(), &self.0[part])))
     }
 }
 
@@ -183,15 +183,15 @@ pub fn parse(
     let mut versions: HashMap<String, Option<String>> = serde_json::from_str(raw("versions")?)?;
     let mut row = Measurement {
         session_id: serde_json::from_str(raw("session_id")?)?,
-        documents: [const { None }; 3],
-        versions: Part::ALL.map(|part| versions.remove(part.name()).flatten()),
-        changed_at: [None; 3],
+        documents: PerPart::default(),
+        versions: PerPart::from_fn(|part| versions.remove(part.name()).flatten()),
+        changed_at: PerPart::default(),
     };
     if members.contains_key("deleted") {
         for part in Part::ALL {
             let text =
                 metadata.and_then(|metadata| metadata.get(&format!("{}-changed-at", part.name())));
-            row.changed_at[part as usize] = text
+            row.changed_at[part] = text
                 .map(|text| {
                     OffsetDateTime::parse(text, &Rfc3339).map_err(serde_json::Error::custom)
                 })
@@ -199,7 +199,7 @@ pub fn parse(
         }
         return Ok(row);
     }
-    let mut documents: PerPart<Document> = [const { Document::new() }; 3];
+    let mut documents = PerPart::<Document>::default();
     for column in COLUMNS.iter() {
         let json = raw(&column.name)?;
         let value = match column.kind {
@@ -212,16 +212,17 @@ pub fn parse(
                 Some(Value::Bytes(BASE64.decode(text).map_err(serde_json::Error::custom)?))
             }
         };
-        documents[column.part as usize].push(value);
+        documents[column.part].push(value);
     }
-    for (part, document) in Part::ALL.into_iter().zip(documents) {
+    for part in Part::ALL {
+        let document = std::mem::take(&mut documents[part]);
         let present = part
             .fields()
             .iter()
             .zip(&document)
             .all(|(field, value)| value.is_some() || !field.required);
-        row.documents[part as usize] = present.then_some(document);
-        row.changed_at[part as usize] = time(raw(&format!("{}_changed_at", part.name()))?)?;
+        row.documents[part] = present.then_some(document);
+        row.changed_at[part] = time(raw(&format!("{}_changed_at", part.name()))?)?;
     }
     Ok(row)
 }
@@ -229,14 +230,12 @@ pub fn parse(
 /// Part by part the newer of the two: what an object becomes when it knows one part better than the
 /// row does, because the projector of another database writes it too.
 #[must_use]
-pub fn join(mut row: Measurement, other: Measurement) -> Measurement {
-    let parts = other.documents.into_iter().zip(other.versions).zip(other.changed_at);
-    for (part, ((document, version), changed_at)) in Part::ALL.into_iter().zip(parts) {
-        let part = part as usize;
-        if version > row.versions[part] {
-            row.documents[part] = document;
-            row.versions[part] = version;
-            row.changed_at[part] = changed_at;
+pub fn join(mut row: Measurement, mut other: Measurement) -> Measurement {
+    for part in Part::ALL {
+        if other.versions[part] > row.versions[part] {
+            row.documents[part] = other.documents[part].take();
+            row.versions[part] = other.versions[part].take();
+            row.changed_at[part] = other.changed_at[part];
         }
     }
     row
@@ -245,7 +244,7 @@ pub fn join(mut row: Measurement, other: Measurement) -> Measurement {
 #[cfg(test)]
 mod tests {
     use super::{FORMAT, body, dominates, join, metadata, parse, read_metadata, versions_of};
-    use crate::measurement::{Measurement, Part, Value, Versions};
+    use crate::measurement::{Measurement, Part, PerPart, Value, Versions};
     use proptest::prelude::*;
     use time::OffsetDateTime;
 
@@ -269,7 +268,7 @@ mod tests {
     }
 
     fn versions() -> impl Strategy<Value = Versions> {
-        prop::array::uniform3(prop::option::of("[0-9]{4}/[0-9]{40}"))
+        prop::array::uniform3(prop::option::of("[0-9]{4}/[0-9]{40}")).prop_map(PerPart::from)
     }
 
     fn row() -> impl Strategy<Value = Measurement> {
@@ -291,7 +290,12 @@ mod tests {
         let changed_at =
             prop::array::uniform3(prop::option::of((0..9_000_000_000_000_000_i64).prop_map(time)));
         (documents, versions(), changed_at).prop_map(|(documents, versions, changed_at)| {
-            Measurement { session_id: "s1".to_owned(), documents, versions, changed_at }
+            Measurement {
+                session_id: "s1".to_owned(),
+                documents: documents.into(),
+                versions,
+                changed_at: changed_at.into(),
+            }
         })
     }
 
@@ -301,7 +305,7 @@ mod tests {
             let body = body(&row).expect("a body");
             let metadata = metadata(&row).expect("metadata");
             prop_assert_eq!(&parse(&body, Some(&metadata)).expect("a row"), &row);
-            let named = row.versions.iter().any(Option::is_some).then_some(row.versions);
+            let named = row.versions.values().any(Option::is_some).then_some(row.versions);
             prop_assert_eq!(read_metadata(Some(&metadata)), named.clone().map(|named| (named, FORMAT)));
             prop_assert_eq!(versions_of(&body).expect("JSON"), named);
         }
@@ -353,9 +357,10 @@ mod tests {
                     None,
                 ]),
                 None,
-            ],
-            versions: [Some("l/1".to_owned()), Some("l/2".to_owned()), None],
-            changed_at: [Some(time(1_795_334_460_000_000)), None, None],
+            ]
+            .into(),
+            versions: [Some("l/1".to_owned()), Some("l/2".to_owned()), None].into(),
+            changed_at: [Some(time(1_795_334_460_000_000)), None, None].into(),
         };
         let expected = concat!(
             r#"{"session_id":"m-1","user_id":"u\"1","device_model":null,"os_version":"19.1","app_version":null,"#,
@@ -370,7 +375,7 @@ mod tests {
             r#""session_changed_at":"2026-11-22T08:01:00Z","left_changed_at":null,"right_changed_at":null,"complete":false}"#,
         );
         assert_eq!(String::from_utf8(body(&row).expect("a body")).expect("text"), expected);
-        let removed = Measurement { documents: [None, None, None], ..row };
+        let removed = Measurement { documents: PerPart::default(), ..row };
         assert_eq!(
             String::from_utf8(body(&removed).expect("a body")).expect("text"),
             r#"{"session_id":"m-1","deleted":true,"versions":{"session":"l/1","left":"l/2","right":null}}"#

@@ -126,13 +126,14 @@ fn mark(
 ) -> Result<(), Error> {
     for row in rows {
         let (keys, versions) = versions(row).map_err(Error::Database)?;
-        let [mut of_session, mut of_left, mut of_right] = versions.map(Vec::into_iter);
+        let [mut of_session, mut of_left, mut of_right] = versions.map(Vec::into_iter).into();
         for session_id in keys {
-            let mut held = || Some([of_session.next()?, of_left.next()?, of_right.next()?]);
+            let mut held =
+                || Some(Versions::from([of_session.next()?, of_left.next()?, of_right.next()?]));
             let (Some(place), Some(held)) = (place_of(sessions, &session_id), held()) else {
                 continue;
             };
-            if !newer(&sessions[place].patch, &held.each_ref().map(Option::as_deref)) {
+            if !newer(&sessions[place].patch, &held.as_deref()) {
                 upserted[place] = Some(marked(held));
             }
         }
@@ -151,7 +152,7 @@ fn versions(row: &PgRow) -> Result<FoundVersions, sqlx::Error> {
             .map(Option::unwrap_or_default)
     };
     let versions = [of_part(Part::Session)?, of_part(Part::Left)?, of_part(Part::Right)?];
-    Ok((keys.unwrap_or_default(), versions))
+    Ok((keys.unwrap_or_default(), versions.into()))
 }
 
 /// Which of these sessions have a row that somebody else has locked right now.
@@ -189,7 +190,7 @@ pub async fn change_times(
     let rows = database.fetch(statement::CHANGE_TIMES, arguments, deadline).await?;
     let times = |row: &PgRow| {
         let times = [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?];
-        Ok((row.try_get(0)?, times))
+        Ok((row.try_get(0)?, PerPart::from(times)))
     };
     rows.iter().map(times).collect::<Result<_, _>>().map_err(Error::Database)
 }
@@ -246,7 +247,7 @@ async fn write_returning_nothing(
     let arguments = || {
         let mut arguments = upsert_arguments(open)?;
         for part in Part::ALL {
-            let sent = open.iter().filter_map(|session| session.patch[part as usize]);
+            let sent = open.iter().filter_map(|session| session.patch[part]);
             // The character after the one that ends a label.
             let label = sent.map(|change| change.version.label()).min();
             arguments.add(label.map(|label| format!("{label}0")))?;
@@ -282,8 +283,8 @@ async fn write_returning_nothing(
 /// Whether some part of the patch is newer than the versions held.
 fn newer(patch: &Patch<'_>, held: &PerPart<Option<&str>>) -> bool {
     Part::ALL.into_iter().any(|part| {
-        let version = patch[part as usize].map(|change| change.version.as_str());
-        version > held[part as usize]
+        let version = patch[part].map(|change| change.version.as_str());
+        version > held[part]
     })
 }
 
@@ -354,20 +355,19 @@ pub fn upsert_arguments(sessions: &[&SessionChanges<'_>]) -> Result<PgArguments,
     for part in Part::ALL {
         let versions = sessions
             .iter()
-            .map(|session| session.patch[part as usize].map(|change| change.version.as_str()));
+            .map(|session| session.patch[part].map(|change| change.version.as_str()));
         arguments.add(versions.collect::<Vec<_>>())?;
     }
     for part in Part::ALL {
-        let times = sessions
-            .iter()
-            .map(|session| session.patch[part as usize].and_then(|change| change.changed_at));
+        let times =
+            sessions.iter().map(|session| session.patch[part].and_then(|change| change.changed_at));
         arguments.add(times.collect::<Vec<_>>())?;
     }
     Ok(arguments)
 }
 
 fn cell<'a>(patch: &Patch<'a>, part: Part, position: usize) -> Option<&'a Value> {
-    patch[part as usize]?.document.as_ref()?.get(position)?.as_ref()
+    patch[part]?.document.as_ref()?.get(position)?.as_ref()
 }
 
 /// Decodes what `row_columns` of the statement selects; `None` where the row is not whole.
@@ -381,7 +381,7 @@ fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
         return Ok(None);
     }
     let mut index = WHOLE;
-    let mut documents: PerPart<Option<Document>> = [const { None }; 3];
+    let mut documents = PerPart::<Option<Document>>::default();
     for part in Part::ALL {
         let mut present = true;
         let mut document = Document::with_capacity(part.fields().len());
@@ -399,12 +399,12 @@ fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
             present &= value.is_some() || !field.required;
             document.push(value);
         }
-        documents[part as usize] = present.then_some(document);
+        documents[part] = present.then_some(document);
     }
-    let mut changed_at = [None; 3];
+    let mut changed_at = PerPart::default();
     for part in Part::ALL {
         index += 1;
-        changed_at[part as usize] = row.try_get(index)?;
+        changed_at[part] = row.try_get(index)?;
     }
     Ok(Some(Measurement {
         session_id: row.try_get(0)?,
@@ -416,5 +416,5 @@ fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
 
 /// The versions of a row that `row_columns` of the statement selects, whole or not.
 fn versions_of(row: &PgRow) -> Result<PerPart<Option<&str>>, sqlx::Error> {
-    Ok([row.try_get(2)?, row.try_get(3)?, row.try_get(4)?])
+    Ok([row.try_get(2)?, row.try_get(3)?, row.try_get(4)?].into())
 }

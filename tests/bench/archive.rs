@@ -9,7 +9,7 @@ use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use futures_util::{StreamExt as _, stream};
 use projector::apply::{Projector, reconcile};
 use projector::deadline::Deadline;
-use projector::measurement::{Document, Kind, Measurement, Part, Value};
+use projector::measurement::{Document, Kind, Measurement, Part, PerPart, Value};
 use projector::object;
 use projector::read_model::{Held, Upserted};
 use support::records::LABEL;
@@ -35,9 +35,9 @@ fn row(session_id: String, mesh_bytes: usize) -> anyhow::Result<Measurement> {
     };
     Ok(Measurement {
         session_id,
-        documents: Part::ALL.map(document),
-        versions: [1, 2, 3].map(|number| Some(format!("{LABEL}/{number:040}"))),
-        changed_at: [Some(at); 3],
+        documents: PerPart::from_fn(document),
+        versions: [1, 2, 3].map(|number| Some(format!("{LABEL}/{number:040}"))).into(),
+        changed_at: PerPart::from_fn(|_| Some(at)),
     })
 }
 

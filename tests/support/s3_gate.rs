@@ -14,7 +14,7 @@ use hyper::header::{HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use projector::measurement::{Part, Versions};
+use projector::measurement::{Part, PerPart, Versions};
 use projector::object;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -212,8 +212,8 @@ async fn put(state: &State, request: Request<Incoming>) -> anyhow::Result<Respon
 fn versions_in(headers: &HeaderMap) -> Option<Versions> {
     let version = |part: Part| headers.get(format!("x-amz-meta-{}-version", part.name()));
     let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
-    let versions = Part::ALL.map(|part| version(part).and_then(text));
-    versions.iter().any(Option::is_some).then_some(versions)
+    let versions = PerPart::from_fn(|part| version(part).and_then(text));
+    versions.values().any(Option::is_some).then_some(versions)
 }
 
 /// The versions of the object that is there, by its metadata or, where it has none of ours, by its body. The

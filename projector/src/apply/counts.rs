@@ -72,9 +72,9 @@ pub(super) fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &
     counts.rows_written += u64::from(written);
     let held = upserted.versions();
     for part in Part::ALL {
-        let newest = session.patch[part as usize].map(|change| change.version.as_str());
+        let newest = session.patch[part].map(|change| change.version.as_str());
         // A row that was not looked at holds what was sent.
-        let held = held.map_or(newest, |held| held[part as usize].as_deref());
+        let held = held.map_or(newest, |held| held[part].as_deref());
         let mut applied = false;
         let of_part = |arrival: &&&Arrival| arrival.change.part == part;
         for arrival in session.arrivals.iter().filter(of_part) {

@@ -262,7 +262,7 @@ mod tests {
     use crate::object::FORMAT;
 
     fn versions(parts: [u8; 3]) -> Versions {
-        parts.map(|part| (part > 0).then(|| format!("l/{part}")))
+        parts.map(|part| (part > 0).then(|| format!("l/{part}"))).into()
     }
 
     fn seen(described: Option<([u8; 3], u32)>) -> Seen {

@@ -39,9 +39,7 @@ impl<'a> OvertakenByLabel<'a> {
     /// Adds the newest change of each part that the row holds a newer one of, from another stream.
     pub(super) fn add(&mut self, session: &SessionChanges<'a>, held: &Versions) {
         for part in Part::ALL {
-            let (Some(change), Some(held)) =
-                (session.patch[part as usize], held[part as usize].as_deref())
-            else {
+            let (Some(change), Some(held)) = (session.patch[part], held[part].as_deref()) else {
                 continue;
             };
             let version = change.version.as_str();
@@ -81,7 +79,7 @@ impl<'a> OvertakenByLabel<'a> {
                 }
             };
             for one in some {
-                let held = times.get(one.session_id).and_then(|times| times[one.part as usize]);
+                let held = times.get(one.session_id).and_then(|times| times[one.part]);
                 if held.is_some_and(|held| one.created > held) {
                     later += 1;
                     example.get_or_insert(one);

@@ -390,7 +390,7 @@ async fn next(database: &Database, after: &str, pace: &mut Pace) -> anyhow::Resu
     let mut previous = after.to_owned();
     let pending = |row: &PgRow| {
         let session_id: String = row.try_get(0)?;
-        let versions = [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?];
+        let versions = [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?].into();
         let previous = std::mem::replace(&mut previous, session_id.clone());
         Ok::<_, sqlx::Error>(Pending { session_id, versions, previous })
     };

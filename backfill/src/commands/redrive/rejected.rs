@@ -175,10 +175,10 @@ pub(crate) async fn overtaken(
     let what = "read the versions in the rows";
     let mut held: std::collections::HashMap<String, Versions> = std::collections::HashMap::new();
     for row in in_pieces(database, HELD, what, &sessions, pace, of).await? {
-        held.insert(row.try_get(0)?, [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?]);
+        held.insert(row.try_get(0)?, [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?].into());
     }
     let overtaken = |place: &Place| {
-        let held = held.get(&place.session_id).and_then(|held| held[place.part as usize].as_ref());
+        let held = held.get(&place.session_id).and_then(|held| held[place.part].as_ref());
         held.is_some_and(|held| place.is_overtaken_by(held))
     };
     Ok(places.iter().map(overtaken).collect())
