@@ -5,8 +5,9 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use projector::apply::{Counts, Durations, Projector};
+use projector::apply::{Durations, Projector};
 use projector::change::{self, Decoded, Tables};
+use projector::counts::Counts;
 use projector::deadline::Deadline;
 use tokio::task::JoinHandle;
 

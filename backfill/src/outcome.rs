@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write as _};
 
-use projector::apply::Counts;
+use projector::counts::Counts;
 
 /// The exit code of a process that a second signal ended at once.
 pub(crate) const SECOND_SIGNAL: u8 = 130;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use projector::apply::Counts;
+use projector::counts::{Count, Counts, Line};
 use serde_json::{Value as Json, json};
 
 use crate::console::say;
@@ -28,78 +28,29 @@ pub(crate) fn text(
     reasons: &Reasons,
     duration: Duration,
 ) -> String {
-    let Counts {
-        records,
-        applied,
-        duplicate,
-        stale,
-        stale_created_later,
-        superseded,
-        ttl_kept,
-        rejected,
-        failed: _,
-        rows_written,
-        objects_written,
-        objects_current,
-    } = *counts;
     let seconds = duration.as_secs_f64();
+    let records = counts.records;
     let rate = records as f64 / seconds.max(1e-9);
     let mut text = format!("{end}: {records} records in {seconds:.1} s ({rate:.0}/s)\n");
-    for (name, count, meaning) in [
-        ("applied", applied, "newer than what the row held"),
-        ("duplicate", duplicate, "held already"),
-        ("stale", stale, "older than what the row held"),
-        (
-            "created later",
-            stale_created_later,
-            "of those: older by version, created later than what the row holds",
-        ),
-        ("superseded", superseded, "overtaken by a newer change in the same batch"),
-        ("ttl kept", ttl_kept, "removals by time to live, values kept as configured"),
-        ("rejected", rejected, "set aside in rejected_records"),
-        ("rows written", rows_written, ""),
-        ("objects written", objects_written, ""),
-        ("objects current", objects_current, "held the row already"),
-        ("not counted", not_counted, "in a batch that was not finished: some can be stored"),
-    ] {
-        if count > 0 || matches!(name, "applied" | "rejected") {
-            text += format!("  {name:<16}{count:>10}  {meaning}").trim_end();
-            text.push('\n');
-        }
+    for Count { line, value, .. } in counts.list() {
+        let (label, meaning) = match line {
+            Line::Always(label, meaning) => (label, meaning),
+            Line::IfAny(label, meaning) if value > 0 => (label, meaning),
+            Line::IfAny(..) | Line::Elsewhere => continue,
+        };
+        text += format!("  {label:<16}{value:>10}  {meaning}").trim_end();
+        text.push('\n');
+    }
+    if not_counted > 0 {
+        let meaning = "in a batch that was not finished: some can be stored";
+        let _ = writeln!(text, "  {:<16}{not_counted:>10}  {meaning}", "not counted");
     }
     text + &reasons.text()
 }
 
 /// The counts as JSON.
 pub(crate) fn counts_json(counts: &Counts) -> Json {
-    let Counts {
-        records,
-        applied,
-        duplicate,
-        stale,
-        stale_created_later,
-        superseded,
-        ttl_kept,
-        rejected,
-        failed,
-        rows_written,
-        objects_written,
-        objects_current,
-    } = *counts;
-    json!({
-        "records": records,
-        "applied": applied,
-        "duplicate": duplicate,
-        "stale": stale,
-        "stale_created_later": stale_created_later,
-        "superseded": superseded,
-        "ttl_kept": ttl_kept,
-        "rejected": rejected,
-        "failed": failed,
-        "rows_written": rows_written,
-        "objects_written": objects_written,
-        "objects_current": objects_current,
-    })
+    counts.list().map(|count| (count.name.to_owned(), json!(count.value))).collect()
 }
 
 /// The end of a run that wrote nothing.
@@ -149,5 +100,28 @@ impl Reasons {
     /// As JSON: how many records by reason.
     pub(crate) fn json(&self) -> Json {
         json!(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Reasons, counts_json, text};
+    use projector::counts::Counts;
+    use std::time::Duration;
+
+    #[test]
+    fn a_count_has_a_line_if_it_is_not_0_and_applied_and_rejected_always() {
+        let counts = Counts { records: 6, stale_created_later: 2, failed: 1, ..Counts::default() };
+        let shown = text("done", &counts, 0, &Reasons::default(), Duration::from_secs(2));
+        let expected = "done: 6 records in 2.0 s (3/s)
+  applied                  0  newer than what the row held
+  created later            2  of those: older by version, created later than what the row holds
+  rejected                 0  stored in rejected_records
+";
+        assert_eq!(shown, expected);
+        let json = counts_json(&counts);
+        let members = json.as_object().expect("an object");
+        assert_eq!(members.len(), counts.list().count());
+        assert_eq!((&json["failed"], &json["rows_written"]), (&1.into(), &0.into()));
     }
 }

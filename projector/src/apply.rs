@@ -4,7 +4,7 @@
 //! model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
 //! is named in [`Applied::failed`] and may not be acknowledged.
 
-mod counts;
+mod classify;
 mod isolate;
 mod pace;
 mod pipeline;
@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-pub use self::counts::Counts;
 pub use self::pace::Pace;
 pub use self::pipeline::Stored;
 pub use self::reconcile::{Found, Reconciled, look_at_object, reconcile, reconcile_row};
 use crate::archive::Archive;
 use crate::cause;
 use crate::change::{self, Decoded, Tables};
+use crate::counts::Counts;
 use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::Error;

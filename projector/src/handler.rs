@@ -8,7 +8,8 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::apply::{Applied, Counts, Projector};
+use crate::apply::{Applied, Projector};
+use crate::counts::Counts;
 use crate::deadline::Deadline;
 use crate::error::{self, Error};
 use crate::{rejected, telemetry};

@@ -12,6 +12,7 @@ pub mod attribute;
 pub mod cause;
 pub mod change;
 pub mod config;
+pub mod counts;
 pub mod database;
 pub mod deadline;
 pub mod error;

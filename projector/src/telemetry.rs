@@ -10,8 +10,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::apply::{Applied, Counts, Durations};
+use crate::apply::{Applied, Durations};
 use crate::config::ConfigError;
+use crate::counts::for_each_count;
 
 /// The metrics' namespace in CloudWatch.
 pub const NAMESPACE: &str = "Projector";
@@ -69,40 +70,22 @@ pub fn start_json_logs() -> Result<(), ConfigError> {
 
 /// The batch's log line.
 pub fn log_batch(batch: &Applied, duration: Duration) {
-    let Counts {
-        records,
-        applied,
-        duplicate,
-        stale,
-        stale_created_later,
-        superseded,
-        ttl_kept,
-        rejected,
-        failed,
-        rows_written,
-        objects_written,
-        objects_current,
-    } = batch.counts;
+    let counts = batch.counts;
     let Durations { decode, database, archive } = batch.durations;
-    tracing::info!(
-        records,
-        applied,
-        duplicate,
-        stale,
-        stale_created_later,
-        superseded,
-        ttl_kept,
-        rejected,
-        failed,
-        rows_written,
-        objects_written,
-        objects_current,
-        decode_ms = milliseconds(decode),
-        database_ms = milliseconds(database),
-        archive_ms = milliseconds(archive),
-        duration_ms = milliseconds(duration),
-        "batch"
-    );
+    // The subscriber takes fields whose names are known when this is compiled.
+    macro_rules! log {
+        ($($(#[$doc:meta])+ $name:ident: $metric:expr, $line:expr;)+) => {
+            tracing::info!(
+                $($name = counts.$name,)+
+                decode_ms = milliseconds(decode),
+                database_ms = milliseconds(database),
+                archive_ms = milliseconds(archive),
+                duration_ms = milliseconds(duration),
+                "batch"
+            )
+        };
+    }
+    for_each_count!(log);
 }
 
 /// Prints the batch's metrics, a line on standard output, which is where Lambda takes them.
@@ -119,21 +102,10 @@ pub fn print_metrics(batch: &Applied, duration: Duration, function: &str) {
 /// "Specification: Embedded metric format"): a line on standard output is enough.
 #[must_use]
 pub fn metrics(batch: &Applied, duration: Duration, function: &str, now: OffsetDateTime) -> Json {
-    let counts = batch.counts;
-    let mut values = vec![
-        ("Records", "Count", json!(counts.records)),
-        ("Applied", "Count", json!(counts.applied)),
-        ("Duplicate", "Count", json!(counts.duplicate)),
-        ("Stale", "Count", json!(counts.stale)),
-        ("StaleCreatedLater", "Count", json!(counts.stale_created_later)),
-        ("Superseded", "Count", json!(counts.superseded)),
-        ("TtlKept", "Count", json!(counts.ttl_kept)),
-        ("Rejected", "Count", json!(counts.rejected)),
-        ("Failures", "Count", json!(counts.failed)),
-        ("ObjectsWritten", "Count", json!(counts.objects_written)),
-        ("ObjectsCurrent", "Count", json!(counts.objects_current)),
-        ("BatchDuration", "Milliseconds", json!(milliseconds(duration))),
-    ];
+    let counts = batch.counts.list();
+    let mut values: Vec<_> =
+        counts.filter_map(|count| Some((count.metric?, "Count", json!(count.value)))).collect();
+    values.push(("BatchDuration", "Milliseconds", json!(milliseconds(duration))));
     if let Some(oldest) = batch.oldest {
         let age_s = (now - oldest).as_seconds_f64().max(0.0);
         values.push(("OldestRecordAge", "Seconds", json!(age_s)));
@@ -166,7 +138,9 @@ fn milliseconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::{filter_of, metrics};
-    use crate::apply::{Applied, Counts};
+    use crate::apply::Applied;
+    use crate::counts::Counts;
+    use std::collections::BTreeSet;
     use std::time::Duration;
     use time::macros::datetime;
     use tracing::Level;
@@ -216,5 +190,36 @@ mod tests {
         assert_eq!(line["BatchDuration"].as_f64(), Some(1.5));
         assert_eq!(line["_aws"]["Timestamp"].as_i64(), Some(1_795_334_430_000));
         assert_eq!(line["FunctionName"], "projector-new");
+    }
+
+    /// The names of all metrics of a batch.
+    fn emitted() -> BTreeSet<String> {
+        let now = datetime!(2026-11-22 08:00 UTC);
+        let batch = Applied { oldest: Some(now), ..Applied::default() };
+        let line = metrics(&batch, Duration::ZERO, "projector", now);
+        let definitions = &line["_aws"]["CloudWatchMetrics"][0]["Metrics"];
+        let names = definitions.as_array().expect("definitions").iter();
+        names.map(|metric| metric["Name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    #[test]
+    fn the_table_of_metrics_has_every_metric_and_no_other() {
+        let reference = include_str!("../../README.md");
+        let table = reference.split_once("| metric | counts |\n|---|---|\n").expect("a table").1;
+        let rows = table.lines().take_while(|line| line.starts_with('|'));
+        let named = rows.flat_map(|row| {
+            let names = row.split('|').nth(1).expect("a first cell");
+            names.split(',').map(|name| name.trim().trim_matches('`').to_owned())
+        });
+        assert_eq!(named.collect::<BTreeSet<_>>(), emitted());
+    }
+
+    #[test]
+    fn the_dashboard_shows_every_metric() {
+        let template = include_str!("../../infra/alarms.yaml");
+        let body = template.split_once("DashboardBody:").expect("a dashboard").1;
+        for metric in emitted() {
+            assert!(body.contains(&format!(r#"", "{metric}", ""#)), "{metric} is not shown");
+        }
     }
 }

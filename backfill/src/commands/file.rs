@@ -16,9 +16,9 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use projector::apply::Counts;
 use projector::change::Tables;
 use projector::config::{Config, ConfigError};
+use projector::counts::Counts;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

@@ -11,9 +11,10 @@ mod untried;
 use std::time::Instant;
 
 use anyhow::bail;
-use projector::apply::{Counts, Pace};
+use projector::apply::Pace;
 use projector::change::{self, Decoded, Place, Tables};
 use projector::config::ConfigError;
+use projector::counts::Counts;
 
 use crate::cli::{RedriveArguments, Settings};
 use crate::commands::redrive::rejected::{BATCH, Filter, Rejected};

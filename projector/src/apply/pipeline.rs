@@ -19,8 +19,9 @@ use super::pace::Pace;
 use super::reconcile::{Reconciled, reconcile};
 use super::refusals::{ENOUGH_REFUSED, OTHERS, Refusals};
 use super::regions::OvertakenByLabel;
-use super::{Counts, Durations, Projector, counts, refusal};
+use super::{Durations, Projector, classify, refusal};
 use crate::archive::Archive;
+use crate::counts::Counts;
 use crate::deadline::Deadline;
 use crate::error::{self, Consequence, Error};
 use crate::fold::SessionChanges;
@@ -317,7 +318,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 *others += 1;
                 continue;
             };
-            counts::count(&session, &upserted, &mut self.stored.counts);
+            classify::count(&session, &upserted, &mut self.stored.counts);
             if let Some(held) = upserted.versions() {
                 self.overtaken.add(&session, held);
             }
