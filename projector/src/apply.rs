@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 
 pub use self::pace::Pace;
 pub use self::pipeline::Stored;
-pub use self::reconcile::{Found, Reconciled, look_at_object, reconcile, reconcile_row};
+pub use self::reconcile::{Found, Known, Reconciled, look_at_object, reconcile};
 use crate::archive::Archive;
 use crate::cause;
 use crate::change::{self, Decoded, Tables};

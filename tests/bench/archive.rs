@@ -99,8 +99,14 @@ impl Rates {
                         let upserted = Upserted::Written { inserted: true, held };
                         let database = &projector.database;
                         async move {
-                            reconcile(database, archive, &session_id, upserted, Deadline::NONE)
-                                .await
+                            reconcile(
+                                database,
+                                archive,
+                                &session_id,
+                                upserted.into(),
+                                Deadline::NONE,
+                            )
+                            .await
                         }
                     })
                     .buffer_unordered(archive.concurrency());

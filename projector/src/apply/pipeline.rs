@@ -184,7 +184,7 @@ async fn reconcile_session<'a>(
     deadline: Deadline,
 ) -> (SessionChanges<'a>, Result<Reconciled, Error>) {
     let session_id = session.session_id;
-    let done = reconcile(&projector.database, archive, session_id, upserted, deadline).await;
+    let done = reconcile(&projector.database, archive, session_id, upserted.into(), deadline).await;
     (session, done)
 }
 

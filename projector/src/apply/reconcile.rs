@@ -5,7 +5,7 @@
 //! the race reads the row again and compares again. An object is never deleted here: a removed session's
 //! becomes a tombstone, because an older PUT still in flight would bring a deleted one back.
 //!
-//! [`decide`] is the whole decision, and pure; around it stands the loop that asks and writes.
+//! [`decide`] is the whole decision, and pure; [`reconcile`] is the loop around it that asks and writes.
 
 use std::time::Duration;
 
@@ -69,7 +69,41 @@ fn decide<'a>(seen: Option<&'a Seen>, row: &Versions) -> Decision<'a> {
     }
 }
 
-/// Reconciles the object of one session with its row, after the upsert: writes it, or finds it up to date.
+/// What is known of a row and its object before the first comparison; nothing, if it is not said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The row is new, so it has no object; if that is wrong, the conditional PUT says so.
+    no_object: bool,
+    /// The row.
+    row: Option<Box<Measurement>>,
+    /// What the row held at least: whoever has written it since answers for that.
+    versions: Option<Versions>,
+}
+
+impl From<Versions> for Known {
+    /// A row that was read with these versions.
+    fn from(versions: Versions) -> Self {
+        Self { versions: Some(versions), ..Self::default() }
+    }
+}
+
+impl From<Upserted> for Known {
+    fn from(upserted: Upserted) -> Self {
+        match upserted {
+            Upserted::Unchanged(versions) => Self::from(versions),
+            Upserted::Written { inserted, held } => {
+                let row = match held {
+                    Held::Row(row) => Some(row),
+                    // It is too large to have come with the others, or was not asked for.
+                    Held::Versions(_) | Held::Patch => None,
+                };
+                Self { no_object: inserted, row, versions: None }
+            }
+        }
+    }
+}
+
+/// Reconciles the object of one session with its row: writes it, or finds it up to date.
 ///
 /// # Errors
 /// [`Error::Archive`], [`Error::NoBucket`] or [`Error::Contended`], and those of reading the row.
@@ -77,52 +111,70 @@ pub async fn reconcile(
     database: &Database,
     archive: &Archive,
     session_id: &str,
-    upserted: Upserted,
+    mut known: Known,
     deadline: Deadline,
 ) -> Result<Reconciled, Error> {
     let _permit = archive.permit().await;
     let key = archive.key(session_id);
-    match upserted {
-        Upserted::Written { inserted: true, held: Held::Row(row) } => {
-            let put = archive.put(&key, &row, &Condition::Absent).await?;
-            match put {
-                Put::Done => Ok(Reconciled::Written),
-                Put::Lost => {
-                    compare(database, archive, &key, session_id, Start::Head, deadline).await
-                }
-            }
+    for tries in 1..=TRIES {
+        let guessed = std::mem::take(&mut known.no_object);
+        let seen = if guessed { None } else { archive.head(&key).await? };
+        if let Some(versions) = known.versions.take()
+            && decide(seen.as_ref(), &versions) == Decision::UpToDate
+        {
+            return Ok(Reconciled::UpToDate);
         }
-        // It is too large to have come with the others, and new: it has no object, or the PUT says so.
-        Upserted::Written { inserted: true, held: Held::Versions(_) | Held::Patch } => {
-            compare(database, archive, &key, session_id, Start::Absent, deadline).await
+        let row = known.row.take();
+        if let Some(done) =
+            try_once(database, archive, session_id, row, seen.as_ref(), deadline).await?
+        {
+            return Ok(done);
         }
-        Upserted::Written { inserted: false, held: Held::Row(row) } => {
-            compare(database, archive, &key, session_id, Start::Row(row), deadline).await
-        }
-        Upserted::Written { inserted: false, held: Held::Versions(_) | Held::Patch } => {
-            compare(database, archive, &key, session_id, Start::Head, deadline).await
-        }
-        Upserted::Unchanged(versions) => {
-            let versions = Start::Versions(versions);
-            compare(database, archive, &key, session_id, versions, deadline).await
+        // The object was there all the time, or others are writing it.
+        if !guessed {
+            let pause_ms = fastrand::u64(5..25) << tries;
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         }
     }
+    Err(archive.contended(&key, TRIES))
 }
 
-/// Reconciles the object of a row that was read with these versions: for `backfill objects`.
-///
-/// # Errors
-/// As for a batch: [`Error::Archive`], [`Error::NoBucket`] or [`Error::Contended`], and those of reading
-/// the row.
-pub async fn reconcile_row(
+/// Compares the row, which is read if it is not known, with what a HEAD saw, and does what [`decide`] says. `None` if
+/// somebody else has written the object meanwhile.
+async fn try_once(
     database: &Database,
     archive: &Archive,
     session_id: &str,
-    versions: Versions,
-) -> Result<Reconciled, Error> {
-    let _permit = archive.permit().await;
-    let start = Start::Versions(versions);
-    compare(database, archive, &archive.key(session_id), session_id, start, Deadline::NONE).await
+    row: Option<Box<Measurement>>,
+    seen: Option<&Seen>,
+    deadline: Deadline,
+) -> Result<Option<Reconciled>, Error> {
+    let key = archive.key(session_id);
+    // How large a row or an object is shows when it is here.
+    let (row, large) = match row {
+        Some(row) => (*row, None),
+        None => {
+            let large = archive.permit_for_large().await;
+            (read_model::read(database, session_id, deadline).await?, Some(large))
+        }
+    };
+    let put = match decide(seen, &row.versions) {
+        Decision::UpToDate => return Ok(Some(Reconciled::UpToDate)),
+        Decision::Put(condition) => {
+            let _large = large.filter(|_| Archive::is_large(&row));
+            archive.put(&key, &row, &condition).await?
+        }
+        Decision::Merge(etag) | Decision::ReadBody(etag) => {
+            let _large = match large {
+                Some(large) => large,
+                None => archive.permit_for_large().await,
+            };
+            merge(archive, &key, etag, row, seen).await?
+        }
+        Decision::ForeignFormat => return Err(archive.foreign_format(&key)),
+        Decision::AskAgain => Put::Lost,
+    };
+    Ok((put == Put::Done).then_some(Reconciled::Written))
 }
 
 /// What is the matter with an object.
@@ -160,73 +212,6 @@ pub async fn look_at_object(
     }
 }
 
-/// What is known before the first comparison.
-enum Start {
-    /// Nothing.
-    Head,
-    /// There is no object.
-    Absent,
-    /// The row.
-    Row(Box<Measurement>),
-    /// What the row held at least: whoever has written it since answers for that.
-    Versions(Versions),
-}
-
-async fn compare(
-    database: &Database,
-    archive: &Archive,
-    key: &str,
-    session_id: &str,
-    start: Start,
-    deadline: Deadline,
-) -> Result<Reconciled, Error> {
-    let (mut absent, mut row, mut at_least) = match start {
-        Start::Head => (false, None, None),
-        Start::Absent => (true, None, None),
-        Start::Row(row) => (false, Some(*row), None),
-        Start::Versions(versions) => (false, None, Some(versions)),
-    };
-    for tries in 1..=TRIES {
-        let seen = if std::mem::take(&mut absent) { None } else { archive.head(key).await? };
-        if let Some(versions) = at_least.take()
-            && decide(seen.as_ref(), &versions) == Decision::UpToDate
-        {
-            return Ok(Reconciled::UpToDate);
-        }
-        // How large a row or an object is shows when it is here.
-        let mut large = None;
-        let fresh = match row.take() {
-            Some(row) => row,
-            None => {
-                large = Some(archive.permit_for_large().await);
-                read_model::read(database, session_id, deadline).await?
-            }
-        };
-        let put = match decide(seen.as_ref(), &fresh.versions) {
-            Decision::UpToDate => return Ok(Reconciled::UpToDate),
-            Decision::Put(condition) => {
-                large = large.filter(|_| Archive::is_large(&fresh));
-                archive.put(key, &fresh, &condition).await?
-            }
-            Decision::Merge(etag) | Decision::ReadBody(etag) => {
-                if large.is_none() {
-                    large = Some(archive.permit_for_large().await);
-                }
-                merge(archive, key, etag, fresh, seen.as_ref()).await?
-            }
-            Decision::ForeignFormat => return Err(archive.foreign_format(key)),
-            Decision::AskAgain => Put::Lost,
-        };
-        drop(large);
-        if put == Put::Done {
-            return Ok(Reconciled::Written);
-        }
-        let pause_ms = fastrand::u64(5..25) << tries;
-        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-    }
-    Err(archive.contended(key, TRIES))
-}
-
 /// Writes the newer of each part of the row and of the object with this ETag.
 async fn merge(
     archive: &Archive,
@@ -256,10 +241,11 @@ async fn merge(
 
 #[cfg(test)]
 mod tests {
-    use super::{Decision, decide};
+    use super::{Decision, Known, decide};
     use crate::archive::{Condition, Described, Seen};
-    use crate::measurement::Versions;
+    use crate::measurement::{Measurement, PerPart, Versions};
     use crate::object::FORMAT;
+    use crate::read_model::{Held, Upserted};
 
     fn versions(parts: [u8; 3]) -> Versions {
         parts.map(|part| (part > 0).then(|| format!("l/{part}"))).into()
@@ -299,5 +285,25 @@ mod tests {
         assert_eq!(decide(None, &row), Decision::Put(Condition::Absent));
         let without_etag = Seen { etag: None, described: None };
         assert_eq!(decide(Some(&without_etag), &row), Decision::AskAgain);
+    }
+
+    #[test]
+    fn what_the_upsert_knows_is_not_asked_for_again() {
+        let held = versions([1, 2, 0]);
+        let row = Box::new(Measurement {
+            session_id: "s1".to_owned(),
+            documents: PerPart::default(),
+            versions: held.clone(),
+            changed_at: PerPart::default(),
+        });
+        let written = |inserted, held| Known::from(Upserted::Written { inserted, held });
+        let known = |no_object, row| Known { no_object, row, versions: None };
+        let of_row = || Held::Row(row.clone());
+        assert_eq!(written(true, of_row()), known(true, Some(row.clone())));
+        assert_eq!(written(false, of_row()), known(false, Some(row.clone())));
+        assert_eq!(written(true, Held::Versions(held.clone())), known(true, None));
+        assert_eq!(written(false, Held::Patch), known(false, None));
+        let unchanged = Known::from(Upserted::Unchanged(held.clone()));
+        assert_eq!(unchanged, Known { versions: Some(held), ..Known::default() });
     }
 }

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use futures_util::{StreamExt as _, stream};
-use projector::apply::{Found, Pace, Reconciled, look_at_object, reconcile_row};
+use projector::apply::{Found, Known, Pace, Reconciled, look_at_object, reconcile};
 use projector::archive::Archive;
 use projector::database::Database;
+use projector::deadline::Deadline;
 use projector::error::{self, Consequence, Error};
 use projector::measurement::Versions;
 use sqlx::postgres::{PgArguments, PgRow};
@@ -343,7 +344,8 @@ async fn compare_one(
     if dry_run {
         return Ok(Done::Found(look_at_object(archive, session_id, versions).await?));
     }
-    Ok(match reconcile_row(database, archive, session_id, versions.clone()).await? {
+    let known = Known::from(versions.clone());
+    Ok(match reconcile(database, archive, session_id, known, Deadline::NONE).await? {
         Reconciled::Written => Done::Written,
         Reconciled::UpToDate => Done::Found(Found::UpToDate),
     })
