@@ -1,6 +1,5 @@
 //! Connecting: TLS that is verified, and passwords that come from Secrets Manager.
 
-use projector::apply::Projector;
 use projector::database::{self, Database, DatabaseConfig, Login};
 use projector::deadline::Deadline;
 use serde_json::json;
@@ -67,10 +66,8 @@ async fn a_password_comes_from_secrets_manager_anew_for_each_connection() {
     let arn = created.expect("a secret").arn.expect("an ARN");
     let config =
         DatabaseConfig { url: Some(options), login: Login::Secret(arn.clone()), connections: 1 };
-    let projector = Projector {
-        database: Database::new(config, Some(aws(&endpoint).await)),
-        ..stores.projector_without_archive(&url, 1)
-    };
+    let mut projector = stores.projector_without_archive(&url, 1);
+    projector.database = Database::new(config, Some(aws(&endpoint).await));
     apply(&projector, &[session("s1", "u").place(LABEL, 1)]).await;
 
     rotate("second", false).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use projector::apply::{Applied, Projector};
+use projector::apply::{BatchOutcome, Projector};
 use projector::deadline::Deadline;
 use projector::handler::{self, BatchResponse, StreamEvent};
 use sqlx::{Connection as _, PgConnection};
@@ -31,7 +31,7 @@ async fn handle(projector: &Projector, records: &[Record]) -> BatchResponse {
 async fn try_apply(
     projector: &Projector,
     records: &[Record],
-) -> Result<Applied, projector::error::Error> {
+) -> Result<BatchOutcome, projector::error::Error> {
     let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
     projector.apply(&json, Deadline::NONE).await
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use projector::apply::{Applied, Projector};
+use projector::apply::{BatchOutcome, Projector};
 use projector::deadline::Deadline;
 use sqlx::{Connection as _, PgConnection};
 use support::gates::TcpGate;
@@ -27,7 +27,7 @@ fn within(seconds: u64) -> Deadline {
     Deadline::of_invocation(tokio::time::Instant::now(), Duration::from_secs(seconds))
 }
 
-async fn try_apply(projector: &Projector, records: &[Record], deadline: Deadline) -> Applied {
+async fn try_apply(projector: &Projector, records: &[Record], deadline: Deadline) -> BatchOutcome {
     let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
     Box::pin(projector.apply(&json, deadline)).await.expect("no fatal error")
 }
@@ -60,7 +60,7 @@ async fn a_slow_database_means_slow_progress_in_the_function() {
     assert_eq!(applied.failed, [0; 0]);
     assert_eq!(stores.rows().await, oracle::rows(&records));
     // The size that worked is remembered, and is neither the first nor one.
-    let limit = projector.learned.pace.lock().expect("not poisoned").limit();
+    let limit = projector.learned().sessions_per_statement();
     assert!((5..100).contains(&limit), "{limit} sessions per statement");
 }
 
@@ -196,7 +196,7 @@ async fn a_locked_row_is_not_taken_for_a_slow_database() {
         .map(|index| session(&format!("s{index:04}"), "v").place(LABEL, 1_000 + index))
         .collect();
     assert_eq!(try_apply(&projector, &updates, within(60)).await.failed, [17]);
-    let limit = projector.learned.pace.lock().expect("not poisoned").limit();
+    let limit = projector.learned().sessions_per_statement();
     assert_eq!(limit, 10_000, "the database is not slow");
 }
 
@@ -441,11 +441,11 @@ async fn a_read_only_database_is_left_for_a_new_connection() {
     set(&stores, "default_transaction_read_only = on").await;
     let projector = stores.projector_without_archive(&stores.database_url, 1);
     // Nothing is newer, so nothing is written, and the connection stays warm.
-    projector.learned.mostly_unchanged.store(true, std::sync::atomic::Ordering::Relaxed);
+    projector.learned().expect_unchanged(true);
     apply(&projector, &records[..1]).await;
     let applied = try_apply(&projector, &records[1..], Deadline::NONE).await;
     assert_eq!(applied.failed, [0], "it is read-only still");
-    projector.learned.mostly_unchanged.store(true, std::sync::atomic::Ordering::Relaxed);
+    projector.learned().expect_unchanged(true);
     apply(&projector, &records[..1]).await;
     let mut admin =
         PgConnection::connect(&service("DATABASE_URL")).await.expect("PostgreSQL answers");

@@ -268,7 +268,8 @@ async fn removals_by_time_to_live_are_kept_or_applied_as_configured() {
     for (setting, user_id, kept) in [(TtlRemovals::Keep, "u", 1), (TtlRemovals::Apply, "", 0)] {
         for batch_size in [1, 2] {
             let stores = Stores::fresh().await;
-            let projector = Projector { ttl_removals: setting, ..projector(&stores) };
+            let mut projector = projector(&stores);
+            projector.ttl_removals = setting;
             let mut counted = 0;
             for batch in records.chunks(batch_size) {
                 counted += apply(&projector, batch).await.counts.ttl_kept;

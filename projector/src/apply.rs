@@ -2,10 +2,11 @@
 //!
 //! The Lambda and every kind of backfill call [`Projector::apply`]; nothing else writes the read
 //! model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
-//! is named in [`Applied::failed`] and may not be acknowledged.
+//! is named in [`BatchOutcome::failed`] and may not be acknowledged.
 
 mod classify;
 mod isolate;
+mod learned;
 mod pace;
 mod pipeline;
 mod reconcile;
@@ -13,14 +14,12 @@ mod refusals;
 mod regions;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
+pub use self::learned::Learned;
 pub use self::pace::Pace;
-pub use self::pipeline::Stored;
 pub use self::reconcile::{Found, Known, Reconciled, look_at_object, reconcile};
 use crate::archive::Archive;
 use crate::cause;
@@ -30,11 +29,11 @@ use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::fold::{self, Arrival, SessionChanges};
-use crate::read_model::Upserted;
 use crate::rejected::{self, Rejection};
 
-/// No statement takes more sessions than this.
-const MOST_SESSIONS: usize = 10_000;
+/// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same reason. The event
+/// source mapping then halves the batch, and a record that is at fault is rejected when it comes alone.
+const ALL_REFUSED_AT_LEAST: usize = 2;
 
 /// What to do with the removals that DynamoDB makes at the end of an item's time to live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,48 +58,7 @@ pub struct Projector {
     /// If at least this many sessions of a batch are all refused by PostgreSQL, for one and the same reason,
     /// the table is at fault and not the records: the batch fails as a whole.
     pub all_refused_at_least: usize,
-    /// What earlier statements have taught.
-    pub learned: Learned,
-}
-
-/// What earlier statements have taught. It decides how the next is sent, never what is written.
-#[derive(Debug)]
-pub struct Learned {
-    /// Whether most sessions of the last statement were unchanged: a replay is under way, and the next ones
-    /// are likely to be unchanged too.
-    pub mostly_unchanged: AtomicBool,
-    /// How many sessions a statement takes.
-    pub pace: Mutex<Pace>,
-    /// For which reason PostgreSQL refused every session of a large batch, as long as it has taken none since.
-    /// Lambda halves that batch down to single records; those are not at fault either.
-    pub refusing: Mutex<Option<String>>,
-}
-
-impl Default for Learned {
-    fn default() -> Self {
-        Self {
-            mostly_unchanged: AtomicBool::default(),
-            pace: Mutex::new(Pace::new(MOST_SESSIONS)),
-            refusing: Mutex::default(),
-        }
-    }
-}
-
-impl Learned {
-    fn mostly_unchanged(&self) -> bool {
-        self.mostly_unchanged.load(Ordering::Relaxed)
-    }
-
-    fn sessions_per_statement(&self) -> usize {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner).limit()
-    }
-
-    fn see(&self, upserted: &[Option<Upserted>]) {
-        let unchanged =
-            |upserted: &&Option<Upserted>| matches!(upserted, Some(Upserted::Unchanged(_)));
-        let mostly = upserted.iter().filter(unchanged).count() > upserted.len() / 2;
-        self.mostly_unchanged.store(mostly, Ordering::Relaxed);
-    }
+    learned: Learned,
 }
 
 /// Where the time of a batch went.
@@ -125,7 +83,7 @@ impl std::ops::AddAssign for Durations {
 
 /// What became of a batch.
 #[derive(Debug, Default)]
-pub struct Applied {
+pub struct BatchOutcome {
     /// How many went which way.
     pub counts: Counts,
     /// The records that are not in both stores, by their index in the batch, in order.
@@ -139,9 +97,33 @@ pub struct Applied {
 }
 
 impl Projector {
+    /// A projector of these stores, as the function sends batches to it. It has learned nothing yet.
+    #[must_use]
+    pub fn new(
+        tables: Tables,
+        ttl_removals: TtlRemovals,
+        database: Database,
+        archive: Option<Archive>,
+    ) -> Self {
+        Self {
+            tables,
+            ttl_removals,
+            database,
+            archive,
+            all_refused_at_least: ALL_REFUSED_AT_LEAST,
+            learned: Learned::default(),
+        }
+    }
+
+    /// What earlier statements have taught.
+    #[must_use]
+    pub fn learned(&self) -> &Learned {
+        &self.learned
+    }
+
     /// Applies a batch: each record's JSON as Lambda delivers it.
     ///
-    /// Passing failures are not an error of the call: they are in [`Applied::failed`], and were
+    /// Passing failures are not an error of the call: they are in [`BatchOutcome::failed`], and were
     /// logged. So is what was not in both stores by the deadline.
     ///
     /// # Errors
@@ -151,9 +133,9 @@ impl Projector {
         &self,
         records: &[R],
         deadline: Deadline,
-    ) -> Result<Applied, Error> {
+    ) -> Result<BatchOutcome, Error> {
         let start = Instant::now();
-        let mut batch = Applied::default();
+        let mut batch = BatchOutcome::default();
         let (arrivals, malformed) = self.decode(records, &mut batch)?;
         batch.oldest = arrivals.iter().filter_map(|arrival| arrival.change.changed_at).min();
         let sessions = fold::fold(&arrivals);
@@ -164,11 +146,9 @@ impl Projector {
         // What PostgreSQL refuses is rejected after them, and wants time, too.
         let now = tokio::time::Instant::now();
         let reserve = Duration::from_millis(600)..Duration::from_secs(1);
-        let stored = self.store(sessions, deadline.earlier_by(now, 20, &reserve)).await?;
-        batch.counts += stored.counts;
-        batch.failed.extend(stored.failed);
-        batch.durations += stored.durations;
-        self.reject(records, stored.rejections, &mut batch, deadline).await?;
+        let earlier = deadline.earlier_by(now, 20, &reserve);
+        let refused = self.store(sessions, &mut batch, earlier).await?;
+        self.reject(records, refused, &mut batch, deadline).await?;
 
         log_rejections(&batch.rejections);
         batch.failed.sort_unstable();
@@ -182,7 +162,7 @@ impl Projector {
         &self,
         records: &[R],
         rejections: Vec<Rejection>,
-        batch: &mut Applied,
+        batch: &mut BatchOutcome,
         deadline: Deadline,
     ) -> Result<(), Error> {
         let storing = Box::pin(rejected::store(&self.database, records, &rejections, deadline));
@@ -194,23 +174,25 @@ impl Projector {
         error.map_or(Ok(()), pipeline::log_unless_fatal)
     }
 
-    /// Both stores, for sessions that are decoded and folded already.
+    /// Both stores, for sessions that are decoded and folded already. Adds to the outcome what became of them, and
+    /// returns what PostgreSQL refuses, which is not in `rejected_records` yet.
     ///
     /// # Errors
     /// As [`Projector::apply`].
     pub async fn store(
         &self,
         sessions: Vec<SessionChanges<'_>>,
+        batch: &mut BatchOutcome,
         deadline: Deadline,
-    ) -> Result<Stored, Error> {
+    ) -> Result<Vec<Rejection>, Error> {
         // Boxed: the futures below it are deeply nested, and the compiler has a limit.
-        Box::pin(pipeline::store(self, sessions, deadline)).await
+        Box::pin(pipeline::store(self, sessions, batch, deadline)).await
     }
 
     fn decode<R: AsRef<[u8]>>(
         &self,
         records: &[R],
-        batch: &mut Applied,
+        batch: &mut BatchOutcome,
     ) -> Result<(Vec<Arrival>, Vec<Rejection>), Error> {
         let mut arrivals = Vec::with_capacity(records.len());
         let mut malformed = Vec::new();

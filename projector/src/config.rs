@@ -10,7 +10,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials as _;
 use tokio::time::timeout;
 
-use crate::apply::{Learned, Projector, TtlRemovals};
+use crate::apply::{Projector, TtlRemovals};
 use crate::archive::{Archive, ArchiveConfig};
 use crate::change::Tables;
 use crate::database::{self, Database, DatabaseConfig, Login};
@@ -27,10 +27,6 @@ pub const VARIABLES: [&str; 9] = [
     "SCANS_TABLE",
     "TTL_REMOVALS",
 ];
-
-/// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same reason. The event
-/// source mapping then halves the batch, and a record that is at fault is rejected when it comes alone.
-const ALL_REFUSED_AT_LEAST: usize = 2;
 
 /// How long the AWS region, and then the credentials, may take. Both may be asked of the instance metadata
 /// service, which does not answer on a machine that is none of Amazon's.
@@ -124,14 +120,10 @@ impl Config {
     }
 
     fn projector_of(self, aws: Option<SdkConfig>) -> Projector {
-        Projector {
-            tables: self.tables,
-            ttl_removals: self.ttl_removals,
-            archive: self.archive.zip(aws.as_ref()).map(|(config, aws)| Archive::new(config, aws)),
-            database: Database::new(self.database, aws),
-            all_refused_at_least: ALL_REFUSED_AT_LEAST,
-            learned: Learned::default(),
-        }
+        let archive = self.archive.zip(aws.as_ref());
+        let archive = archive.map(|(config, aws)| Archive::new(config, aws));
+        let database = Database::new(self.database, aws);
+        Projector::new(self.tables, self.ttl_removals, database, archive)
     }
 }
 

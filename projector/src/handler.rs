@@ -8,7 +8,7 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::apply::{Applied, Projector};
+use crate::apply::{BatchOutcome, Projector};
 use crate::counts::Counts;
 use crate::deadline::Deadline;
 use crate::error::{self, Error};
@@ -143,7 +143,7 @@ pub async fn handle(
         // An alarm on failures must see this too.
         let failed = records.len() as u64;
         let counts = Counts { records: failed, failed, ..Counts::default() };
-        let batch = Applied { counts, ..Applied::default() };
+        let batch = BatchOutcome { counts, ..BatchOutcome::default() };
         telemetry::print_metrics(&batch, start.elapsed(), function);
         InvocationError::Fatal(error)
     })?;

@@ -10,7 +10,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::apply::{Applied, Durations};
+use crate::apply::{BatchOutcome, Durations};
 use crate::config::ConfigError;
 use crate::counts::for_each_count;
 
@@ -69,7 +69,7 @@ pub fn start_json_logs() -> Result<(), ConfigError> {
 }
 
 /// The batch's log line.
-pub fn log_batch(batch: &Applied, duration: Duration) {
+pub fn log_batch(batch: &BatchOutcome, duration: Duration) {
     let counts = batch.counts;
     let Durations { decode, database, archive } = batch.durations;
     // The subscriber takes fields whose names are known when this is compiled.
@@ -89,7 +89,7 @@ pub fn log_batch(batch: &Applied, duration: Duration) {
 }
 
 /// Prints the batch's metrics, a line on standard output, which is where Lambda takes them.
-pub fn print_metrics(batch: &Applied, duration: Duration, function: &str) {
+pub fn print_metrics(batch: &BatchOutcome, duration: Duration, function: &str) {
     // Where nobody reads the line, the batch is applied all the same.
     let _ = writeln!(
         std::io::stdout(),
@@ -101,7 +101,12 @@ pub fn print_metrics(batch: &Applied, duration: Duration, function: &str) {
 /// The batch's metrics in CloudWatch's embedded metric format (Amazon CloudWatch User Guide,
 /// "Specification: Embedded metric format"): a line on standard output is enough.
 #[must_use]
-pub fn metrics(batch: &Applied, duration: Duration, function: &str, now: OffsetDateTime) -> Json {
+pub fn metrics(
+    batch: &BatchOutcome,
+    duration: Duration,
+    function: &str,
+    now: OffsetDateTime,
+) -> Json {
     let counts = batch.counts.list();
     let mut values: Vec<_> =
         counts.filter_map(|count| Some((count.metric?, "Count", json!(count.value)))).collect();
@@ -138,7 +143,7 @@ fn milliseconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::{filter_of, metrics};
-    use crate::apply::Applied;
+    use crate::apply::BatchOutcome;
     use crate::counts::Counts;
     use std::collections::BTreeSet;
     use std::time::Duration;
@@ -168,10 +173,10 @@ mod tests {
 
     #[test]
     fn every_metric_is_defined_and_has_a_value() {
-        let batch = Applied {
+        let batch = BatchOutcome {
             counts: Counts { records: 3, applied: 2, rejected: 1, ..Counts::default() },
             oldest: Some(datetime!(2026-11-22 08:00 UTC)),
-            ..Applied::default()
+            ..BatchOutcome::default()
         };
         let line = metrics(
             &batch,
@@ -195,7 +200,7 @@ mod tests {
     /// The names of all metrics of a batch.
     fn emitted() -> BTreeSet<String> {
         let now = datetime!(2026-11-22 08:00 UTC);
-        let batch = Applied { oldest: Some(now), ..Applied::default() };
+        let batch = BatchOutcome { oldest: Some(now), ..BatchOutcome::default() };
         let line = metrics(&batch, Duration::ZERO, "projector", now);
         let definitions = &line["_aws"]["CloudWatchMetrics"][0]["Metrics"];
         let names = definitions.as_array().expect("definitions").iter();

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use projector::apply::BatchOutcome;
 use projector::change::{self, Decoded, Tables};
 use projector::deadline::Deadline;
 use projector::fold::{self, Arrival, SessionChanges};
@@ -167,9 +168,10 @@ async fn run_guarded(
 ) -> anyhow::Result<f64> {
     let sessions = sessions.to_vec();
     let start = Instant::now();
-    let stored = projector.store(sessions, Deadline::NONE).await?;
+    let mut batch = BatchOutcome::default();
+    let refused = projector.store(sessions, &mut batch, Deadline::NONE).await?;
     let seconds = start.elapsed().as_secs_f64();
-    ensure!(stored.failed.is_empty() && stored.rejections.is_empty());
+    ensure!(batch.failed.is_empty() && refused.is_empty());
     Ok(BATCH as f64 / seconds)
 }
 

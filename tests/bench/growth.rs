@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::ensure;
+use projector::apply::BatchOutcome;
 use projector::change::{self, Decoded};
 use projector::deadline::Deadline;
 use projector::fold::{self, Arrival};
@@ -116,9 +117,10 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
                 let before = pages_read(&mut connection).await?;
                 let start = Instant::now();
                 let count = sessions.len() as f64;
-                let done = projector.store(sessions, Deadline::NONE).await?;
+                let mut batch = BatchOutcome::default();
+                projector.store(sessions, &mut batch, Deadline::NONE).await?;
                 let seconds = start.elapsed().as_secs_f64();
-                ensure!(done.failed.is_empty());
+                ensure!(batch.failed.is_empty());
                 if round > 0 {
                     rates.push(count / seconds);
                     reads.push((pages_read(&mut connection).await? - before) as f64 / count);

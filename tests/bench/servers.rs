@@ -46,10 +46,9 @@ impl MemoryS3 {
     pub(crate) async fn projector(&self, stores: &Stores) -> Projector {
         let config =
             ArchiveConfig { bucket: "bench".to_owned(), prefix: "measurements/".to_owned() };
-        Projector {
-            archive: Some(Archive::new(config, &aws(&self.url).await)),
-            ..stores.projector_without_archive(&stores.database_url, 1)
-        }
+        let mut projector = stores.projector_without_archive(&stores.database_url, 1);
+        projector.archive = Some(Archive::new(config, &aws(&self.url).await));
+        projector
     }
 }
 

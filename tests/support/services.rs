@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use projector::apply::{Applied, Learned, Projector, TtlRemovals};
+use projector::apply::{BatchOutcome, Projector, TtlRemovals};
 use projector::archive::{Archive, ArchiveConfig};
 use projector::change::Tables;
 use projector::database::{self, Database, DatabaseConfig, Login};
@@ -191,10 +191,9 @@ impl Stores {
         let archive =
             ArchiveConfig { bucket: self.bucket.clone(), prefix: "measurements/".to_owned() };
         let archive = Archive::new(archive, &aws(s3_url).await);
-        Projector {
-            archive: Some(archive),
-            ..self.projector_without_archive(&self.database_url, connections)
-        }
+        let mut projector = self.projector_without_archive(&self.database_url, connections);
+        projector.archive = Some(archive);
+        projector
     }
 
     /// A projector of the database alone, at this URL.
@@ -205,14 +204,8 @@ impl Stores {
     pub fn projector_without_archive(&self, database_url: &str, connections: usize) -> Projector {
         let options = database::parse_url(database_url).expect("a URL");
         let config = DatabaseConfig { url: Some(options), login: Login::Url, connections };
-        Projector {
-            tables: Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() },
-            ttl_removals: TtlRemovals::Apply,
-            database: Database::new(config, None),
-            archive: None,
-            all_refused_at_least: 2,
-            learned: Learned::default(),
-        }
+        let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
+        Projector::new(tables, TtlRemovals::Apply, Database::new(config, None), None)
     }
 
     /// Every row of `measurements`.
@@ -302,7 +295,7 @@ pub async fn apply_all(
     projector: &Projector,
     records: &[Record],
     batch_size: usize,
-) -> Vec<Applied> {
+) -> Vec<BatchOutcome> {
     let mut applied = Vec::new();
     for batch in records.chunks(batch_size) {
         applied.push(apply(projector, batch).await);
@@ -314,7 +307,7 @@ pub async fn apply_all(
 ///
 /// # Panics
 /// Where something failed.
-pub async fn apply(projector: &Projector, records: &[Record]) -> Applied {
+pub async fn apply(projector: &Projector, records: &[Record]) -> BatchOutcome {
     let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
     let applied = Box::pin(projector.apply(&json, Deadline::NONE)).await.expect("no fatal error");
     assert_eq!(applied.failed, [0; 0], "nothing fails");

@@ -9,19 +9,16 @@
 //! locked, tried last of all. And sessions whose row is stored and whose object is not yet reconciled.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 use super::isolate::{Narrowed, narrow, split, split_locked};
-use super::pace::Pace;
 use super::reconcile::{Reconciled, reconcile};
 use super::refusals::{ENOUGH_REFUSED, OTHERS, Refusals};
 use super::regions::OvertakenByLabel;
-use super::{Durations, Projector, classify, refusal};
+use super::{BatchOutcome, Projector, classify, refusal};
 use crate::archive::Archive;
-use crate::counts::Counts;
 use crate::deadline::Deadline;
 use crate::error::{self, Consequence, Error};
 use crate::fold::SessionChanges;
@@ -45,19 +42,6 @@ const LONG: Duration = Duration::from_secs(1);
 /// A refused batch of at least this many sessions is remembered until some row is written.
 const REMEMBERED: usize = 10;
 
-/// What became of the sessions of a batch.
-#[derive(Debug, Default)]
-pub struct Stored {
-    /// How many records went which way, without those that were rejected.
-    pub counts: Counts,
-    /// The records that are not in both stores, by their index in the batch, in order.
-    pub failed: Vec<usize>,
-    /// What PostgreSQL refuses, and is not in `rejected_records` yet.
-    pub rejections: Vec<Rejection>,
-    /// Where the time went.
-    pub durations: Durations,
-}
-
 /// What came of one statement.
 struct Statement<'a> {
     sessions: Vec<SessionChanges<'a>>,
@@ -72,6 +56,7 @@ struct Statement<'a> {
 /// The state of one batch.
 struct Pipeline<'p, 'a> {
     projector: &'p Projector,
+    outcome: &'p mut BatchOutcome,
     deadline: Deadline,
     untried: VecDeque<SessionChanges<'a>>,
     suspects: VecDeque<Vec<SessionChanges<'a>>>,
@@ -92,10 +77,11 @@ struct Pipeline<'p, 'a> {
     /// Objects that failed, without a success between them.
     failed_objects: u32,
     first_object: Option<Instant>,
-    stored: Stored,
+    /// What PostgreSQL refuses.
+    refused: Vec<Rejection>,
 }
 
-/// Stores the sessions of a batch. As many statements are in the database at once as there are connections;
+/// Stores the sessions of a batch, and returns what PostgreSQL refuses. As many statements are in the database at once as there are connections;
 /// as one comes back, the objects of ALL its sessions are reconciled, written or not (a crash between commit
 /// and PUT is repaired by the redelivery), while the next is in the database.
 ///
@@ -104,10 +90,11 @@ struct Pipeline<'p, 'a> {
 pub(super) async fn store(
     projector: &Projector,
     sessions: Vec<SessionChanges<'_>>,
+    outcome: &mut BatchOutcome,
     deadline: Deadline,
-) -> Result<Stored, Error> {
+) -> Result<Vec<Rejection>, Error> {
     let total = sessions.len();
-    let mut pipeline = Pipeline::new(projector, sessions, deadline);
+    let mut pipeline = Pipeline::new(projector, sessions, outcome, deadline);
     let mut upserts = FuturesUnordered::new();
     let mut objects = FuturesUnordered::new();
     loop {
@@ -192,6 +179,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
     fn new(
         projector: &'p Projector,
         mut sessions: Vec<SessionChanges<'a>>,
+        outcome: &'p mut BatchOutcome,
         deadline: Deadline,
     ) -> Self {
         let indices = || sessions.iter().flat_map(record_indices);
@@ -215,6 +203,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         }
         Self {
             projector,
+            outcome,
             deadline,
             untried: sessions.into(),
             suspects: VecDeque::new(),
@@ -229,16 +218,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             failed_alone: 0,
             failed_objects: 0,
             first_object: None,
-            stored: Stored::default(),
+            refused: Vec::new(),
         }
-    }
-
-    fn refusing(&self) -> MutexGuard<'p, Option<String>> {
-        self.projector.learned.refusing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pace(&self) -> MutexGuard<'p, Pace> {
-        self.projector.learned.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The sessions of the next statement, sorted by key: two statements that lock the same rows in
@@ -267,21 +248,21 @@ impl<'p, 'a> Pipeline<'p, 'a> {
 
     fn on_upsert(&mut self, statement: Statement<'a>) -> Result<(), Error> {
         let Statement { sessions, took, upserted, locked } = statement;
-        self.stored.durations.database += took;
+        self.outcome.durations.database += took;
         let Some(upserted) = upserted else {
             self.put_back(sessions);
             return Ok(());
         };
         match upserted {
             Ok(upserted) => {
-                self.pace().done(sessions.len(), took);
+                self.projector.learned.pace().done(sessions.len(), took);
                 self.failed_alone = 0;
                 // What is unchanged was not written, and says nothing of what the table takes.
                 let written =
                     |one: &Option<Upserted>| matches!(one, Some(Upserted::Written { .. }));
                 if upserted.iter().any(written) {
                     self.refusals.passed = true;
-                    *self.refusing() = None;
+                    *self.projector.learned.refusing() = None;
                 }
                 self.on_stored(sessions, upserted)
             }
@@ -318,7 +299,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 *others += 1;
                 continue;
             };
-            classify::count(&session, &upserted, &mut self.stored.counts);
+            classify::count(&session, &upserted, &mut self.outcome.counts);
             if let Some(held) = upserted.versions() {
                 self.overtaken.add(&session, held);
             }
@@ -358,11 +339,11 @@ impl<'p, 'a> Pipeline<'p, 'a> {
     }
 
     fn on_too_much(&mut self, sessions: Vec<SessionChanges<'a>>, took: Duration, error: &Error) {
-        self.pace().too_much(sessions.len(), took);
+        self.projector.learned.pace().too_much(sessions.len(), took);
         tracing::info!(
             error = error::chain(error),
             sessions = sessions.len(),
-            next = self.pace().limit(),
+            next = self.projector.learned.pace().limit(),
             "statement too slow or too large: reducing sessions per statement"
         );
         self.put_back(sessions);
@@ -450,14 +431,14 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 self.pending[position] = false;
                 let (reason, logged) = refusal(error);
                 self.refusals.add(session_id, &logged);
-                self.stored.rejections.push(Rejection { position, reason, logged });
+                self.refused.push(Rejection { position, reason, logged });
                 if self.refusals.sessions.len() == ENOUGH_REFUSED {
                     self.try_others_next();
                 }
                 if let Some(error) = self.refusals.set_up_at_fault(ENOUGH_REFUSED + OTHERS)
                     && self.projector.all_refused_at_least <= ENOUGH_REFUSED
                 {
-                    self.refusing().clone_from(&self.refusals.same);
+                    self.projector.learned.refusing().clone_from(&self.refusals.same);
                     return Err(error);
                 }
             }
@@ -486,8 +467,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 self.failed_objects = 0;
                 self.settle(session);
                 match reconciled {
-                    Reconciled::Written => self.stored.counts.objects_written += 1,
-                    Reconciled::UpToDate => self.stored.counts.objects_current += 1,
+                    Reconciled::Written => self.outcome.counts.objects_written += 1,
+                    Reconciled::UpToDate => self.outcome.counts.objects_current += 1,
                 }
                 Ok(())
             }
@@ -522,26 +503,27 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         if self.refusals.sessions.len() != total || at_least == usize::MAX {
             return None;
         }
-        let remembered = self.refusals.same.is_some() && *self.refusing() == self.refusals.same;
+        let remembered = self.refusals.same.is_some()
+            && *self.projector.learned.refusing() == self.refusals.same;
         self.refusals.set_up_at_fault(if remembered { 1 } else { at_least })
     }
 
-    async fn finish(mut self, total: usize) -> Result<Stored, Error> {
+    async fn finish(mut self, total: usize) -> Result<Vec<Rejection>, Error> {
         if let Some(error) = self.set_up_at_fault(total) {
             if total >= REMEMBERED {
-                self.refusing().clone_from(&self.refusals.same);
+                self.projector.learned.refusing().clone_from(&self.refusals.same);
             }
             return Err(error);
         }
         match self.overtaken.created_later(&self.projector.database, self.deadline).await {
-            Ok(later) => self.stored.counts.stale_created_later = later,
+            Ok(later) => self.outcome.counts.stale_created_later += later,
             Err(unknown) => unknown.into_iter().for_each(|index| self.pending[index] = true),
         }
         let pending = self.pending.iter().enumerate().filter(|(_, pending)| **pending);
-        self.stored.failed = pending.map(|(index, _)| index).collect();
-        self.stored.durations.archive =
+        self.outcome.failed.extend(pending.map(|(index, _)| index));
+        self.outcome.durations.archive +=
             self.first_object.map(|start| start.elapsed()).unwrap_or_default();
-        Ok(self.stored)
+        Ok(self.refused)
     }
 }
 
