@@ -1,6 +1,7 @@
 //! Connecting: TLS that is verified, and passwords that come from Secrets Manager.
 
-use projector::database::{self, Database, DatabaseConfig, Login};
+use projector::config::{self, DatabaseConfig, Login};
+use projector::database::Database;
 use projector::deadline::Deadline;
 use serde_json::json;
 use support::gates::tls_before_postgres;
@@ -52,7 +53,7 @@ async fn a_password_comes_from_secrets_manager_anew_for_each_connection() {
     rotate("first", true).await;
     let endpoint = service("AWS_ENDPOINT_URL");
     let secrets = aws_sdk_secretsmanager::Client::new(&aws(&endpoint).await);
-    let options = database::parse_url(&url).expect("a URL");
+    let options = config::parse_url(&url).expect("a URL");
     // The secret names the host of another day; the URL is what counts.
     let secret = |password: &str| {
         json!({

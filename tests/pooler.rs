@@ -2,7 +2,7 @@
 //! setting reaches another client, no statement is missing, and what needs a session of its own is refused.
 
 use futures_util::future::join_all;
-use projector::database;
+use projector::config;
 use projector::error::Error;
 use sqlx::ConnectOptions as _;
 use support::oracle;
@@ -48,7 +48,7 @@ async fn batches_go_through_and_no_setting_reaches_the_poolers_other_clients() {
         for name in ["enable_seqscan", "plan_cache_mode", "statement_timeout", "lock_timeout"] {
             let show = format!("SELECT current_setting('{name}')");
             let of = async |stores: &Stores| {
-                let options = database::parse_url(&stores.database_url).expect("a URL");
+                let options = config::parse_url(&stores.database_url).expect("a URL");
                 let mut client = options.connect().await.expect("it connects");
                 // Not prepared: the pooler would not know it.
                 let rows = sqlx::raw_sql(&show).fetch_one(&mut client).await.expect("a row");

@@ -1,7 +1,8 @@
 //! A record that can never apply is set aside, alone; it blocks nothing and is not lost.
 
-use projector::apply::{Projector, TtlRemovals};
+use projector::apply::Projector;
 use projector::change::{self, Change, Decoded, Tables};
+use projector::config::TtlRemovals;
 use projector::deadline::Deadline;
 use projector::measurement::{Measurement, PerPart};
 use projector::object;

@@ -24,6 +24,7 @@ pub use self::reconcile::{Found, Known, Reconciled, look_at_object, reconcile};
 use crate::archive::Archive;
 use crate::cause;
 use crate::change::{self, Decoded, Tables};
+use crate::config::TtlRemovals;
 use crate::counts::Counts;
 use crate::database::Database;
 use crate::deadline::Deadline;
@@ -34,15 +35,6 @@ use crate::rejected::{self, Rejection};
 /// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same reason. The event
 /// source mapping then halves the batch, and a record that is at fault is rejected when it comes alone.
 const ALL_REFUSED_AT_LEAST: usize = 2;
-
-/// What to do with the removals that DynamoDB makes at the end of an item's time to live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TtlRemovals {
-    /// They are removals like any other.
-    Apply,
-    /// The values stay in the read model; the removal is only counted.
-    Keep,
-}
 
 /// Both stores, and how records are read.
 #[derive(Debug)]

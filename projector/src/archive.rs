@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cause::{self, Consequence};
+use crate::config::ArchiveConfig;
 use crate::error::{self, Error};
 use crate::measurement::{Measurement, Versions};
 use crate::object;
@@ -22,15 +23,6 @@ const CONCURRENT_OBJECTS: usize = 32;
 const LARGE_ROWS: usize = 8;
 /// An object of more bytes counts as large.
 const LARGE_BYTES: usize = 64 << 10;
-
-/// Where objects go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ArchiveConfig {
-    /// `ARCHIVE_BUCKET`.
-    pub bucket: String,
-    /// `ARCHIVE_PREFIX`; the key is this, the session's id, and `.json`.
-    pub prefix: String,
-}
 
 /// The bucket.
 #[derive(Debug)]

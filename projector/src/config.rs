@@ -1,19 +1,16 @@
 //! Configuration by environment variables, for the Lambda and, as flags of the same names, for
-//! `backfill`. What is missing or wrong is one line that names the variable.
+//! `backfill`. What is missing or wrong is one line that names the variable. It is data: `start.rs` makes the
+//! connections of it.
 
-use std::time::Duration;
+mod url;
 
-use aws_config::default_provider::region::DefaultRegionChain;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::ProvideCredentials as _;
-use tokio::time::timeout;
+use std::fmt;
 
-use crate::apply::{Projector, TtlRemovals};
-use crate::archive::{Archive, ArchiveConfig};
+use sqlx::postgres::PgConnectOptions;
+
+pub use self::url::parse_url;
+pub(crate) use self::url::secured;
 use crate::change::Tables;
-use crate::database::{self, Database, DatabaseConfig, Login};
 
 /// Every variable that is read here. `RUST_LOG` and the SDK's own (`AWS_…`) are read elsewhere.
 pub const VARIABLES: [&str; 9] = [
@@ -27,14 +24,6 @@ pub const VARIABLES: [&str; 9] = [
     "SCANS_TABLE",
     "TTL_REMOVALS",
 ];
-
-/// How long the AWS region, and then the credentials, may take. Both may be asked of the instance metadata
-/// service, which does not answer on a machine that is none of Amazon's.
-const AWS_LIMIT: Duration = Duration::from_secs(5);
-
-/// What to do if there are no credentials.
-pub const CREDENTIALS_REMEDY: &str = "set AWS_PROFILE (after `aws sso login`, if it needs that), or AWS_ACCESS_KEY_ID and \
-    AWS_SECRET_ACCESS_KEY, or run this where a role is attached (instance metadata or container)";
 
 /// A variable that is missing or wrong.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -57,6 +46,60 @@ pub struct Config {
     pub tables: Tables,
     /// What becomes of removals by time to live.
     pub ttl_removals: TtlRemovals,
+}
+
+/// Where the database is and how to log in, as configured.
+#[derive(Clone)]
+pub struct DatabaseConfig {
+    /// `DATABASE_URL`: host, port, database, user and TLS, and the password where `login` is
+    /// [`Login::Url`]. `None` only with [`Login::Secret`], which then names all of it.
+    pub url: Option<PgConnectOptions>,
+    /// Where the password comes from.
+    pub login: Login,
+    /// How many connections may be open at once.
+    pub connections: usize,
+}
+
+/// Without the URL, which may hold a password.
+impl fmt::Debug for DatabaseConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url: _, login, connections } = self;
+        f.debug_struct("DatabaseConfig")
+            .field("login", login)
+            .field("connections", connections)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the password comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Login {
+    /// It stands in `DATABASE_URL`.
+    Url,
+    /// A Secrets Manager secret, by ARN: a JSON object with `username` and `password`. Its `host`,
+    /// `port` and `dbname` count only where there is no `DATABASE_URL`: a secret restored or copied
+    /// along with a database still names the old one.
+    Secret(String),
+    /// An IAM authentication token.
+    Iam,
+}
+
+/// Where objects go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveConfig {
+    /// `ARCHIVE_BUCKET`.
+    pub bucket: String,
+    /// `ARCHIVE_PREFIX`; the key is this, the session's id, and `.json`.
+    pub prefix: String,
+}
+
+/// What to do with the removals that DynamoDB makes at the end of an item's time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TtlRemovals {
+    /// They are removals like any other.
+    Apply,
+    /// The values stay in the read model; the removal is only counted.
+    Keep,
 }
 
 impl Config {
@@ -93,110 +136,11 @@ impl Config {
         })
     }
 
-    /// Makes the projector. Nothing is connected to before the first batch.
-    ///
-    /// # Errors
-    /// [`ConfigError`] where an AWS service is needed and there is no region.
-    pub async fn projector(self) -> Result<Projector, ConfigError> {
-        let aws = if self.needs_aws() { Some(aws().await?) } else { None };
-        Ok(self.projector_of(aws))
-    }
-
-    /// Makes the projector for a command: if an AWS service is needed, its credentials are resolved first, so that
-    /// the operator learns within seconds that there are none. The Lambda function does without this round trip.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if an AWS service is needed and there is no region, or there are no credentials.
-    pub async fn projector_with_credentials(self) -> Result<Projector, ConfigError> {
-        let aws =
-            if self.needs_aws() { Some(Box::pin(aws_with_credentials()).await?) } else { None };
-        Ok(self.projector_of(aws))
-    }
-
     /// Whether the database's login or the archive asks an AWS service.
     #[must_use]
     pub fn needs_aws(&self) -> bool {
         self.archive.is_some() || self.database.login != Login::Url
     }
-
-    fn projector_of(self, aws: Option<SdkConfig>) -> Projector {
-        let archive = self.archive.zip(aws.as_ref());
-        let archive = archive.map(|(config, aws)| Archive::new(config, aws));
-        let database = Database::new(self.database, aws);
-        Projector::new(self.tables, self.ttl_removals, database, archive)
-    }
-}
-
-/// What the SDK's clients are made of. No call hangs for ever: each try of one ends within ten
-/// seconds, each call within thirty.
-///
-/// # Errors
-/// [`ConfigError`] where there is no region.
-pub async fn aws() -> Result<SdkConfig, ConfigError> {
-    Ok(aws_in(region().await?).await)
-}
-
-/// The same for a command, which says within seconds that there are no credentials: the SDK's clients would look for
-/// them again with each try of each call, for minutes.
-///
-/// # Errors
-/// [`ConfigError`] if there is no region, or there are no credentials.
-pub async fn aws_with_credentials() -> Result<SdkConfig, ConfigError> {
-    let aws = aws().await?;
-    match credentials(&aws).await {
-        Ok(_) => Ok(aws),
-        Err(problem) => {
-            wrong("AWS credentials", format!("cannot be found ({problem}): {CREDENTIALS_REMEDY}"))
-        }
-    }
-}
-
-/// The region, from the environment, the AWS profile or the instance metadata.
-///
-/// # Errors
-/// [`ConfigError`] if none of them names one within a few seconds.
-pub async fn region() -> Result<Region, ConfigError> {
-    let chain = DefaultRegionChain::builder().build();
-    match timeout(AWS_LIMIT, Box::pin(chain.region())).await {
-        Ok(Some(region)) => Ok(region),
-        Ok(None) | Err(_) => {
-            wrong("AWS_REGION", "is not set, and neither is a region in the AWS profile")
-        }
-    }
-}
-
-/// As [`aws`], in a region that is known.
-pub async fn aws_in(region: Region) -> SdkConfig {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(3))
-        .operation_attempt_timeout(Duration::from_secs(10))
-        .operation_timeout(Duration::from_secs(30))
-        .build();
-    let defaults = aws_config::defaults(BehaviorVersion::latest());
-    // Its future is large.
-    Box::pin(defaults.region(region).timeout_config(timeouts).load()).await
-}
-
-/// Resolves the AWS credentials once, as the SDK's clients would.
-///
-/// # Errors
-/// What the SDK said, if none are found within a few seconds; [`CREDENTIALS_REMEDY`] says what to do.
-pub async fn credentials(aws: &SdkConfig) -> Result<Credentials, String> {
-    let Some(provider) = aws.credentials_provider() else {
-        return Err("no provider is configured".to_owned());
-    };
-    match timeout(AWS_LIMIT, provider.provide_credentials()).await {
-        Ok(Ok(credentials)) => Ok(credentials),
-        Ok(Err(error)) => Err(on_one_line(&crate::error::chain(&error))),
-        Err(_) => Err(format!("no provider answered within {} s", AWS_LIMIT.as_secs())),
-    }
-}
-
-/// The SDK says on a line of its own why each provider has no credentials.
-fn on_one_line(text: &str) -> String {
-    let lines =
-        text.lines().map(|line| line.replace("the credential provider was not enabled: ", ""));
-    lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("; ").replace(":; ", ": ")
 }
 
 fn wrong<T>(variable: &'static str, problem: impl Into<String>) -> Result<T, ConfigError> {
@@ -229,8 +173,7 @@ fn database(
     };
     let url = match (url, &login) {
         (Some(url), _) => Some(
-            database::parse_url(&url)
-                .map_err(|problem| ConfigError { variable: "DATABASE_URL", problem })?,
+            parse_url(&url).map_err(|problem| ConfigError { variable: "DATABASE_URL", problem })?,
         ),
         (None, Login::Secret(_)) => None,
         (None, Login::Iam) => {
@@ -299,9 +242,7 @@ fn bucket_problem(name: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, ConfigError, VARIABLES, bucket_problem};
-    use crate::apply::TtlRemovals;
-    use crate::database::Login;
+    use super::{Config, ConfigError, Login, TtlRemovals, VARIABLES, bucket_problem};
     use sqlx::postgres::PgSslMode;
     use std::cell::RefCell;
     use std::collections::BTreeSet;

@@ -6,9 +6,7 @@
 
 mod connect;
 mod login;
-mod url;
 
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,9 +19,8 @@ use tokio::time::timeout;
 
 use self::connect::{Backend, Connection, Purpose, Route};
 pub use self::connect::{Between, ROLE_SETTINGS};
-pub use self::login::Login;
-pub use self::url::parse_url;
 use crate::cause;
+use crate::config::{DatabaseConfig, Login};
 use crate::deadline::Deadline;
 use crate::error::{Consequence, Error};
 
@@ -41,29 +38,6 @@ const LEAST_STATEMENT_TIME: Duration = Duration::from_millis(100);
 const MAX_IDLE: Duration = Duration::from_mins(5);
 /// How often a statement is run at most: once, and again after a dead connection or a deadlock.
 const TRIES: u32 = 4;
-
-/// Where the database is and how to log in, as configured.
-#[derive(Clone)]
-pub struct DatabaseConfig {
-    /// `DATABASE_URL`: host, port, database, user and TLS, and the password where `login` is
-    /// [`Login::Url`]. `None` only with [`Login::Secret`], which then names all of it.
-    pub url: Option<PgConnectOptions>,
-    /// Where the password comes from.
-    pub login: Login,
-    /// How many connections may be open at once.
-    pub connections: usize,
-}
-
-/// Without the URL, which may hold a password.
-impl fmt::Debug for DatabaseConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { url: _, login, connections } = self;
-        f.debug_struct("DatabaseConfig")
-            .field("login", login)
-            .field("connections", connections)
-            .finish_non_exhaustive()
-    }
-}
 
 /// The database, with what is needed to make one more connection to it.
 #[derive(Debug)]

@@ -25,5 +25,6 @@ pub mod part;
 mod rds_token;
 pub mod read_model;
 pub mod rejected;
+pub mod start;
 pub mod telemetry;
 pub mod version;

@@ -7,7 +7,7 @@ use lambda_runtime::{LambdaEvent, service_fn};
 use projector::config::{Config, ConfigError};
 use projector::deadline::Deadline;
 use projector::handler::{self, StreamEvent};
-use projector::telemetry;
+use projector::{start, telemetry};
 use tokio::time::Instant;
 
 #[tokio::main(flavor = "current_thread")]
@@ -33,7 +33,7 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     }
     let function =
         std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|_| "projector".to_owned());
-    let projector = config.projector().await?;
+    let projector = start::projector(config).await?;
     let (projector, function) = (&projector, function.as_str());
     lambda_runtime::run(service_fn(async |event: LambdaEvent<StreamEvent>| {
         let remaining = event.context.deadline().duration_since(SystemTime::now());

@@ -4,7 +4,8 @@ use std::process::Stdio;
 
 use anyhow::Context as _;
 use projector::apply::Projector;
-use projector::archive::{Archive, ArchiveConfig};
+use projector::archive::Archive;
+use projector::config::ArchiveConfig;
 use support::runtime_api::Function;
 use support::services::{Stores, aws};
 use tokio::io::{AsyncBufReadExt as _, BufReader};

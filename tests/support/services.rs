@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use projector::apply::{BatchOutcome, Projector, TtlRemovals};
-use projector::archive::{Archive, ArchiveConfig};
+use projector::apply::{BatchOutcome, Projector};
+use projector::archive::Archive;
 use projector::change::Tables;
-use projector::database::{self, Database, DatabaseConfig, Login};
+use projector::config::{self, ArchiveConfig, DatabaseConfig, Login, TtlRemovals};
+use projector::database::Database;
 use projector::deadline::Deadline;
 use serde_json::Value as Json;
 use sqlx::{Connection as _, PgConnection};
@@ -202,7 +203,7 @@ impl Stores {
     /// Where the URL cannot be read.
     #[must_use]
     pub fn projector_without_archive(&self, database_url: &str, connections: usize) -> Projector {
-        let options = database::parse_url(database_url).expect("a URL");
+        let options = config::parse_url(database_url).expect("a URL");
         let config = DatabaseConfig { url: Some(options), login: Login::Url, connections };
         let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
         Projector::new(tables, TtlRemovals::Apply, Database::new(config, None), None)

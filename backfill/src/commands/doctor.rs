@@ -12,9 +12,10 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{Region, SdkConfig};
 use futures_util::future::join_all;
-use projector::archive::{Archive, ArchiveConfig};
-use projector::config::{self, Config, ConfigError};
+use projector::archive::Archive;
+use projector::config::{ArchiveConfig, Config, ConfigError};
 use projector::error::{self, Error};
+use projector::start;
 use time::OffsetDateTime;
 
 use self::clock::ServiceClock;
@@ -73,7 +74,7 @@ fn judge_settings(faults: &[ConfigError]) -> Vec<Finding> {
 /// Everything that is asked of AWS. Without a region and credentials nothing more is tried.
 async fn of_aws(config: &Config, archive_is_wrong: bool) -> Vec<Finding> {
     let start = Instant::now();
-    let region = config::region().await;
+    let region = start::region().await;
     let took = start.elapsed();
     let verdict = match &region {
         Ok(region) => Verdict::works(region.as_ref()),
@@ -82,15 +83,15 @@ async fn of_aws(config: &Config, archive_is_wrong: bool) -> Vec<Finding> {
         }
     };
     let mut findings = vec![verdict.of("AWS region", took)];
-    let aws = impatient(config::aws_in(region.as_ref().ok().cloned().unwrap_or(ANY_REGION)).await);
+    let aws = impatient(start::aws_in(region.as_ref().ok().cloned().unwrap_or(ANY_REGION)).await);
     let start = Instant::now();
-    let credentials = config::credentials(&aws).await;
+    let credentials = start::credentials(&aws).await;
     let verdict = match &credentials {
         Ok(credentials) => {
             judge_credentials(credentials.access_key_id(), credentials.expiry(), SystemTime::now())
         }
         Err(problem) => {
-            Verdict::fails(format!("cannot be found: {problem}"), config::CREDENTIALS_REMEDY)
+            Verdict::fails(format!("cannot be found: {problem}"), start::CREDENTIALS_REMEDY)
         }
     };
     findings.push(verdict.of("AWS credentials", start.elapsed()));
@@ -185,7 +186,7 @@ fn judge_credentials(key: &str, expiry: Option<SystemTime>, now: SystemTime) -> 
 #[cfg(test)]
 mod tests {
     use super::{Verdict, judge_bucket, judge_credentials};
-    use projector::archive::ArchiveConfig;
+    use projector::config::ArchiveConfig;
     use projector::error::Error;
     use std::time::{Duration, SystemTime};
 

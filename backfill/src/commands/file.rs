@@ -19,6 +19,7 @@ use anyhow::{Context as _, bail};
 use projector::change::Tables;
 use projector::config::{Config, ConfigError};
 use projector::counts::Counts;
+use projector::start;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -56,7 +57,7 @@ pub(crate) async fn run(
     let store = if arguments.dry_run {
         Store::Nowhere(config.tables, Counts::default(), Reasons::default())
     } else {
-        Store::Projector(Box::new(Delivery::new(config.projector_with_credentials().await?)))
+        Store::Projector(Box::new(Delivery::new(start::projector_with_credentials(config).await?)))
     };
     let mut replay = Replay {
         store,

@@ -9,6 +9,7 @@ use std::future::Future;
 use anyhow::Context as _;
 use projector::config::ConfigError;
 use projector::database::STATEMENT_TIMEOUT;
+use projector::start;
 use sqlx::migrate::Migration;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
@@ -34,7 +35,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<Outcome> {
     let mut config = settings.config()?;
     config.archive = None;
-    let projector = config.projector_with_credentials().await?;
+    let projector = start::projector_with_credentials(config).await?;
     let mut connection = projector.database.connect().await?;
     let looking = look(&mut connection, arguments);
     let plan = limited("reading the database's state", looking).await?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use projector::config::ConfigError;
+use projector::start;
 
 use crate::cli::{ObjectsArguments, Settings};
 use crate::commands::objects::compare::{Comparing, End, Tally};
@@ -26,7 +27,7 @@ pub(crate) async fn run(
     arguments: &ObjectsArguments,
     stop: &Stop,
 ) -> anyhow::Result<Outcome> {
-    let projector = settings.config()?.projector_with_credentials().await?;
+    let projector = start::projector_with_credentials(settings.config()?).await?;
     let archive = projector.archive.as_ref().ok_or_else(|| ConfigError {
         variable: "ARCHIVE_BUCKET",
         problem: "is not set: it names the bucket whose objects are compared".to_owned(),

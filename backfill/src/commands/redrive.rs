@@ -15,6 +15,7 @@ use projector::apply::Pace;
 use projector::change::{self, Decoded, Place, Tables};
 use projector::config::ConfigError;
 use projector::counts::Counts;
+use projector::start;
 
 use crate::cli::{RedriveArguments, Settings};
 use crate::commands::redrive::rejected::{BATCH, Filter, Rejected};
@@ -37,7 +38,7 @@ pub(crate) async fn run(
     let filter =
         Filter { reason: arguments.reason.as_deref(), identity: arguments.identity.as_deref() };
     let without_archive = config.archive.is_none();
-    let delivery = Delivery::of_rejected(config.projector_with_credentials().await?);
+    let delivery = Delivery::of_rejected(start::projector_with_credentials(config).await?);
     let database = &delivery.projector().database;
     let rows = tokio::select! {
         biased;

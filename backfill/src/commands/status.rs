@@ -8,6 +8,7 @@ use projector::config::ConfigError;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
+use projector::start;
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::postgres::{PgArguments, PgRow};
@@ -113,7 +114,7 @@ pub(crate) async fn run(
     let mut config = settings.config()?;
     // A login may need AWS, the rest does not.
     config.archive = None;
-    let database = config.projector_with_credentials().await?.database;
+    let database = start::projector_with_credentials(config).await?.database;
     let status = read(&database).await?;
     if arguments.json {
         say!("{}", serde_json::to_string_pretty(&status)?);

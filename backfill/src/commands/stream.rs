@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use projector::change::Tables;
-use projector::config;
+use projector::start;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -93,7 +93,7 @@ async fn prepare(settings: &Settings, arguments: &StreamArguments) -> anyhow::Re
     let started = OffsetDateTime::now_utc();
     let config = settings.config()?;
     let tables = config.tables.clone();
-    let aws = config::aws_with_credentials().await?;
+    let aws = start::aws_with_credentials().await?;
     let source = Source::new(&aws);
 
     let found = coverage::examine(&source, &tables).await?;
@@ -107,7 +107,7 @@ async fn prepare(settings: &Settings, arguments: &StreamArguments) -> anyhow::Re
 
     let archive =
         config.archive.as_ref().map(|archive| format!("{}/{}", archive.bucket, archive.prefix));
-    let delivery = Delivery::new(config.projector().await?);
+    let delivery = Delivery::new(start::projector(config).await?);
     let database = &delivery.projector().database;
     let mut checkpoints = Checkpoints::open(database, archive).await?;
     let cutoff = latest(started, checkpoints.now().await?);

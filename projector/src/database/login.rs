@@ -5,22 +5,9 @@ use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::database::url::secured;
+use crate::config::{Login, secured};
 use crate::error::Error;
 use crate::rds_token;
-
-/// Where the password comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Login {
-    /// It stands in `DATABASE_URL`.
-    Url,
-    /// A Secrets Manager secret, by ARN: a JSON object with `username` and `password`. Its `host`,
-    /// `port` and `dbname` count only where there is no `DATABASE_URL`: a secret restored or copied
-    /// along with a database still names the old one.
-    Secret(String),
-    /// An IAM authentication token.
-    Iam,
-}
 
 impl Login {
     /// How to connect, with credentials asked for anew. `url` is `DATABASE_URL`.
@@ -32,7 +19,7 @@ impl Login {
         url: Option<PgConnectOptions>,
         aws: Option<&SdkConfig>,
     ) -> Result<PgConnectOptions, Error> {
-        let aws = || aws.expect("main loads the AWS configuration for these logins");
+        let aws = || aws.expect("start.rs loads the AWS configuration for these logins");
         let given = || url.clone().expect("only a secret stands for the URL");
         match self {
             Self::Url => Ok(given()),

@@ -9,6 +9,7 @@ use projector::config::Config;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::{self, Error};
+use projector::start;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, FromRow, Row as _};
@@ -53,7 +54,7 @@ const TABLES: &str = "SELECT
 pub(super) async fn check(config: Config) -> Vec<Finding> {
     let database_config = config.database.clone();
     let start = Instant::now();
-    let database = match timeout(LIMIT, config.projector_with_credentials()).await {
+    let database = match timeout(LIMIT, start::projector_with_credentials(config)).await {
         Ok(Ok(projector)) => projector.database,
         Ok(Err(_)) | Err(_) => {
             let detail = "the login needs AWS (DATABASE_SECRET_ARN or DATABASE_AUTH)";

@@ -1,6 +1,7 @@
 //! What the answers of the database come to. Pure.
 
-use projector::database::{Between, DatabaseConfig};
+use projector::config::DatabaseConfig;
+use projector::database::Between;
 use sqlx::FromRow;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use time::OffsetDateTime;

@@ -117,7 +117,7 @@ fn password_leaks(rest: &str) -> bool {
 }
 
 /// What every connection of ours has, whoever named the host.
-pub(super) fn secured(
+pub(crate) fn secured(
     mut options: PgConnectOptions,
     mode_given: bool,
     roots_given: bool,
