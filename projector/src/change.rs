@@ -1,15 +1,17 @@
-//! One record of a stream → one typed change. Pure; nothing here knows PostgreSQL or S3.
+//! One record of a stream → one typed change: its envelope, and in it the image, which `image.rs` reads. Pure;
+//! nothing here knows PostgreSQL or S3.
 //!
-//! Each record is decoded by itself from its own bytes, so that a bad one is set aside alone. What
+//! Each record is decoded by itself from its own bytes, so that a bad one is rejected alone. What
 //! is wrong with the record is [`Malformed`] (it is rejected and the batch goes on); what is wrong
 //! with the wiring is [`Misconfigured`] (nothing is acknowledged).
 
 use serde::Deserialize;
-use time::format_description::well_known::Rfc3339;
-use time::{OffsetDateTime, UtcOffset};
+use time::OffsetDateTime;
 
-use crate::attribute::{self, Attribute, AttributeError, Item, Text};
-use crate::measurement::{Document, Field, Kind, Part, Value};
+use crate::attribute::{Attribute, Item, Text};
+use crate::image::{self, InvalidImage};
+use crate::measurement::Document;
+use crate::part::Part;
 use crate::version::{Version, VersionError};
 
 /// The two tables whose streams are read, by name.
@@ -86,33 +88,9 @@ pub enum Malformed {
     /// The image is another item's.
     #[error("the image's {0} is not the one of the record's keys")]
     ForeignImage(&'static str),
-    /// A required attribute is missing.
-    #[error("the attribute {0} is missing")]
-    MissingAttribute(&'static str),
-    /// An attribute has another type than the model gives it.
-    #[error("the attribute {name} is tagged {tag}, expected {expected}")]
-    Type {
-        /// The attribute.
-        name: &'static str,
-        /// The tag it has.
-        tag: String,
-        /// The tag it should have.
-        expected: &'static str,
-    },
-    /// An attribute's value is not what its tag says.
-    #[error("the attribute {name} {source}")]
-    Attribute {
-        /// The attribute.
-        name: String,
-        /// What is wrong with it.
-        source: AttributeError,
-    },
-    /// A time that is not RFC 3339.
-    #[error("the attribute {0} is not an RFC 3339 time between the years 0 and 9999")]
-    Time(&'static str),
-    /// A measured value that no foot has.
-    #[error("the attribute {0} is not more than 0 and less than 1000 mm")]
-    OutOfRange(&'static str),
+    /// The image is not one of the part's.
+    #[error(transparent)]
+    Image(#[from] InvalidImage),
 }
 
 impl Malformed {
@@ -122,22 +100,13 @@ impl Malformed {
         match self {
             Self::NotARecord(error) => format!("not a stream record: {:?}", error.classify()),
             Self::EventName(_) => "eventName is none of INSERT, MODIFY, REMOVE".to_owned(),
-            Self::Type { name, expected, .. } => {
-                format!("the attribute {name} is not tagged {expected}")
-            }
-            Self::Attribute { source: AttributeError::UnknownType(_), .. } => {
-                "an attribute has a type that this version does not know".to_owned()
-            }
-            Self::Attribute { source, .. } => format!("an attribute {source}"),
+            Self::Image(invalid) => invalid.without_values(),
             Self::MissingMember(_)
             | Self::Version(_)
             | Self::CreationTime
             | Self::SessionId
             | Self::Side
-            | Self::ForeignImage(_)
-            | Self::MissingAttribute(_)
-            | Self::Time(_)
-            | Self::OutOfRange(_) => self.to_string(),
+            | Self::ForeignImage(_) => self.to_string(),
         }
     }
 }
@@ -317,7 +286,7 @@ fn place(images: &StreamImages<'_>, label: &str, of_sessions: bool) -> Result<Pl
 }
 
 fn require_own_image(part: Part, image: &Item<'_>, keys: &Item<'_>) -> Result<(), Malformed> {
-    match key_names(part).iter().find(|name| image.get(name) != keys.get(name)) {
+    match image::key_attributes(part).iter().find(|name| image.get(name) != keys.get(name)) {
         Some(name) => Err(Malformed::ForeignImage(name)),
         None => Ok(()),
     }
@@ -333,7 +302,7 @@ fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<C
             let image =
                 images.new_image.as_ref().ok_or(Malformed::MissingMember("dynamodb.NewImage"))?;
             require_own_image(part, image, keys)?;
-            Some(document(part, image)?)
+            Some(image::document(part, image)?)
         }
         "REMOVE" => None,
         other => return Err(Malformed::EventName(other.to_owned())),
@@ -346,13 +315,6 @@ fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<C
     let changed_at =
         images.approximate_creation_date_time.as_ref().map(creation_time).transpose()?;
     Ok(Change { session_id, part, version, changed_at, document, expired })
-}
-
-fn key_names(part: Part) -> &'static [&'static str] {
-    match part {
-        Part::Session => &["session_id"],
-        Part::Left | Part::Right => &["session_id", "side"],
-    }
 }
 
 fn session_id<'a>(keys: &'a Item<'_>) -> Result<&'a str, Malformed> {
@@ -390,121 +352,10 @@ fn creation_time(seconds: &serde_json::Number) -> Result<OffsetDateTime, Malform
         .ok_or(Malformed::CreationTime)
 }
 
-fn document(part: Part, image: &Item<'_>) -> Result<Document, Malformed> {
-    // Collecting into a `Result` would not know the length, and grow.
-    let mut document = Document::with_capacity(part.fields().len());
-    for field in part.fields() {
-        document.push(value(part, field, image)?);
-    }
-    Ok(document)
-}
-
-fn value(part: Part, field: &Field, image: &Item<'_>) -> Result<Option<Value>, Malformed> {
-    let name = field.name;
-    if field.kind == Kind::Attributes {
-        return unnamed(part, image);
-    }
-    let attribute = match image.get(name) {
-        None | Some(Attribute::Null(_)) if field.required => {
-            return Err(Malformed::MissingAttribute(name));
-        }
-        None | Some(Attribute::Null(_)) => return Ok(None),
-        Some(attribute) => attribute,
-    };
-    let mistyped = |expected| Malformed::Type { name, tag: attribute.tag().to_owned(), expected };
-    let invalid = |source| Malformed::Attribute { name: name.to_owned(), source };
-    let value = match (field.kind, attribute) {
-        (Kind::Text, Attribute::S(text)) => {
-            Value::Text(attribute::without_nul(text).map_err(invalid)?.to_owned())
-        }
-        (Kind::Timestamp, Attribute::S(text)) => {
-            Value::Timestamp(utc_microseconds(text).ok_or(Malformed::Time(name))?)
-        }
-        (Kind::Millimetres, Attribute::N(text)) => {
-            let plain = attribute::plain_number(text).map_err(invalid)?;
-            let whole_digits = plain.bytes().take_while(u8::is_ascii_digit).count();
-            if plain == "0" || plain.starts_with('-') || whole_digits > 3 {
-                return Err(Malformed::OutOfRange(name));
-            }
-            Value::Text(plain.into_owned())
-        }
-        (Kind::Bytes, Attribute::B(text)) => {
-            Value::Bytes(attribute::binary(text).map_err(invalid)?)
-        }
-        (Kind::Text | Kind::Timestamp, _) => return Err(mistyped("S")),
-        (Kind::Millimetres, _) => return Err(mistyped("N")),
-        (Kind::Bytes, _) => return Err(mistyped("B")),
-        (Kind::Attributes, _) => unreachable!("taken care of above"),
-    };
-    Ok(Some(value))
-}
-
-/// Everything that the model does not name, so that nothing is dropped because it is new.
-fn unnamed(part: Part, image: &Item<'_>) -> Result<Option<Value>, Malformed> {
-    let named = |name: &str| {
-        key_names(part).contains(&name)
-            || part
-                .fields()
-                .iter()
-                .any(|field| field.kind != Kind::Attributes && field.name == name)
-    };
-    let mut unnamed = image.iter().filter(|(name, _)| !named(name)).peekable();
-    if unnamed.peek().is_none() {
-        return Ok(None);
-    }
-    let json = unnamed
-        .map(|(name, value)| {
-            let json = attribute::without_nul(name).and_then(|_| value.to_json());
-            let invalid = |source| Malformed::Attribute { name: name.to_owned(), source };
-            json.map_err(invalid).map(|json| (name.to_owned(), json))
-        })
-        .collect::<Result<serde_json::Map<_, _>, _>>()?;
-    Ok(Some(Value::Text(serde_json::Value::Object(json).to_string())))
-}
-
-/// To the microsecond, which is what a `timestamptz` holds: the rest is cut off here, so that a
-/// value has one form from the start.
-fn utc_microseconds(text: &str) -> Option<OffsetDateTime> {
-    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
-    let time = time.replace_nanosecond(time.nanosecond() / 1_000 * 1_000).ok()?;
-    (0..=9999).contains(&time.year()).then_some(time)
-}
-
 #[cfg(test)]
 mod tests {
-    use bigdecimal::BigDecimal;
-    use proptest::prelude::*;
-
-    use super::{Decoded, Malformed, Tables, decode, place_of, value};
-    use crate::attribute::Item;
-    use crate::measurement::{Part, Value};
-
-    proptest! {
-        /// The range is read off the plain form: it must be the one that arithmetic finds.
-        #[test]
-        fn a_length_is_taken_where_it_is_between_0_and_1000(
-            text in "[+-]?0{0,2}(0|1|9|99|999|1000|[0-9]{0,5})(\\.(0{0,3}|9{0,30}|[0-9]{1,3}))?([eE][+-]?[0-9])?"
-        ) {
-            let image = format!(r#"{{"foot_length_mm":{{"N":"{text}"}}}}"#);
-            let image: Item = serde_json::from_str(&image).expect("an item");
-            let fields = Part::Left.fields();
-            let length = fields.iter().find(|field| field.name == "foot_length_mm");
-            let value = value(Part::Left, length.expect("a field"), &image);
-            match text.parse::<BigDecimal>() {
-                Err(_) => {
-                    let refused = matches!(value, Err(Malformed::Attribute { .. }));
-                    prop_assert!(refused);
-                }
-                Ok(length) if length <= 0 || length >= 1000 => {
-                    prop_assert!(matches!(value, Err(Malformed::OutOfRange("foot_length_mm"))));
-                }
-                Ok(length) => {
-                    let plain = Value::Text(length.normalized().to_plain_string());
-                    prop_assert_eq!(value.expect("a length"), Some(plain));
-                }
-            }
-        }
-    }
+    use super::{Decoded, Malformed, Tables, decode, place_of};
+    use crate::part::Part;
 
     #[test]
     fn bytes_that_are_no_text_matter_only_where_they_are_read() {
