@@ -4,11 +4,13 @@
 //! model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
 //! is named in [`BatchOutcome::failed`] and may not be acknowledged.
 
+mod attempt;
 mod classify;
 mod isolate;
 mod learned;
 mod pace;
 mod pipeline;
+mod queues;
 mod reconcile;
 mod refusals;
 mod regions;

@@ -3,17 +3,16 @@
 //! A record counts as failed until it is settled: in both stores, or found to be refused. So whatever ends
 //! the work early (an outage, the deadline), nothing is acknowledged that is not stored.
 //!
-//! Four queues. Sessions that were not tried yet, in the order of their records, so that what is left at
-//! the deadline comes from the end of the batch. Suspects: pieces of statements that failed, tried when
-//! nothing else is left, so that one bad session does not hold up the others. Sessions that somebody has
-//! locked, tried last of all. And sessions whose row is stored and whose object is not yet reconciled.
+//! `queues.rs` says which sessions are next; here is what follows from each answer.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
+use super::attempt::{Statement, upsert};
 use super::isolate::{Narrowed, narrow, split, split_locked};
+use super::queues::{Queues, record_indices};
 use super::reconcile::{Reconciled, reconcile};
 use super::refusals::{ENOUGH_REFUSED, OTHERS, Refusals};
 use super::regions::OvertakenByLabel;
@@ -22,7 +21,7 @@ use crate::archive::Archive;
 use crate::deadline::Deadline;
 use crate::error::{self, Consequence, Error};
 use crate::fold::SessionChanges;
-use crate::read_model::{self, Returned, Upserted};
+use crate::read_model::{Returned, Upserted};
 use crate::rejected::Rejection;
 
 /// A batch of fewer sessions is one statement; of more, one per connection, each its own commit.
@@ -42,31 +41,15 @@ const LONG: Duration = Duration::from_secs(1);
 /// A refused batch of at least this many sessions is remembered until some row is written.
 const REMEMBERED: usize = 10;
 
-/// What came of one statement.
-struct Statement<'a> {
-    sessions: Vec<SessionChanges<'a>>,
-    took: Duration,
-    /// `None` if it was not sent: while it waited for a connection, others of its size were too much.
-    upserted: Option<Result<Vec<Option<Upserted>>, Error>>,
-    /// Sessions whose rows somebody else has locked, if it waited for one in vain; `None` if that cannot be
-    /// found out, because the whole table is locked.
-    locked: Option<HashSet<String>>,
-}
-
 /// The state of one batch.
 struct Pipeline<'p, 'a> {
     projector: &'p Projector,
     outcome: &'p mut BatchOutcome,
     deadline: Deadline,
-    untried: VecDeque<SessionChanges<'a>>,
-    suspects: VecDeque<Vec<SessionChanges<'a>>>,
-    /// Sessions that waited in vain for a lock, alone.
-    locked: Vec<SessionChanges<'a>>,
-    /// Those are tried once more, and there is nothing else left.
-    last_round: bool,
+    /// Sessions whose rows are not stored.
+    queues: Queues<'a>,
+    /// Sessions whose rows are stored, and whose objects are not reconciled.
     waiting: VecDeque<(SessionChanges<'a>, Upserted)>,
-    /// Sessions per statement, if the database is not slow.
-    chunk: usize,
     returned: Returned,
     /// By record index: not settled.
     pending: Vec<bool>,
@@ -95,72 +78,27 @@ pub(super) async fn store(
 ) -> Result<Vec<Rejection>, Error> {
     let total = sessions.len();
     let mut pipeline = Pipeline::new(projector, sessions, outcome, deadline);
-    let mut upserts = FuturesUnordered::new();
-    let mut objects = FuturesUnordered::new();
+    let (mut upserts, mut objects) = (FuturesUnordered::new(), FuturesUnordered::new());
     loop {
-        while upserts.len() < projector.database.connections()
-            && let Some(sessions) = pipeline.next_statement(upserts.len())
-        {
+        while let Some(sessions) = pipeline.next_statement(upserts.len()) {
             upserts.push(upsert(projector, sessions, pipeline.returned, deadline));
         }
-        while let Some(archive) = &projector.archive
-            && objects.len() < archive.concurrency()
-            && let Some((session, upserted)) = pipeline.waiting.pop_front()
-        {
-            pipeline.first_object.get_or_insert_with(Instant::now);
+        while let Some((archive, session, upserted)) = pipeline.next_object(objects.len()) {
             objects.push(reconcile_session(projector, archive, session, upserted, deadline));
-        }
-        if upserts.is_empty() && objects.is_empty() {
-            break;
         }
         tokio::select! {
             Some(statement) = upserts.next() => pipeline.on_upsert(statement)?,
             Some((session, done)) = objects.next() => pipeline.on_object(&session, done)?,
-            () = deadline.passed() => {
+            () = deadline.passed(), if !(upserts.is_empty() && objects.is_empty()) => {
                 log_unless_fatal(Error::OutOfTime { waiting_for: "the stores" })?;
                 break;
             }
+            else => break,
         }
     }
     // They hold connections.
     drop((upserts, objects));
     pipeline.finish(total).await
-}
-
-async fn upsert<'a>(
-    projector: &Projector,
-    sessions: Vec<SessionChanges<'a>>,
-    returned: Returned,
-    deadline: Deadline,
-) -> Statement<'a> {
-    let mut locked = Some(HashSet::new());
-    let lease = match projector.database.lease(deadline).await {
-        Ok(lease) => lease,
-        Err(error) => {
-            let upserted = Some(Err(error));
-            return Statement { sessions, took: Duration::ZERO, upserted, locked };
-        }
-    };
-    if sessions.len() > projector.learned.sessions_per_statement() {
-        return Statement { sessions, took: Duration::ZERO, upserted: None, locked };
-    }
-    // What can be tried again in smaller pieces leaves time for them.
-    let lease = if sessions.len() > 1 { lease.halved() } else { lease };
-    // The wait for a connection says nothing of the statement.
-    let start = Instant::now();
-    let ask_first = projector.learned.mostly_unchanged();
-    let upserted = read_model::upsert(&lease, &sessions, returned, ask_first).await;
-    if let Ok(upserted) = &upserted {
-        projector.learned.see(upserted);
-    }
-    let took = start.elapsed();
-    if let Err(error) = &upserted
-        && error.locked()
-        && sessions.len() > 1
-    {
-        locked = read_model::locked(&lease, &sessions).await.ok();
-    }
-    Statement { sessions, took, upserted: Some(upserted), locked }
 }
 
 async fn reconcile_session<'a>(
@@ -178,7 +116,7 @@ async fn reconcile_session<'a>(
 impl<'p, 'a> Pipeline<'p, 'a> {
     fn new(
         projector: &'p Projector,
-        mut sessions: Vec<SessionChanges<'a>>,
+        sessions: Vec<SessionChanges<'a>>,
         outcome: &'p mut BatchOutcome,
         deadline: Deadline,
     ) -> Self {
@@ -197,20 +135,13 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         if projector.archive.is_some() {
             chunk = chunk.min(OVERLAP_SESSIONS);
         }
-        // What fits into one statement keeps the order of the keys. Of more, the oldest records go first.
-        if sessions.len() > chunk.min(projector.learned.sessions_per_statement()) {
-            sessions.sort_by_cached_key(|session| record_indices(session).min());
-        }
+        let limit = projector.learned.sessions_per_statement();
         Self {
             projector,
             outcome,
             deadline,
-            untried: sessions.into(),
-            suspects: VecDeque::new(),
-            locked: Vec::new(),
-            last_round: false,
+            queues: Queues::new(sessions, chunk, limit),
             waiting: VecDeque::new(),
-            chunk,
             returned,
             pending,
             refusals: Refusals::default(),
@@ -222,35 +153,34 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         }
     }
 
-    /// The sessions of the next statement, sorted by key: two statements that lock the same rows in
-    /// different orders deadlock.
-    fn next_statement(&mut self, statements_under_way: usize) -> Option<Vec<SessionChanges<'a>>> {
-        if self.waiting.len() > OVERLAP_SESSIONS {
+    /// The sessions of the next statement, if there is a connection for it.
+    fn next_statement(&mut self, under_way: usize) -> Option<Vec<SessionChanges<'a>>> {
+        let connections = self.projector.database.connections();
+        if under_way == connections || self.waiting.len() > OVERLAP_SESSIONS {
             return None;
         }
-        let limit = self.projector.learned.sessions_per_statement();
-        if !self.untried.is_empty() {
-            let count = self.untried.len().min(self.chunk).min(limit);
-            let mut sessions: Vec<_> = self.untried.drain(..count).collect();
-            sessions.sort_by_key(|session| session.session_id);
-            return Some(sessions);
+        self.queues.next(self.projector.learned.sessions_per_statement(), under_way)
+    }
+
+    /// The next session whose object is to be reconciled, if there is a place for it.
+    fn next_object(
+        &mut self,
+        under_way: usize,
+    ) -> Option<(&'p Archive, SessionChanges<'a>, Upserted)> {
+        let archive = self.projector.archive.as_ref()?;
+        if under_way == archive.concurrency() {
+            return None;
         }
-        if self.suspects.is_empty() && !self.last_round && statements_under_way == 0 {
-            self.last_round = true;
-            self.suspects = self.locked.drain(..).map(|session| vec![session]).collect();
-        }
-        let mut sessions = self.suspects.pop_front()?;
-        if sessions.len() > limit {
-            self.suspects.push_front(sessions.split_off(limit));
-        }
-        Some(sessions)
+        let (session, upserted) = self.waiting.pop_front()?;
+        self.first_object.get_or_insert_with(Instant::now);
+        Some((archive, session, upserted))
     }
 
     fn on_upsert(&mut self, statement: Statement<'a>) -> Result<(), Error> {
         let Statement { sessions, took, upserted, locked } = statement;
         self.outcome.durations.database += took;
         let Some(upserted) = upserted else {
-            self.put_back(sessions);
+            self.queues.put_back(sessions);
             return Ok(());
         };
         match upserted {
@@ -280,7 +210,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 }
                 Consequence::Retry | Consequence::Reconnect => {
                     // Those behind it would wait as long for the same.
-                    self.give_up_rows();
+                    self.queues.give_up();
                     log_unless_fatal(error)
                 }
             },
@@ -331,7 +261,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             return Ok(());
         }
         if sessions.len() > 1 {
-            self.try_next(split(sessions).into_iter());
+            self.queues.try_next(split(sessions).into_iter());
             return Ok(());
         }
         let weight = if error.too_much() { TIMEOUT_WEIGHT } else { 1 };
@@ -346,51 +276,43 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             next = self.projector.learned.pace().limit(),
             "statement too slow or too large: reducing sessions per statement"
         );
-        self.put_back(sessions);
-    }
-
-    /// Pieces of a statement that failed go before the other suspects: so single sessions are soon reached, and
-    /// with them the bounds on what is tried in vain.
-    fn try_next(&mut self, pieces: impl DoubleEndedIterator<Item = Vec<SessionChanges<'a>>>) {
-        for piece in pieces.rev() {
-            self.suspects.push_front(piece);
-        }
+        self.queues.put_back(sessions);
     }
 
     /// Somebody has locked a row. That may be another lane, which itself waits for a third: what fails alone
     /// is tried once more, last of all.
     fn on_locked(
         &mut self,
-        mut sessions: Vec<SessionChanges<'a>>,
+        sessions: Vec<SessionChanges<'a>>,
         locked: Option<&HashSet<String>>,
         error: Error,
     ) -> Result<(), Error> {
         let Some(locked) = locked else {
             // The table is locked, or there is no time left.
-            self.give_up_rows();
+            self.queues.give_up();
             return log_unless_fatal(error);
         };
         if sessions.len() > 1 && locked.is_empty() {
             // Somebody inserts one of these rows, or the table is locked against writes: an index is built.
             self.failed_alone += TIMEOUT_WEIGHT;
             if self.failed_alone >= GIVE_UP_AFTER {
-                self.give_up_rows();
+                self.queues.give_up();
                 return log_unless_fatal(error);
             }
         }
         if sessions.len() > 1 {
             let (free, locked) = split_locked(sessions, locked);
-            self.try_next(free.into_iter());
-            self.suspects.extend(locked);
+            self.queues.try_next(free.into_iter());
+            self.queues.try_later(locked);
             return Ok(());
         }
-        if self.last_round {
+        if self.queues.last_round() {
             return self.on_failed_alone(error, 1);
         }
-        self.locked.append(&mut sessions);
+        self.queues.try_last(sessions);
         self.failed_alone += 1;
         if self.failed_alone >= GIVE_UP_AFTER {
-            self.give_up_rows();
+            self.queues.give_up();
             return log_unless_fatal(error);
         }
         Ok(())
@@ -400,17 +322,9 @@ impl<'p, 'a> Pipeline<'p, 'a> {
     fn on_failed_alone(&mut self, error: Error, weight: u32) -> Result<(), Error> {
         self.failed_alone += weight;
         if self.failed_alone >= GIVE_UP_AFTER {
-            self.give_up_rows();
+            self.queues.give_up();
         }
         log_unless_fatal(error)
-    }
-
-    /// The next to be tried, the oldest records first.
-    fn put_back(&mut self, mut sessions: Vec<SessionChanges<'a>>) {
-        sessions.sort_by_cached_key(|session| record_indices(session).min());
-        for session in sessions.into_iter().rev() {
-            self.untried.push_front(session);
-        }
     }
 
     fn on_refused(
@@ -419,21 +333,23 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         error: &Error,
     ) -> Result<(), Error> {
         if sessions.len() > 1 {
-            self.try_next(split(sessions).into_iter());
+            self.queues.try_next(split(sessions).into_iter());
             return Ok(());
         }
         let Some(session) = sessions.pop() else { return Ok(()) };
         let session_id = session.session_id;
         match narrow(session) {
-            Narrowed::Parts(parts) => self.try_next(parts.into_iter().map(|part| vec![part])),
+            Narrowed::Parts(parts) => {
+                self.queues.try_next(parts.into_iter().map(|part| vec![part]))
+            }
             Narrowed::Refused(position, rest) => {
-                self.try_next(rest.map(|rest| vec![rest]).into_iter());
+                self.queues.try_next(rest.map(|rest| vec![rest]).into_iter());
                 self.pending[position] = false;
                 let (reason, logged) = refusal(error);
                 self.refusals.add(session_id, &logged);
                 self.refused.push(Rejection { position, reason, logged });
                 if self.refusals.sessions.len() == ENOUGH_REFUSED {
-                    self.try_others_next();
+                    self.queues.try_others_next(OTHERS);
                 }
                 if let Some(error) = self.refusals.set_up_at_fault(ENOUGH_REFUSED + OTHERS)
                     && self.projector.all_refused_at_least <= ENOUGH_REFUSED
@@ -444,17 +360,6 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             }
         }
         Ok(())
-    }
-
-    /// Those that were refused so far may stand beside each other. Before that is held against the table, some
-    /// from elsewhere are tried: one of each piece at the end of the queue, and the last that was not tried.
-    fn try_others_next(&mut self) {
-        let mut others: Vec<_> = self.untried.pop_back().into_iter().collect();
-        for piece in self.suspects.iter_mut().rev().take(OTHERS) {
-            others.extend(piece.pop());
-        }
-        self.suspects.retain(|piece| !piece.is_empty());
-        self.try_next(others.into_iter().map(|session| vec![session]));
     }
 
     fn on_object(
@@ -482,12 +387,6 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 log_unless_fatal(error)
             }
         }
-    }
-
-    fn give_up_rows(&mut self) {
-        self.untried.clear();
-        self.suspects.clear();
-        self.locked.clear();
     }
 
     fn settle(&mut self, session: &SessionChanges<'_>) {
@@ -525,10 +424,6 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             self.first_object.map(|start| start.elapsed()).unwrap_or_default();
         Ok(self.refused)
     }
-}
-
-fn record_indices(session: &SessionChanges<'_>) -> impl Iterator<Item = usize> {
-    session.arrivals.iter().map(|arrival| arrival.position)
 }
 
 /// Logs a failure that does not concern the set-up, once; gives back one that does.
