@@ -20,12 +20,11 @@ pub mod fold;
 pub mod handler;
 pub mod image;
 pub mod kept;
-pub mod measurement;
-pub mod object;
-pub mod part;
+mod model;
 mod rds_token;
 pub mod read_model;
 pub mod rejected;
 pub mod start;
 pub mod telemetry;
-pub mod version;
+
+pub use self::model::{measurement, object, part, version};
