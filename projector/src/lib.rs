@@ -8,23 +8,20 @@
 
 pub mod apply;
 pub mod archive;
-pub mod attribute;
 pub mod cause;
-pub mod change;
 pub mod config;
 pub mod counts;
 pub mod database;
 pub mod deadline;
 pub mod error;
-pub mod fold;
 pub mod handler;
-pub mod image;
-pub mod kept;
 mod model;
 mod rds_token;
 pub mod read_model;
+mod record;
 pub mod rejected;
 pub mod start;
 pub mod telemetry;
 
 pub use self::model::{measurement, object, part, version};
+pub use self::record::{attribute, change, fold, image, kept};

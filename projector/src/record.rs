@@ -1,0 +1,7 @@
+//! Records of a stream: what one says, what a batch of them comes to, and how a rejected one is kept. Pure.
+
+pub mod attribute;
+pub mod change;
+pub mod fold;
+pub mod image;
+pub mod kept;
