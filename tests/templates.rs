@@ -584,7 +584,7 @@ fn the_archive_keeps_expires_and_replicates() {
     let bucket = &archive["Resources"]["Bucket"]["Properties"];
     assert_eq!(bucket["VersioningConfiguration"]["Status"], "Enabled");
     let rules = bucket["LifecycleConfiguration"]["Rules"].as_array().expect("rules");
-    // The tag that projector/src/archive.rs puts on the object of a removed session.
+    // The tag that projector/src/store/archive.rs puts on the object of a removed session.
     let tagged: Vec<&Json> = rules.iter().filter(|rule| rule.get("TagFilters").is_some()).collect();
     assert_eq!(tagged.len(), 1);
     assert_eq!(tagged[0]["TagFilters"], json!([{ "Key": "state", "Value": "deleted" }]));

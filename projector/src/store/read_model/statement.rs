@@ -214,8 +214,9 @@ mod tests {
             ("read.golden.sql", &*READ),
         ];
         for (name, sql) in golden {
-            let path =
-                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/read_model").join(name);
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("src/store/read_model")
+                .join(name);
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
                 std::fs::write(&path, sql).expect("the golden file can be written");
             }

@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::config::{Login, secured};
 use crate::error::Error;
-use crate::rds_token;
+use crate::store::rds_token;
 
 impl Login {
     /// How to connect, with credentials asked for anew. `url` is `DATABASE_URL`.

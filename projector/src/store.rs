@@ -1,0 +1,7 @@
+//! What touches the world: PostgreSQL and S3. Each store knows nothing of the other.
+
+pub mod archive;
+pub mod database;
+mod rds_token;
+pub mod read_model;
+pub mod rejected;
