@@ -374,7 +374,8 @@ async fn one_object_that_cannot_be_written_holds_up_no_other() {
     assert_eq!(counted(&output, "objects written"), 1_049);
     let message = text(&output.stderr);
     assert!(
-        message.contains("1 object could not be written") && message.contains(": s0007. All others are written\n"),
+        message.contains("1 object could not be written")
+            && message.contains(": s0007. All others are written\n"),
         "{message}"
     );
 

@@ -375,7 +375,8 @@ async fn following_goes_on_until_a_signal_and_one_run_at_a_time_works_on_a_datab
 async fn a_batch_that_a_signal_cuts_off_is_said_not_to_be_counted() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let records = [session("s1", "u"), session("s2", "u")];
-    let records: Vec<Record> = (1..).zip(&records).map(|(n, draft)| draft.place(LABEL, n)).collect();
+    let records: Vec<Record> =
+        (1..).zip(&records).map(|(n, draft)| draft.place(LABEL, n)).collect();
     server.fill(&records, 1, 1);
     let mut owner = stores.connect().await;
     sqlx::raw_sql("INSERT INTO measurements (session_id) VALUES ('s2')")

@@ -115,10 +115,7 @@ impl Delivery {
 
     /// The same as [`Delivery::deliver`] on a task of its own, so that one batch is decoded while another is in the
     /// database.
-    pub(crate) fn start(
-        &mut self,
-        records: Vec<Vec<u8>>,
-    ) -> JoinHandle<anyhow::Result<Delivered>> {
+    pub(crate) fn start(&mut self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
         self.not_counted += records.len() as u64;
         let projector = Arc::clone(&self.projector);
         tokio::spawn(async move { deliver(&projector, records, MAX_TRIES).await?.require_all() })

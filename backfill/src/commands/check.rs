@@ -1,7 +1,7 @@
 //! `backfill check`: can the gap between a snapshot and now be closed from the streams, who reads them, and how far back
 //! do they go?
 
-use projector::config;
+use projector::start;
 use time::OffsetDateTime;
 
 use crate::cli::{CheckArguments, Settings};
@@ -38,7 +38,7 @@ pub(crate) async fn run(
 
 async fn find_out(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<Report> {
     let tables = settings.config_without_database()?.tables;
-    let aws = config::aws_with_credentials().await?;
+    let aws = start::aws_with_credentials().await?;
     let mut found = coverage::examine(&Source::new(&aws), &tables).await?;
     let readers = readers::ask(&aws, &found.streams()).await;
     found.set_readers(readers);

@@ -86,7 +86,8 @@ fn report(
 
 /// How to compare all after this session. The flags and variables of the run are the operator's to repeat.
 fn resume(after: &str) -> String {
-    let after = if after.is_empty() { "again".to_owned() } else { format!("with --after '{after}'") };
+    let after =
+        if after.is_empty() { "again".to_owned() } else { format!("with --after '{after}'") };
     format!("run the same command {after}, which resumes and skips nothing")
 }
 

@@ -182,10 +182,7 @@ impl<'a> Comparing<'a> {
         let mut failed = self.compare(page, progress).await?;
         let mut failures = TRIES;
         // S3 is away: there is no use in going on to the next page.
-        while failed.len() == sessions
-            && start.elapsed() < PAGE_IN_VAIN
-            && !self.stop.requested()
-        {
+        while failed.len() == sessions && start.elapsed() < PAGE_IN_VAIN && !self.stop.requested() {
             console::line(&format!(
                 "no object was compared or written for {}; again in {} s",
                 span(start.elapsed()),
@@ -280,11 +277,7 @@ impl<'a> Comparing<'a> {
 
     /// This many more sessions are done.
     fn show(&self, sessions: u64, progress: &mut Progress) {
-        progress.advance_objects(
-            sessions,
-            self.tally.compared(),
-            &self.tally.text(self.dry_run),
-        );
+        progress.advance_objects(sessions, self.tally.compared(), &self.tally.text(self.dry_run));
     }
 
     /// Waits before the next try, unless a signal comes.

@@ -43,7 +43,8 @@ pub(crate) async fn run(
         say!("{records} records discarded in {seconds:.1} s; their rows stay in rejected_records");
     }
     reasons.print();
-    ended.context(Remedy("not all is discarded: run the same command again for the rest".to_owned()))
+    ended
+        .context(Remedy("not all is discarded: run the same command again for the rest".to_owned()))
 }
 
 struct Discarding<'a> {
