@@ -64,9 +64,11 @@ struct Pipeline<'p, 'a> {
     refused: Vec<Rejection>,
 }
 
-/// Stores the sessions of a batch, and returns what PostgreSQL refuses. As many statements are in the database at once as there are connections;
-/// as one comes back, the objects of ALL its sessions are reconciled, written or not (a crash between commit
-/// and PUT is repaired by the redelivery), while the next is in the database.
+/// Stores the sessions of a batch, and returns what PostgreSQL refuses.
+///
+/// As many statements are in the database at once as there are connections. As one comes back, the objects of ALL
+/// its sessions are reconciled, written or not, while the next is in the database: a crash between commit and PUT is
+/// repaired by the redelivery.
 ///
 /// # Errors
 /// Only what is [`Consequence::Fatal`].
