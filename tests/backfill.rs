@@ -11,10 +11,11 @@ use support::emulator::{binary, event};
 use support::generate::{self, SMALL};
 use support::mapping;
 use support::oracle;
-use support::records::{LABEL, Record, session};
-use support::runs::{assert_code, backfill, counted, text};
+use support::records::{LABEL, Record, Table, session};
+use support::runs::{assert_code, backfill, command, counted, label, now, output, stream, text};
 use support::s3_gate::{Fault, S3Gate};
 use support::services::{Stores, parsed, service};
+use support::stream_server::StreamServer;
 
 fn fixture(name: &str) -> String {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
@@ -28,7 +29,7 @@ async fn the_small_fixture_from_files_comes_to_the_rows_and_a_replay_changes_not
     let arguments = ["file", &files[0], &files[1]];
 
     let unmigrated = backfill(&stores, &arguments);
-    assert_eq!(unmigrated.status.code(), Some(1));
+    assert_code(&unmigrated, 2);
     assert!(
         text(&unmigrated.stderr).contains("run `backfill migrate` against it"),
         "{}",
@@ -268,7 +269,7 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
 
     assert!(backfill(&stores, &["migrate", "--grant-to", &role]).status.success());
     let denied = backfill(&as_role, &["redrive"]);
-    assert_eq!(denied.status.code(), Some(1), "{denied:?}");
+    assert_code(&denied, 2);
     assert!(text(&denied.stderr).contains("needs DELETE on rejected_records"), "{denied:?}");
     assert_eq!(stores.rejected().await, 1);
     let granted = backfill(&stores, &["migrate", "--grant-backfill-to", &role]);
@@ -386,4 +387,54 @@ async fn one_object_that_cannot_be_written_holds_up_no_other() {
         (counted(&output, "objects written"), counted(&output, "objects current")),
         (1, 1_049)
     );
+}
+
+/// A script tells a set-up that only a person can correct from a failure that another run may cure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_the_database_has_the_same_exit_code_in_every_command() {
+    let server = StreamServer::start().await;
+    let enabled = label(now() - 3 * 24 * 3600);
+    for table in [Table::Sessions, Table::Scans] {
+        let arn = server.add_stream(table, &enabled);
+        server.open_shard(&arn, "shardId-a", None);
+    }
+    let unmigrated = Stores::unmigrated().await;
+    let migrated = Stores::fresh().await;
+    let role = format!("stranger_{:08x}", fastrand::u32(..));
+    migrated.change(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'")).await;
+    let (_, rest) = migrated.database_url.split_once('@').expect("a host");
+    let login = |password: &str| Stores {
+        database_url: format!("postgres://{role}:{password}@{rest}"),
+        ..migrated.clone()
+    };
+    let missing = Stores {
+        database_url: migrated.database_url.replace(&migrated.bucket, "no-such-database"),
+        ..migrated.clone()
+    };
+    let snapshot = support::runs::rfc3339(now() - 3600);
+    let file = fixture("small/sessions.jsonl");
+    for (fault, stores, remedy) in [
+        ("not migrated", unmigrated, "run `backfill migrate`"),
+        ("no privilege", login("p"), "--grant-backfill-to"),
+        ("a wrong password", login("wrong"), "check DATABASE_URL"),
+        ("no such database", missing, "DATABASE_URL"),
+    ] {
+        let status = command(&stores, &server, &["status"]);
+        let redrive = command(&stores, &server, &["redrive"]);
+        let objects = command(&stores, &server, &["objects"]);
+        let file = command(&stores, &server, &["file", &file]);
+        let stream = stream(&stores, &server, &["--snapshot-time", &snapshot]);
+        let commands = [
+            ("status", status),
+            ("redrive", redrive),
+            ("objects", objects),
+            ("file", file),
+            ("stream", stream),
+        ];
+        for (name, command) in commands {
+            let output = output(command).await;
+            assert_eq!(output.status.code(), Some(2), "{name}, {fault}: {output:?}");
+            assert!(text(&output.stderr).contains(remedy), "{name}, {fault}: {output:?}");
+        }
+    }
 }

@@ -469,6 +469,6 @@ async fn a_projector_that_is_newer_than_its_schema_still_rejects() {
     let applied = apply(&stores.projector().await, &[record]).await;
     assert_eq!((applied.counts.rejected, stores.rejected().await), (1, 1));
     let output = backfill(&stores, &["redrive"]);
-    assert_code(&output, 1);
+    assert_code(&output, 2);
     assert!(text(&output.stderr).contains("run `backfill migrate`"), "{output:?}");
 }

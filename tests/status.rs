@@ -115,7 +115,7 @@ async fn the_role_of_a_backfill_may_ask() {
     let as_role = Stores { database_url: format!("postgres://{role}:p@{rest}"), ..stores.clone() };
     assert_code(&backfill(&stores, &["migrate", "--grant-to", &role]), 0);
     let denied = status(&as_role, &[]);
-    assert_code(&denied, 1);
+    assert_code(&denied, 2);
     assert!(text(&denied.stderr).contains("--grant-backfill-to"), "{denied:?}");
     assert_code(&backfill(&stores, &["migrate", "--grant-backfill-to", &role]), 0);
     assert_code(&status(&as_role, &[]), 0);

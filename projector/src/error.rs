@@ -190,7 +190,8 @@ impl Error {
         matches!(self, Self::Database(error) if cause::locked(error))
     }
 
-    /// Whether a variable, a flag or the wiring is at fault, which no later try would change.
+    /// Whether a variable, a flag or the set-up is at fault, which no later try would change. The database says so
+    /// itself of its schema, its privileges, its name and its login: whatever of its answers is fatal.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
@@ -198,6 +199,7 @@ impl Error {
                 true
             }
             Self::Connect(error) => error.is_configuration(),
+            Self::Refused { .. } | Self::Database(_) => self.consequence() == Consequence::Fatal,
             _ => false,
         }
     }
@@ -260,5 +262,13 @@ mod tests {
         assert_eq!(Error::Database(sqlx::Error::Io(lost)).consequence(), Consequence::Reconnect);
         let wrong = sqlx::Error::Configuration("no".into());
         assert_eq!(Error::Database(wrong).consequence(), Consequence::Fatal);
+    }
+
+    #[test]
+    fn what_the_database_calls_a_wrong_set_up_is_one_and_what_passes_is_not() {
+        let wrong = Error::Database(sqlx::Error::Configuration("no".into()));
+        assert!(Error::Connect(std::sync::Arc::new(wrong)).is_configuration());
+        let lost = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(!Error::Database(sqlx::Error::Io(lost)).is_configuration());
     }
 }
