@@ -97,7 +97,7 @@ async fn each_fault_of_the_streams_and_the_bucket_is_found_beside_the_others() {
     assert_code(&output, 2);
     assert_eq!(failed(&findings), ["bucket", "table sessions", "table scans"]);
     for (check, detail, remedy) in [
-        ("bucket", "NoSuchBucket", "does not exist"),
+        ("bucket", "NoSuchBucket", "create the bucket"),
         ("table sessions", "KEYS_ONLY", "NEW_AND_OLD_IMAGES"),
         ("table scans", "DISABLED", "enable the table's stream"),
     ] {
@@ -180,6 +180,15 @@ async fn each_fault_of_the_database_is_found() {
     let (output, findings) = doctor(&unmigrated, &server).await;
     assert_code(&output, 2);
     assert_eq!(failed(&findings), ["database schema"]);
+    // Of tables that do not exist nothing is said.
+    assert_eq!(finding(&findings, "database privileges")["ok"], Json::Null);
+    let missing = stores.database_url.replace(&stores.bucket, "no-such-database");
+    let missing = Stores { database_url: missing, ..stores.clone() };
+    let (_, nowhere) = doctor(&missing, &server).await;
+    let login = finding(&nowhere, "database login");
+    assert!(login["detail"].as_str().expect("text").contains("does not exist"), "{login}");
+    let remedy = login["remedy"].as_str().expect("text");
+    assert!(remedy.contains("create the database") && !remedy.contains("port"), "{remedy}");
     let remedy = &finding(&findings, "database schema")["remedy"];
     assert!(remedy.as_str().expect("text").contains("run `backfill migrate`"), "{remedy}");
 }
@@ -209,6 +218,12 @@ async fn what_never_answers_ends_at_its_limit_and_keeps_nothing_else_waiting() {
     assert_code(&output, 2);
     let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
     assert_eq!(failed(&findings), ["database login", "bucket"]);
+    for (check, remedy) in
+        [("database login", "check the host and port"), ("bucket", "check the route to S3")]
+    {
+        let told = finding(&findings, check)["remedy"].as_str().expect("text");
+        assert!(told.contains(remedy), "{check}: {told}");
+    }
     assert_eq!(finding(&findings, "table sessions")["ok"], true);
 }
 

@@ -283,7 +283,8 @@ async fn a_wrong_set_up_is_one_line_with_the_remedy_and_nothing_is_acknowledged(
         .expect_err("no bucket");
     assert_eq!(
         error.to_string(),
-        "ARCHIVE_BUCKET \"no-such-bucket\" cannot be used: it does not exist"
+        "ARCHIVE_BUCKET \"no-such-bucket\" cannot be used: it does not exist: correct ARCHIVE_BUCKET, or create \
+         the bucket"
     );
 
     let url = stores.database_url.replace("postgres://postgres:", "postgres://postgres:x");

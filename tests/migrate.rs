@@ -83,6 +83,116 @@ async fn a_ledger_that_does_not_fit_stops_both_runs_and_names_the_remedy() {
     }
 }
 
+/// A dry run that said "pending" of what the real run would stumble over would be worse than none.
+#[tokio::test]
+async fn what_a_pending_migration_makes_or_changes_is_looked_for_before_anything_is_changed() {
+    let without_last = "DELETE FROM _sqlx_migrations WHERE version = 20261127000000";
+    for (change, message) in [
+        (
+            without_last.to_owned(),
+            "the column rejected_records.discarded_at exists, but _sqlx_migrations does not have the migration \
+             20261127000000 that makes it: restore _sqlx_migrations",
+        ),
+        (
+            format!(
+                "{without_last}; ALTER TABLE rejected_records DROP COLUMN discarded_at, DROP COLUMN discarded_why, \
+                 ADD CONSTRAINT rejected_records_discarded CHECK (true)"
+            ),
+            "beginning with ALTER TABLE rejected_records DROP CONSTRAINT rejected_records_discarded",
+        ),
+        (
+            "DROP TABLE measurements; DELETE FROM _sqlx_migrations WHERE version = 20261122000000; \
+             CREATE INDEX measurements_user_started_at ON rejected_records (reason)"
+                .to_owned(),
+            "the index measurements_user_started_at exists",
+        ),
+        (
+            format!("{without_last}; DROP TABLE rejected_records"),
+            "changes the table rejected_records, which does not exist",
+        ),
+    ] {
+        let stores = Stores::fresh().await;
+        run_sql(&stores, &change).await;
+        let before = state(&stores, "postgres").await;
+        assert_stopped(&stores, &[], 1, message);
+        assert_eq!(state(&stores, "postgres").await, before, "{change}");
+    }
+    // Every migration of this release, and of the next ones.
+    let stores = Stores::fresh().await;
+    let versions = "SELECT string_agg(version::text, ' ') FROM _sqlx_migrations";
+    for version in stores.ask(versions).await.split(' ') {
+        let stores = Stores::fresh().await;
+        let gone = format!("DELETE FROM _sqlx_migrations WHERE version = {version}");
+        run_sql(&stores, &gone).await;
+        let message = format!("exists, but _sqlx_migrations does not have the migration {version}");
+        assert_stopped(&stores, &[], 1, &message);
+    }
+}
+
+/// The advice for a migration that failed halfway leads to the end.
+#[tokio::test]
+async fn what_was_undone_is_made_again() {
+    let stores = Stores::fresh().await;
+    run_sql(
+        &stores,
+        "ALTER TABLE rejected_records DROP COLUMN discarded_at CASCADE, DROP COLUMN discarded_why CASCADE; \
+         DELETE FROM _sqlx_migrations WHERE version = 20261127000000",
+    )
+    .await;
+    for arguments in [&["migrate", "--dry-run"][..], &["migrate"]] {
+        assert_code(&backfill(&stores, arguments), 0);
+    }
+    assert_eq!(stores.ask("SELECT count(discarded_at) FROM rejected_records").await, "0");
+}
+
+#[tokio::test]
+async fn a_login_without_rights_on_the_ledger_or_the_tables_is_told_whose_they_are() {
+    let stores = Stores::fresh().await;
+    let (login, as_login) = role(&stores).await;
+    run_sql(&stores, &format!("GRANT CREATE ON SCHEMA public TO {login}")).await;
+    let owner = "log in as its owner, \"postgres\"";
+    assert_stopped(&as_login, &[], 2, &format!("cannot read the table _sqlx_migrations: {owner}"));
+    run_sql(
+        &stores,
+        &format!(
+            "GRANT SELECT ON _sqlx_migrations TO {login}; \
+             DELETE FROM _sqlx_migrations WHERE version = 20261127000000; \
+             ALTER TABLE rejected_records DROP COLUMN discarded_at CASCADE, DROP COLUMN discarded_why CASCADE"
+        ),
+    )
+    .await;
+    assert_stopped(&as_login, &[], 2, &format!("cannot write the table _sqlx_migrations: {owner}"));
+    run_sql(&stores, &format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {login}")).await;
+    let message = format!("cannot change the table rejected_records: {owner}");
+    assert_stopped(&as_login, &[], 2, &message);
+}
+
+/// What only the run itself can meet has a remedy too: here, a lock.
+#[tokio::test]
+async fn a_migration_that_waits_for_a_lock_in_vain_says_where_to_look() {
+    let stores = Stores::fresh().await;
+    run_sql(
+        &stores,
+        "ALTER TABLE rejected_records DROP COLUMN discarded_at CASCADE, DROP COLUMN discarded_why CASCADE; \
+         DELETE FROM _sqlx_migrations WHERE version = 20261127000000",
+    )
+    .await;
+    let mut user = stores.connect().await;
+    let lock = "BEGIN; LOCK TABLE rejected_records IN ACCESS SHARE MODE";
+    sqlx::raw_sql(lock).execute(&mut user).await.expect("a lock");
+    // The dry run waits for nobody.
+    assert_code(&backfill(&stores, &["migrate", "--dry-run"]), 0);
+    let output = backfill(&stores, &["migrate"]);
+    assert_code(&output, 1);
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("the migrations stopped: ") && message.contains("pg_locks"),
+        "{message}"
+    );
+    sqlx::raw_sql("ROLLBACK").execute(&mut user).await.expect("no lock");
+    assert_code(&backfill(&stores, &["migrate"]), 0);
+}
+
 #[tokio::test]
 async fn a_role_that_does_not_exist_is_found_before_anything_is_changed() {
     let stores = Stores::unmigrated().await;

@@ -25,6 +25,7 @@ use crate::cli::{Cli, Command};
 use crate::commands::migrate::schema::Mismatch;
 use crate::console::LogWriter;
 use crate::replay::position::Lost;
+use crate::statement::lacks_privilege;
 use crate::stop::Stop;
 
 use crate::outcome::Outcome;
@@ -115,6 +116,7 @@ fn is_configuration(error: &anyhow::Error) -> bool {
                 .downcast_ref::<projector::error::Error>()
                 .is_some_and(projector::error::Error::is_configuration)
             || error.downcast_ref::<Mismatch>().is_some_and(Mismatch::is_configuration)
+            || error.downcast_ref::<sqlx::Error>().is_some_and(lacks_privilege)
     })
 }
 

@@ -3,12 +3,18 @@
 use std::time::Instant;
 
 use projector::apply::Pace;
+use projector::cause::sqlstate;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
+
+/// Whether the login may not do what the statement does.
+pub(crate) fn lacks_privilege(error: &sqlx::Error) -> bool {
+    sqlstate(error).as_deref() == Some("42501")
+}
 
 /// Runs a statement that takes a number of rows or keys at a time, fewer if that many take too long. Returns
 /// how many it took at most, and its rows.

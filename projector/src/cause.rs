@@ -5,6 +5,7 @@
 //! records come again, and nothing is lost.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
@@ -32,55 +33,125 @@ pub struct Cause {
     /// What becomes of the records.
     pub consequence: Consequence,
     /// What happened, and what to do about it.
-    pub message: Cow<'static, str>,
+    pub message: Message,
+}
+
+/// What happened, and what to do about it, each by itself: `backfill doctor` shows them on two lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// What happened.
+    pub what: Cow<'static, str>,
+    /// What to do about it, if there is anything to do but wait.
+    pub remedy: Option<Cow<'static, str>>,
+}
+
+impl Message {
+    /// A message without a remedy.
+    pub fn new(what: impl Into<Cow<'static, str>>) -> Self {
+        Self { what: what.into(), remedy: None }
+    }
+
+    /// The same with this remedy.
+    #[must_use]
+    pub fn remedy(self, remedy: impl Into<Cow<'static, str>>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        self.remedy.as_ref().map_or(Ok(()), |remedy| write!(f, ": {remedy}"))
+    }
+}
+
+/// A message in a table: what happened, and what to do about it; nothing if it only has to pass.
+#[derive(Clone, Copy)]
+struct Said(&'static str, &'static str);
+
+impl From<Said> for Message {
+    fn from(Said(what, remedy): Said) -> Self {
+        let message = Self::new(what);
+        if remedy.is_empty() { message } else { message.remedy(remedy) }
+    }
 }
 
 impl Cause {
-    fn new(consequence: Consequence, message: impl Into<Cow<'static, str>>) -> Self {
+    fn new(consequence: Consequence, message: impl Into<Message>) -> Self {
         Self { consequence, message: message.into() }
     }
 }
 
+/// What to do about a database that does not answer.
+pub const REACH_DATABASE: &str =
+    "check the host and port of the database, its security group, and the route to it";
+/// What to do about an S3 that does not answer.
+pub const REACH_S3: &str =
+    "check the route to S3 (a VPC needs its gateway endpoint or NAT), and AWS_ENDPOINT_URL";
+
 use Consequence::{Fatal, Reconnect, Reject, Retry, Split};
 
-const SCHEMA: &str = "the database lacks today's schema: run `backfill migrate` against it";
-const FOREIGN_SCHEMA: &str = "the table is not as the migrations made it: undo what was changed in it, or run `backfill migrate`";
-const NO_DATABASE: &str = "the database that DATABASE_URL names does not exist";
-const VALUES: &str = "the database refuses the values";
-const LOCKED: &str = "another session holds a lock on the row: see pg_locks for who";
+const SCHEMA: Said = Said("the database lacks today's schema", "run `backfill migrate` against it");
+const FOREIGN_SCHEMA: Said = Said(
+    "the table is not as the migrations made it",
+    "undo what was changed in it, or run `backfill migrate`",
+);
+const NO_DATABASE: Said = Said(
+    "the database that DATABASE_URL names does not exist",
+    "correct the name in DATABASE_URL, or create the database",
+);
+const VALUES: Said = Said("the database refuses the values", "");
+const LOCKED: Said = Said("another session holds a lock on the row", "see pg_locks for who");
 
 /// By SQLSTATE, or by its class, the first two characters (PostgreSQL documentation, appendix A). A code
 /// wins over its class.
-const DATABASE: &[(&str, Consequence, &str)] = &[
-    ("08", Reconnect, "the connection to the database failed"),
+const DATABASE: &[(&str, Consequence, Said)] = &[
+    ("08", Reconnect, Said("the connection to the database failed", "")),
     // "cached plan must not change result type": the table was altered under a prepared statement.
-    ("0A000", Reconnect, "the database does not support the statement as it was prepared"),
+    (
+        "0A000",
+        Reconnect,
+        Said("the database does not support the statement as it was prepared", ""),
+    ),
     ("22", Reject, VALUES),
     ("23", Reject, VALUES),
-    ("25", Reconnect, "the database's session is in a state in which it takes no statement"),
+    (
+        "25",
+        Reconnect,
+        Said("the database's session is in a state in which it takes no statement", ""),
+    ),
     // transaction_timeout, of version 17: the server closes the connection.
-    ("25P04", Split, "the database ended the transaction at its time limit"),
+    ("25P04", Split, Said("the database ended the transaction at its time limit", "")),
     // After a failover the connection still leads to the old primary.
     (
         "25006",
         Reconnect,
-        "the database is read-only: after a failover this passes; otherwise DATABASE_URL names a replica",
+        Said(
+            "the database is read-only",
+            "wait, after a failover; otherwise name the primary in DATABASE_URL, which names a replica",
+        ),
     ),
     // A pooler gave the session to another server connection, which does not know the statement.
     (
         "26000",
         Reconnect,
-        "the database does not know the statement that was prepared: is there a pooler before it?",
+        Said(
+            "the database does not know the statement that was prepared",
+            "see whether there is a pooler before it",
+        ),
     ),
-    ("28", Reconnect, "the database refused the login of a connection behind a proxy"),
+    ("28", Reconnect, Said("the database refused the login of a connection behind a proxy", "")),
     ("3D000", Fatal, NO_DATABASE),
     ("3F000", Fatal, SCHEMA),
-    ("40", Split, "the database rolled the statement back for the sake of another"),
+    ("40", Split, Said("the database rolled the statement back for the sake of another", "")),
     ("42", Fatal, FOREIGN_SCHEMA),
     (
         "42501",
         Fatal,
-        "the database role lacks a privilege: run `backfill migrate --grant-to ROLE` for the projector's, --grant-backfill-to for a backfill's",
+        Said(
+            "the database role lacks a privilege",
+            "run `backfill migrate --grant-to ROLE` for the projector's, --grant-backfill-to for a backfill's",
+        ),
     ),
     ("42703", Fatal, SCHEMA),
     ("42883", Fatal, SCHEMA),
@@ -88,45 +159,57 @@ const DATABASE: &[(&str, Consequence, &str)] = &[
     (
         "42P05",
         Reconnect,
-        "the database knows another statement by the same name: is there a pooler before it?",
+        Said(
+            "the database knows another statement by the same name",
+            "see whether there is a pooler before it",
+        ),
     ),
     (
         "42P10",
         Fatal,
-        "measurements or rejected_records has lost its primary key: restore it (a restore in progress adds keys last)",
+        Said(
+            "measurements or rejected_records has lost its primary key",
+            "restore it (a restore in progress adds keys last)",
+        ),
     ),
     ("44", Reject, VALUES),
-    ("53", Retry, "the database is short of resources"),
-    ("53100", Retry, "the database's disk is full: enlarge its storage"),
-    ("53200", Split, "the database is out of memory for the statement"),
+    ("53", Retry, Said("the database is short of resources", "")),
+    ("53100", Retry, Said("the database's disk is full", "enlarge its storage")),
+    ("53200", Split, Said("the database is out of memory for the statement", "")),
     (
         "53300",
         Retry,
-        "the database has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS or the function's concurrency",
+        Said(
+            "the database has no connection left",
+            "raise max_connections, or lower DATABASE_CONNECTIONS or the function's concurrency",
+        ),
     ),
-    ("54", Reject, "the values exceed a limit of the database"),
+    ("54", Reject, Said("the values exceed a limit of the database", "")),
     ("55000", Fatal, FOREIGN_SCHEMA),
     ("55P03", Split, LOCKED),
     (
         "57014",
         Split,
-        "the database canceled the statement, at its time limit or on somebody's request",
+        Said("the database canceled the statement, at its time limit or on somebody's request", ""),
     ),
-    ("57P", Reconnect, "the database ended the connection, or is starting or stopping"),
-    ("58", Split, "the database cannot read or write its files"),
+    ("57P", Reconnect, Said("the database ended the connection, or is starting or stopping", "")),
+    ("58", Split, Said("the database cannot read or write its files", "")),
     // Somebody's trigger.
-    ("P0", Reject, "a trigger refuses the values"),
-    ("XX", Split, "the database has an internal error"),
+    ("P0", Reject, Said("a trigger refuses the values", "")),
+    ("XX", Split, Said("the database has an internal error", "")),
     (
         "XX001",
         Split,
-        "a page of the table is corrupt: restore the row from a backup, or let it be made anew",
+        Said(
+            "a page of the table is corrupt",
+            "restore the row from a backup, or let it be made anew",
+        ),
     ),
-    ("XX002", Split, "an index is corrupt: run REINDEX TABLE measurements"),
+    ("XX002", Split, Said("an index is corrupt", "run REINDEX TABLE measurements")),
 ];
 
 /// The longest prefix of the code that the table has.
-fn row(code: &str) -> Option<&'static (&'static str, Consequence, &'static str)> {
+fn row(code: &str) -> Option<&'static (&'static str, Consequence, Said)> {
     DATABASE
         .iter()
         .filter(|(prefix, ..)| code.starts_with(prefix))
@@ -134,7 +217,8 @@ fn row(code: &str) -> Option<&'static (&'static str, Consequence, &'static str)>
 }
 
 /// The five characters of PostgreSQL's error code, where the server sent one.
-pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<String> {
+#[must_use]
+pub fn sqlstate(error: &sqlx::Error) -> Option<String> {
     error
         .as_database_error()
         .and_then(sqlx::error::DatabaseError::code)
@@ -154,36 +238,48 @@ pub(crate) fn of_database(error: &sqlx::Error) -> Cause {
         if code == "54000" && routine.starts_with("GetNew") {
             return Cause::new(
                 Retry,
-                "the database takes no more writes, to keep its transaction ids from wrapping around: vacuum it",
+                Said(
+                    "the database takes no more writes, to keep its transaction ids from wrapping around",
+                    "vacuum it",
+                ),
             );
         }
         return of_sqlstate(&code);
     }
     match error {
-        E::Configuration(_) => Cause::new(Fatal, "DATABASE_URL cannot be used"),
+        E::Configuration(_) => Cause::new(Fatal, Said("DATABASE_URL cannot be used", "")),
         E::Encode(_) | E::InvalidArgument(_) => {
-            Cause::new(Reject, "the values cannot be sent to the database")
+            Cause::new(Reject, Said("the values cannot be sent to the database", ""))
         }
-        E::Io(_) | E::Tls(_) => Cause::new(Reconnect, "the database cannot be reached"),
+        E::Io(_) | E::Tls(_) => {
+            Cause::new(Reconnect, Said("the database cannot be reached", REACH_DATABASE))
+        }
         E::Protocol(_) | E::WorkerCrashed => {
-            Cause::new(Reconnect, "the exchange with the database failed")
+            Cause::new(Reconnect, Said("the exchange with the database failed", ""))
         }
-        _ => Cause::new(Split, "the database's answer cannot be read"),
+        _ => Cause::new(Split, Said("the database's answer cannot be read", "")),
     }
 }
 
 /// What comes of an error while connecting: no statement was sent, so it says nothing about records.
-const CONNECTING: &[(&str, Consequence, &str)] = &[
-    ("22", Fatal, "the database refuses a setting: see the options in DATABASE_URL"),
+const CONNECTING: &[(&str, Consequence, Said)] = &[
+    ("22", Fatal, Said("the database refuses a setting", "see the options in DATABASE_URL")),
     ("3D000", Fatal, NO_DATABASE),
-    ("42501", Fatal, "the database role may not connect: GRANT CONNECT ON DATABASE to it"),
-    ("42704", Fatal, "the database does not know a setting: see the options in DATABASE_URL"),
+    ("42501", Fatal, Said("the database role may not connect", "GRANT CONNECT ON DATABASE to it")),
+    (
+        "42704",
+        Fatal,
+        Said("the database does not know a setting", "see the options in DATABASE_URL"),
+    ),
     (
         "53300",
         Retry,
-        "the database has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS or the function's concurrency",
+        Said(
+            "the database has no connection left",
+            "raise max_connections, or lower DATABASE_CONNECTIONS or the function's concurrency",
+        ),
     ),
-    ("57P03", Retry, "the database is starting or stopping"),
+    ("57P03", Retry, Said("the database is starting or stopping", "")),
 ];
 
 /// What an error of connecting comes to. `asked_anew`: the login comes from a secret or from IAM, whose
@@ -193,10 +289,15 @@ pub(crate) fn of_connecting(error: &sqlx::Error, asked_anew: bool) -> Cause {
         return match error {
             error if is_tls(error) => Cause::new(
                 Fatal,
-                "cannot agree on TLS with the database: see sslmode and sslrootcert in DATABASE_URL",
+                Said(
+                    "cannot agree on TLS with the database",
+                    "see sslmode and sslrootcert in DATABASE_URL",
+                ),
             ),
-            sqlx::Error::Configuration(_) => Cause::new(Fatal, "DATABASE_URL cannot be used"),
-            _ => Cause::new(Retry, "the database cannot be reached"),
+            sqlx::Error::Configuration(_) => {
+                Cause::new(Fatal, Said("DATABASE_URL cannot be used", ""))
+            }
+            _ => Cause::new(Retry, Said("the database cannot be reached", REACH_DATABASE)),
         };
     };
     if code.starts_with("28") {
@@ -205,7 +306,8 @@ pub(crate) fn of_connecting(error: &sqlx::Error, asked_anew: bool) -> Cause {
     match CONNECTING.iter().find(|(prefix, ..)| code.starts_with(prefix)) {
         Some((_, consequence, message)) => Cause::new(*consequence, *message),
         None => {
-            Cause::new(Retry, format!("the database does not take a connection (SQLSTATE {code})"))
+            let what = format!("the database does not take a connection (SQLSTATE {code})");
+            Cause::new(Retry, Message::new(what))
         }
     }
 }
@@ -214,13 +316,18 @@ fn of_login(asked_anew: bool) -> Cause {
     if asked_anew {
         Cause::new(
             Retry,
-            "the database refused the user or its password: passing while a secret is rotated; otherwise \
-             check DATABASE_SECRET_ARN or, with DATABASE_AUTH=iam, the role's rds_iam and rds-db:connect",
+            Said(
+                "the database refused the user or its password",
+                "passing while a secret is rotated; otherwise check DATABASE_SECRET_ARN or, with DATABASE_AUTH=iam, the role's rds_iam and rds-db:connect",
+            ),
         )
     } else {
         Cause::new(
             Fatal,
-            "the database refused the user or its password: check DATABASE_URL, DATABASE_SECRET_ARN or DATABASE_AUTH",
+            Said(
+                "the database refused the user or its password",
+                "check DATABASE_URL, DATABASE_SECRET_ARN or DATABASE_AUTH",
+            ),
         )
     }
 }
@@ -231,12 +338,11 @@ fn details(error: &sqlx::Error) -> Option<&PgDatabaseError> {
 
 /// A column that must not be NULL: by the migrations none but the keys is so, since a row begins with one of
 /// its parts. Every row would be refused, or every row that is not whole yet, and no record is at fault.
-fn not_null(details: Option<&PgDatabaseError>) -> String {
+fn not_null(details: Option<&PgDatabaseError>) -> Message {
     let table = details.and_then(PgDatabaseError::table).unwrap_or("measurements");
     let column = details.and_then(PgDatabaseError::column).unwrap_or("?");
-    format!(
-        "the column {table}.{column} must not be NULL, as somebody has declared: drop its NOT NULL"
-    )
+    let what = format!("the column {table}.{column} must not be NULL, as somebody has declared");
+    Message::new(what).remedy(format!("ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL"))
 }
 
 /// Whether the connection ended with the error.
@@ -276,11 +382,13 @@ fn function(context: &str) -> Option<&str> {
 
 fn of_sqlstate(code: &str) -> Cause {
     match row(code) {
-        Some((_, consequence @ (Retry | Split | Reject), message)) => {
-            Cause::new(*consequence, format!("{message} (SQLSTATE {code})"))
+        Some((_, consequence @ (Retry | Split | Reject), Said(what, remedy))) => {
+            let message = Message::from(Said("", remedy));
+            let what = format!("{what} (SQLSTATE {code})").into();
+            Cause::new(*consequence, Message { what, ..message })
         }
         Some((_, consequence, message)) => Cause::new(*consequence, *message),
-        None => Cause::new(Split, format!("the database answered with error {code}")),
+        None => Cause::new(Split, Message::new(format!("the database answered with error {code}"))),
     }
 }
 
@@ -315,35 +423,60 @@ pub(crate) fn too_much(error: &sqlx::Error) -> bool {
     matches!(sqlstate(error).as_deref(), Some("57014" | "53200" | "25P04"))
 }
 
-const ANOTHER_REGION: &str =
-    "it is in another region than AWS_REGION: set AWS_REGION to the bucket's region";
-const CREDENTIALS: &str =
-    "S3 does not accept the AWS credentials: are they expired, or another account's?";
-const MAY_NOT_WRITE: &str = "the role needs s3:PutObject, s3:GetObject and s3:PutObjectTagging on the prefix, and the key's kms:GenerateDataKey and kms:Decrypt";
-const MAY_NOT_HEAD: &str = "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403); or S3 does not accept the credentials, or this machine's clock is wrong";
-const MAY_NOT_READ: &str = "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403)";
-const KMS: &str = "the bucket's KMS key cannot be used: enable it, and allow the role kms:GenerateDataKey and kms:Decrypt";
+const ANOTHER_REGION: Said =
+    Said("it is in another region than AWS_REGION", "set AWS_REGION to the bucket's region");
+const CREDENTIALS: Said = Said(
+    "S3 does not accept the AWS credentials",
+    "renew them, and check that they are of the bucket's account",
+);
+const MAY_NOT_WRITE: Said = Said(
+    "S3 refuses the role access",
+    "the role needs s3:PutObject, s3:GetObject and s3:PutObjectTagging on the prefix, and the key's kms:GenerateDataKey and kms:Decrypt",
+);
+const MAY_NOT_HEAD: Said = Said(
+    "S3 refuses the role access",
+    "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403); or S3 does not accept the credentials, or this machine's clock is wrong",
+);
+const MAY_NOT_READ: Said = Said(
+    "S3 refuses the role access",
+    "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403)",
+);
+const KMS: Said = Said(
+    "the bucket's KMS key cannot be used",
+    "enable it, and allow the role kms:GenerateDataKey and kms:Decrypt",
+);
 
 /// By the code in the body of S3's answer (Amazon S3 API Reference, "Error responses"). An answer to HEAD
 /// has no body.
-const S3_CODES: &[(&str, Consequence, &str)] = &[
+const S3_CODES: &[(&str, Consequence, Said)] = &[
     ("AuthorizationHeaderMalformed", Fatal, ANOTHER_REGION),
     ("IllegalLocationConstraintException", Fatal, ANOTHER_REGION),
     ("PermanentRedirect", Fatal, ANOTHER_REGION),
     // While the name of a bucket that was made within the hour spreads.
-    ("TemporaryRedirect", Retry, "S3 is still spreading the name of a new bucket: this passes"),
-    ("NoSuchBucket", Fatal, "it does not exist"),
-    ("InvalidBucketName", Fatal, "it is not a bucket's name"),
-    ("AllAccessDisabled", Fatal, "S3 has disabled all access to it: ask AWS"),
+    (
+        "TemporaryRedirect",
+        Retry,
+        Said("S3 is still spreading the name of a new bucket", "wait: this passes"),
+    ),
+    (
+        "NoSuchBucket",
+        Fatal,
+        Said("it does not exist", "correct ARCHIVE_BUCKET, or create the bucket"),
+    ),
+    ("InvalidBucketName", Fatal, Said("it is not a bucket's name", "correct ARCHIVE_BUCKET")),
+    ("AllAccessDisabled", Fatal, Said("S3 has disabled all access to it", "ask AWS")),
     (
         "NotImplemented",
         Fatal,
-        "this S3 does not know conditional writes: the projector cannot use it",
+        Said(
+            "this S3 does not know conditional writes",
+            "name a bucket of AWS, or of an S3 that knows them",
+        ),
     ),
     (
         "RequestTimeTooSkewed",
         Retry,
-        "this machine's clock is wrong by more than 15 minutes: set it",
+        Said("this machine's clock is wrong by more than 15 minutes", "set it"),
     ),
     ("AccessDenied", Retry, MAY_NOT_WRITE),
     ("ExpiredToken", Retry, CREDENTIALS),
@@ -351,21 +484,30 @@ const S3_CODES: &[(&str, Consequence, &str)] = &[
     ("InvalidAccessKeyId", Retry, CREDENTIALS),
     ("SignatureDoesNotMatch", Retry, CREDENTIALS),
     ("KMS.", Retry, KMS),
-    ("SlowDown", Retry, "S3 asks to slow down"),
+    ("SlowDown", Retry, Said("S3 asks to slow down", "")),
 ];
 
 /// By the status of S3's answer, where its code says nothing.
-const S3_STATUSES: &[(u16, Consequence, &str)] = &[
+const S3_STATUSES: &[(u16, Consequence, Said)] = &[
     (301, Fatal, ANOTHER_REGION),
-    (307, Retry, "S3 is still spreading the name of a new bucket: this passes"),
+    (307, Retry, Said("S3 is still spreading the name of a new bucket", "wait: this passes")),
     (403, Retry, MAY_NOT_WRITE),
-    (501, Fatal, "this S3 does not know conditional writes: the projector cannot use it"),
-    (503, Retry, "S3 asks to slow down, or is away"),
+    (
+        501,
+        Fatal,
+        Said(
+            "this S3 does not know conditional writes",
+            "name a bucket of AWS, or of an S3 that knows them",
+        ),
+    ),
+    (503, Retry, Said("S3 asks to slow down, or is away", "")),
 ];
 
 /// What an answer of S3 to `operation` (HEAD, GET or PUT) comes to.
 pub(crate) fn of_s3(operation: &str, status: Option<u16>, code: Option<&str>) -> Cause {
-    let Some(status) = status else { return Cause::new(Retry, "S3 cannot be reached") };
+    let Some(status) = status else {
+        return Cause::new(Retry, Said("S3 cannot be reached", REACH_S3));
+    };
     let code = code.unwrap_or_default();
     let known = |known: &str| code == known || (known.ends_with('.') && code.starts_with(known));
     let by_code = S3_CODES.iter().find(|(code, ..)| known(code));
@@ -377,7 +519,7 @@ pub(crate) fn of_s3(operation: &str, status: Option<u16>, code: Option<&str>) ->
     }
     let of_code = by_code.map(|(_, consequence, message)| (*consequence, *message));
     let of_status = by_status.map(|(_, consequence, message)| (*consequence, *message));
-    let (consequence, message) = of_code.or(of_status).unwrap_or((Retry, "S3 refuses"));
+    let (consequence, message) = of_code.or(of_status).unwrap_or((Retry, Said("S3 refuses", "")));
     Cause::new(consequence, message)
 }
 
@@ -442,7 +584,7 @@ mod tests {
         for (code, consequence, says) in SQLSTATES {
             let cause = of_sqlstate(code);
             assert_eq!(cause.consequence, *consequence, "{code}");
-            assert!(cause.message.contains(says), "{code}: {}", cause.message);
+            assert!(cause.message.to_string().contains(says), "{code}: {}", cause.message);
         }
         for (prefix, ..) in DATABASE {
             assert!(
@@ -452,6 +594,19 @@ mod tests {
                 "the row {prefix} has no test"
             );
         }
+    }
+
+    /// Whoever has to correct something is told what.
+    #[test]
+    fn what_is_fatal_has_a_remedy() {
+        let fatal = DATABASE.iter().chain(CONNECTING).chain(S3_CODES);
+        let fatal = fatal.filter(|(_, consequence, _)| *consequence == Fatal);
+        for (code, _, super::Said(what, remedy)) in fatal {
+            assert!(!remedy.is_empty(), "{code}: {what}");
+        }
+        let lost = sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
+        let remedy = of_connecting(&lost, false).message.remedy;
+        assert_eq!(remedy.as_deref(), Some(super::REACH_DATABASE));
     }
 
     #[test]
@@ -498,7 +653,7 @@ mod tests {
         for (status, code, consequence, says) in ANSWERS {
             let cause = of_s3("PUT", Some(*status), (!code.is_empty()).then_some(code));
             assert_eq!(cause.consequence, *consequence, "{status} {code}");
-            assert!(cause.message.contains(says), "{status} {code}: {}", cause.message);
+            assert!(cause.message.to_string().contains(says), "{status} {code}: {}", cause.message);
         }
         for (known, ..) in S3_CODES {
             assert!(
@@ -512,9 +667,11 @@ mod tests {
                 "{known} has no test"
             );
         }
-        assert_eq!(of_s3("PUT", None, None).message, "S3 cannot be reached");
+        assert_eq!(of_s3("PUT", None, None).message.remedy.as_deref(), Some(super::REACH_S3));
         for refused in [Some("AccessDenied"), None] {
-            assert!(of_s3("HEAD", Some(403), refused).message.contains("s3:ListBucket"));
+            assert!(
+                of_s3("HEAD", Some(403), refused).message.to_string().contains("s3:ListBucket")
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::cause::Consequence;
-use crate::cause::{self, Cause};
+use crate::cause::{self, Cause, Message};
 use crate::change::Misconfigured;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -112,7 +112,7 @@ pub enum Error {
         records: usize,
     },
     /// S3 refused or could not be reached.
-    #[error("cannot {operation} s3://{bucket}/{key}: {remedy}")]
+    #[error("cannot {operation} s3://{bucket}/{key}: {message}")]
     Archive {
         /// `HEAD`, `GET` or `PUT`.
         operation: &'static str,
@@ -120,19 +120,19 @@ pub enum Error {
         bucket: String,
         /// The object.
         key: String,
-        /// What to do.
-        remedy: String,
+        /// What happened, and what to do about it.
+        message: Message,
         /// What the service said.
         #[source]
         source: Source,
     },
     /// The bucket is not there, not here, or not one that the projector can use.
-    #[error("ARCHIVE_BUCKET {bucket:?} cannot be used: {remedy}")]
+    #[error("ARCHIVE_BUCKET {bucket:?} cannot be used: {message}")]
     NoBucket {
         /// `ARCHIVE_BUCKET`.
         bucket: String,
-        /// What to do.
-        remedy: String,
+        /// What happened, and what to do about it.
+        message: Message,
         /// What the service said.
         #[source]
         source: Source,
@@ -171,6 +171,28 @@ impl Error {
             | Self::RejectionNotStored { .. }
             | Self::Archive { .. }
             | Self::Contended { .. } => Consequence::Retry,
+        }
+    }
+
+    /// What happened and what to do about it, as far as the table of causes says it.
+    #[must_use]
+    pub fn message(&self) -> Option<Message> {
+        match self {
+            Self::Connect(error) => error.message(),
+            Self::Refused { cause, .. } => Some(cause.message.clone()),
+            Self::Database(error) => Some(cause::of_database(error).message),
+            Self::Archive { message, .. } | Self::NoBucket { message, .. } => Some(message.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether the database did not answer in time.
+    #[must_use]
+    pub fn timed_out(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.timed_out(),
+            Self::ConnectTimeout { .. } | Self::StatementTimeout { .. } => true,
+            _ => false,
         }
     }
 

@@ -13,13 +13,14 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{Region, SdkConfig};
 use futures_util::future::join_all;
 use projector::archive::Archive;
+use projector::cause::REACH_S3;
 use projector::config::{ArchiveConfig, Config, ConfigError};
 use projector::error::{self, Error};
 use projector::start;
 use time::OffsetDateTime;
 
 use self::clock::ServiceClock;
-use self::finding::{Finding, Verdict, report, timed};
+use self::finding::{AGAIN, Finding, Verdict, report, timed};
 
 use crate::cli::{DoctorArguments, Settings};
 use crate::console::{self, say};
@@ -133,7 +134,6 @@ async fn services(config: &Config, aws: &SdkConfig, archive_is_wrong: bool) -> V
 }
 
 async fn bucket(archive: Option<&ArchiveConfig>, aws: &SdkConfig, is_wrong: bool) -> Finding {
-    let remedy = "check the route from this machine to S3: a VPC needs its gateway endpoint or NAT";
     let work = async {
         match archive {
             None if is_wrong => Verdict::unknown("not checked: see the settings above"),
@@ -145,7 +145,7 @@ async fn bucket(archive: Option<&ArchiveConfig>, aws: &SdkConfig, is_wrong: bool
             }
         }
     };
-    timed("bucket", remedy, work).await
+    timed("bucket", REACH_S3, work).await
 }
 
 fn judge_bucket(config: &ArchiveConfig, probed: Result<(), Error>) -> Verdict {
@@ -160,10 +160,11 @@ fn judge_bucket(config: &ArchiveConfig, probed: Result<(), Error>) -> Verdict {
         Err(error) => error,
     };
     match &error {
-        Error::Archive { remedy, source, .. } | Error::NoBucket { remedy, source, .. } => {
-            Verdict::fails(format!("s3://{bucket}/{prefix}: {source}"), remedy)
+        Error::Archive { message, source, .. } | Error::NoBucket { message, source, .. } => {
+            let remedy = message.remedy.as_deref().unwrap_or(AGAIN);
+            Verdict::fails(format!("s3://{bucket}/{prefix}: {}: {source}", message.what), remedy)
         }
-        other => Verdict::fails(error::chain(other), "see the message"),
+        other => Verdict::fails(error::chain(other), AGAIN),
     }
 }
 
@@ -187,6 +188,7 @@ fn judge_credentials(key: &str, expiry: Option<SystemTime>, now: SystemTime) -> 
 mod tests {
     use super::{Verdict, judge_bucket, judge_credentials};
     use projector::config::ArchiveConfig;
+    use projector::cause::Message;
     use projector::error::Error;
     use std::time::{Duration, SystemTime};
 
@@ -198,7 +200,7 @@ mod tests {
             operation: "GET",
             bucket: "feet".to_owned(),
             key: "measurements/x.json".to_owned(),
-            remedy: "the role needs s3:GetObject".to_owned(),
+            message: Message::new("refused").remedy("the role needs s3:GetObject"),
             source: "403 AccessDenied not authorized to perform s3:ListBucket".into(),
         };
         let Verdict::Fails { detail, remedy } = judge_bucket(&config, Err(denied)) else {

@@ -1,19 +1,22 @@
 //! The schema: applies what is pending, says what it did, and grants. Whatever would stop it is looked for before
 //! anything is changed, by a dry run and a real run alike.
 
+pub(crate) mod changes;
 pub(crate) mod grants;
 pub(crate) mod schema;
 
 use std::future::Future;
 
 use anyhow::Context as _;
+use projector::cause::sqlstate;
 use projector::config::ConfigError;
 use projector::database::STATEMENT_TIMEOUT;
 use projector::start;
-use sqlx::migrate::Migration;
+use sqlx::migrate::{MigrateError, Migration};
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 
+use self::changes::Changes;
 use self::grants::{Grant, Role, Step};
 use self::schema::{Applied, MIGRATOR, Mismatch};
 
@@ -54,12 +57,10 @@ pub(crate) async fn run(
     }
     if !plan.pending.is_empty() {
         // No limit of its own: it may build an index. But it waits for no lock for long.
-        let migrated = MIGRATOR.run(&mut connection).await.context("the migrations stopped");
-        migrated.context(Remedy(
-            "if a lock timed out, another `backfill migrate` runs or somebody uses the table: see pg_locks, and run the \
-             same command again"
-                .to_owned(),
-        ))?;
+        MIGRATOR.run(&mut connection).await.map_err(|error| {
+            let remedy = Remedy(remedy(&error).into());
+            anyhow::Error::new(error).context("the migrations stopped").context(remedy)
+        })?;
     }
     for migration in &plan.pending {
         say!("applied          {}  {}", migration.version, migration.description);
@@ -79,10 +80,14 @@ pub(crate) async fn run(
 /// What is asked before anything is changed: a database, a login or a role that will not do is found here.
 async fn look(connection: &mut PgConnection, arguments: &MigrateArguments) -> anyhow::Result<Plan> {
     require_usable(connection).await?;
-    let applied = applied(connection).await?;
+    let Ledger { applied, refusal } = ledger(connection).await?;
     let pending = schema::pending(&applied)?;
     if !pending.is_empty() {
-        require_room(connection, &pending).await?;
+        refusal.map_or(Ok(()), Err)?;
+        require_create(connection).await?;
+        let changes = Changes::of(&pending);
+        require_room(connection, &changes).await?;
+        require_tables(connection, &changes).await?;
     }
     let mut roles = Vec::new();
     for (flag, role, grants) in [
@@ -114,17 +119,56 @@ async fn limited<T>(
         .with_context(|| format!("{what}: the database did not answer within 25 s"))?
 }
 
-/// The applied migrations; none if the table that lists them is not there yet.
-async fn applied(connection: &mut PgConnection) -> anyhow::Result<Vec<Applied>> {
-    let reading = "reading which migrations are applied";
-    let known: bool = sqlx::query_scalar(schema::HAS_LEDGER)
-        .fetch_one(&mut *connection)
-        .await
-        .context(reading)?;
-    if !known {
-        return Ok(Vec::new());
+/// What to do about a migration that stopped although nothing was in its way before. Each is a transaction: the one
+/// that stopped has left nothing behind, those before it are applied.
+fn remedy(error: &MigrateError) -> &'static str {
+    let code = match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => sqlstate(error),
+        _ => None,
+    };
+    match code.as_deref() {
+        Some("55P03" | "57014" | "40P01") => {
+            "another `backfill migrate` runs, or somebody uses the table: see pg_locks, then run this again"
+        }
+        Some("42501") => "log in as the owner of the database and its tables",
+        // Two runs at once, for instance: the other one may have done it meanwhile.
+        Some("42701" | "42710" | "42P07" | "42P01" | "42703") => {
+            "the tables are not as _sqlx_migrations says: run `backfill migrate --dry-run`, which names what does not fit"
+        }
+        _ => {
+            "correct what PostgreSQL says, then run this again; the migration that stopped is rolled back"
+        }
     }
-    sqlx::query_as(schema::LEDGER).fetch_all(connection).await.context(reading)
+}
+
+/// The migrations that are applied, and what the login may not do to the table that lists them.
+#[derive(Default)]
+struct Ledger {
+    applied: Vec<Applied>,
+    refusal: Option<ConfigError>,
+}
+
+/// Reads the applied migrations; none if the table that lists them is not there yet.
+async fn ledger(connection: &mut PgConnection) -> anyhow::Result<Ledger> {
+    const ACCESS: &str = "SELECT current_user::text, pg_get_userbyid(relowner)::text,
+        has_table_privilege(oid, 'SELECT'),
+        has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE')
+    FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')";
+    let reading = "reading which migrations are applied";
+    let access: Option<(String, String, bool, bool)> =
+        sqlx::query_as(ACCESS).fetch_optional(&mut *connection).await.context(reading)?;
+    let Some((login, owner, may_read, may_write)) = access else { return Ok(Ledger::default()) };
+    let refused = |verb: &str| {
+        let problem = format!(
+            "logs in as {login:?}, who cannot {verb} the table _sqlx_migrations: log in as its owner, {owner:?}"
+        );
+        ConfigError { variable: "DATABASE_URL", problem }
+    };
+    if !may_read {
+        return Err(refused("read").into());
+    }
+    let applied = sqlx::query_as(schema::LEDGER).fetch_all(connection).await.context(reading)?;
+    Ok(Ledger { applied, refusal: (!may_write).then(|| refused("write")) })
 }
 
 /// A database of another encoding lacks some characters, and each record that holds one would be rejected. A
@@ -151,36 +195,74 @@ async fn require_usable(connection: &mut PgConnection) -> anyhow::Result<()> {
     Err(ConfigError { variable: "DATABASE_URL", problem }.into())
 }
 
-/// The login may create tables, and none of those that are to be created is there.
-async fn require_room(
-    connection: &mut PgConnection,
-    pending: &[&'static Migration],
-) -> anyhow::Result<()> {
+/// The login may create tables.
+async fn require_create(connection: &mut PgConnection) -> anyhow::Result<()> {
     let sql = "SELECT current_user::text, current_schema()::text,
         coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
     let (login, schema, may_create): (String, Option<String>, bool) = sqlx::query_as(sql)
-        .fetch_one(&mut *connection)
+        .fetch_one(connection)
         .await
         .context("reading what the login may create")?;
-    if !may_create {
-        let schema = schema.as_deref().unwrap_or("public");
-        let problem = format!(
-            "logs in as {login:?}, who cannot create tables: log in as the owner of the database, or run \
-             GRANT CREATE ON SCHEMA {schema} TO {login:?} as its owner"
-        );
-        return Err(ConfigError { variable: "DATABASE_URL", problem }.into());
+    if may_create {
+        return Ok(());
     }
-    let made = schema::tables_made(pending);
-    let names: Vec<&str> = made.iter().map(|(_, name)| *name).collect();
-    let existing: Option<String> = sqlx::query_scalar(schema::EXISTING)
-        .bind(names)
+    let schema = schema.as_deref().unwrap_or("public");
+    let problem = format!(
+        "logs in as {login:?}, who cannot create tables: log in as the owner of the database, or run \
+         GRANT CREATE ON SCHEMA {schema} TO {login:?} as its owner"
+    );
+    Err(ConfigError { variable: "DATABASE_URL", problem }.into())
+}
+
+/// Nothing that is to be made is there.
+async fn require_room(connection: &mut PgConnection, changes: &Changes<'_>) -> anyhow::Result<()> {
+    const EXISTING: &str = "SELECT place
+    FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS made (kind, relation, name, place)
+    WHERE CASE kind
+        WHEN 'column' THEN EXISTS (SELECT FROM pg_attribute
+            WHERE attrelid = to_regclass(relation) AND attname = name AND NOT attisdropped)
+        WHEN 'constraint' THEN EXISTS (SELECT FROM pg_constraint
+            WHERE conrelid = to_regclass(relation) AND conname = name)
+        ELSE to_regclass(name) IS NOT NULL
+    END ORDER BY place LIMIT 1";
+    let made = &changes.made;
+    let existing: Option<i64> = sqlx::query_scalar(EXISTING)
+        .bind(made.iter().map(|made| made.kind.word()).collect::<Vec<_>>())
+        .bind(made.iter().map(|made| made.table).collect::<Vec<_>>())
+        .bind(made.iter().map(|made| made.name).collect::<Vec<_>>())
         .fetch_optional(connection)
         .await
-        .context("reading which tables exist")?;
-    match made.into_iter().find(|(_, name)| Some(*name) == existing.as_deref()) {
-        Some((version, table)) => {
-            Err(Mismatch::TableExists { version, table: table.to_owned() }.into())
+        .context("reading what exists already")?;
+    let first = existing.and_then(|place| made.get(usize::try_from(place - 1).ok()?));
+    first.map_or(Ok(()), |made| {
+        let (table, name) = (made.table.to_owned(), made.name.to_owned());
+        Err(Mismatch::Exists { version: made.version, kind: made.kind, table, name }.into())
+    })
+}
+
+/// The tables that are to be changed are there, and are the login's.
+async fn require_tables(
+    connection: &mut PgConnection,
+    changes: &Changes<'_>,
+) -> anyhow::Result<()> {
+    const OWNER: &str = "SELECT current_user::text, pg_get_userbyid(relowner)::text,
+        pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass($1)";
+    for (version, table) in &changes.altered {
+        let found: Option<(String, String, bool)> = sqlx::query_as(OWNER)
+            .bind(table)
+            .fetch_optional(&mut *connection)
+            .await
+            .context("reading who owns the tables")?;
+        let Some((login, owner, may_change)) = found else {
+            let (version, table) = (*version, (*table).to_owned());
+            return Err(Mismatch::Missing { version, table }.into());
+        };
+        if !may_change {
+            let problem = format!(
+                "logs in as {login:?}, who cannot change the table {table}: log in as its owner, {owner:?}"
+            );
+            return Err(ConfigError { variable: "DATABASE_URL", problem }.into());
         }
-        None => Ok(()),
     }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::cause::{self, Consequence};
+use crate::cause::{self, Consequence, Message};
 use crate::config::ArchiveConfig;
 use crate::error::{self, Error};
 use crate::measurement::{Measurement, Versions};
@@ -117,8 +117,10 @@ impl Archive {
     /// The object holds newer parts than the row, in a form that this version cannot read.
     #[must_use]
     pub fn foreign_format(&self, key: &str) -> Error {
-        let remedy = "it holds newer parts in a format of another version of the projector: bring all projectors of this bucket to one version";
-        self.error("PUT", key, remedy, "foreign format")
+        let what = "it holds newer parts in a format of another version of the projector";
+        let message =
+            Message::new(what).remedy("bring all projectors of this bucket to one version");
+        self.error("PUT", key, message, "foreign format")
     }
 
     /// What the object holds cannot be made out, so it is not written over.
@@ -128,8 +130,9 @@ impl Archive {
         key: &str,
         error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Error {
-        let remedy = "its body does not say what it holds: move the object away";
-        self.error("GET", key, remedy, error)
+        let message =
+            Message::new("its body does not say what it holds").remedy("move the object away");
+        self.error("GET", key, message, error)
     }
 
     /// Others wrote the object during each of these conditional writes.
@@ -142,11 +145,11 @@ impl Archive {
         &self,
         operation: &'static str,
         key: &str,
-        remedy: &str,
+        message: Message,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Error {
         let (bucket, key) = (self.config.bucket.clone(), key.to_owned());
-        Error::Archive { operation, bucket, key, remedy: remedy.to_owned(), source: source.into() }
+        Error::Archive { operation, bucket, key, message, source: source.into() }
     }
 
     /// What the object with this key is; `None` where there is none.
@@ -183,7 +186,8 @@ impl Archive {
         };
         let metadata = object.metadata;
         let body = object.body.collect().await;
-        let body = body.map_err(|error| self.error("GET", key, "S3 broke off", error))?;
+        let body =
+            body.map_err(|error| self.error("GET", key, Message::new("S3 broke off"), error))?;
         Ok(Some((body.into_bytes(), metadata)))
     }
 
@@ -215,7 +219,8 @@ impl Archive {
     ) -> Result<Put, Error> {
         let form = object::body(row).and_then(|body| Ok((body, object::metadata(row)?)));
         let (body, metadata) = form.map_err(|error| {
-            self.error("PUT", key, "its row holds what the projector never writes there", error)
+            let message = Message::new("its row holds what the projector never writes there");
+            self.error("PUT", key, message, error)
         })?;
         let mut request = self
             .client
@@ -258,10 +263,10 @@ impl Archive {
         }
         let source = service_message(error);
         if cause.consequence == Consequence::Fatal {
-            let (bucket, remedy) = (self.config.bucket.clone(), cause.message.into_owned());
-            return Error::NoBucket { bucket, remedy, source: source.into() };
+            let (bucket, message) = (self.config.bucket.clone(), cause.message);
+            return Error::NoBucket { bucket, message, source: source.into() };
         }
-        self.error(operation, key, &cause.message, source)
+        self.error(operation, key, cause.message, source)
     }
 
     /// The region of the bucket, where an answer says that it is another one than ours.

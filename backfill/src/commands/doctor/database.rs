@@ -5,6 +5,7 @@ mod judge;
 
 use std::time::{Duration, Instant};
 
+use projector::cause::{Message, REACH_DATABASE};
 use projector::config::Config;
 use projector::database::Database;
 use projector::deadline::Deadline;
@@ -18,13 +19,12 @@ use tokio::time::timeout;
 
 use self::judge::{Facts, Tables};
 use super::clock;
-use super::finding::{Finding, LIMIT, Verdict};
+use super::finding::{AGAIN, Finding, LIMIT, Verdict};
 
+use crate::commands::migrate::changes::Changes;
 use crate::commands::migrate::grants::{self, LACKING};
 use crate::commands::migrate::schema::{self, Applied};
 
-const REACH: &str =
-    "check the host and port of the database, its security group, and the route from this machine";
 /// The checks that need a login, in their order.
 const AFTER_LOGIN: [&str; 8] = [
     "database route",
@@ -49,6 +49,9 @@ const TABLES: &str = "SELECT
     coalesce(has_table_privilege(to_regclass('_sqlx_migrations')::oid, 'SELECT'), true) AS readable,
     to_regclass('_sqlx_migrations') IS NOT NULL AS ledger,
     ARRAY(SELECT name FROM unnest($1::text[]) AS given (name) WHERE to_regclass(name) IS NULL) AS missing";
+
+const MISSING: &str = "SELECT ARRAY(SELECT DISTINCT name FROM unnest($1::text[]) AS given (name)
+    WHERE to_regclass(name) IS NULL ORDER BY name)";
 
 /// Checks the database. The configuration makes the connection, so that it is the one that a run would have.
 pub(super) async fn check(config: Config) -> Vec<Finding> {
@@ -105,7 +108,7 @@ pub(super) fn not_configured() -> Vec<Finding> {
 }
 
 fn silent() -> Verdict {
-    Verdict::fails(format!("no answer within {} s", LIMIT.as_secs()), REACH)
+    Verdict::fails(format!("no answer within {} s", LIMIT.as_secs()), REACH_DATABASE)
 }
 
 async fn within(check: impl Future<Output = Result<Verdict, Error>>) -> Verdict {
@@ -128,18 +131,20 @@ fn first(rows: Vec<PgRow>) -> Result<PgRow, Error> {
     rows.into_iter().next().ok_or(Error::Database(sqlx::Error::RowNotFound))
 }
 
-/// An error says first what happened and then, after a colon, what to do.
 fn trouble(error: &Error) -> Verdict {
     let text = error.to_string();
-    let (what, remedy) = text.split_once(": ").unwrap_or((&text, REACH));
+    let message = error.message().unwrap_or_else(|| Message::new(text.clone()));
     let chain = error::chain(error);
     let source = chain.strip_prefix(&text).unwrap_or_default();
-    Verdict::fails(format!("{what}{source}"), remedy)
+    // Who says nothing of a remedy and did not answer cannot be reached; of anything else that would be a guess.
+    let otherwise = if error.timed_out() { REACH_DATABASE } else { AGAIN };
+    let remedy = message.remedy.unwrap_or(otherwise.into());
+    Verdict::fails(format!("{}{source}", message.what), remedy)
 }
 
 async fn schema(database: &Database) -> Result<Verdict, Error> {
     let all: Vec<_> = schema::MIGRATOR.iter().collect();
-    let (_, names): (Vec<i64>, Vec<&str>) = schema::tables_made(&all).into_iter().unzip();
+    let names = Changes::of(&all).tables();
     let arguments = || -> Result<PgArguments, BoxDynError> {
         let mut arguments = PgArguments::default();
         arguments.add(&names)?;
@@ -166,9 +171,16 @@ async fn privileges(database: &Database, login: &str) -> Result<Verdict, Error> 
         arguments.add(false)?;
         Ok(arguments)
     };
+    let needed = || -> Result<PgArguments, BoxDynError> {
+        let mut arguments = PgArguments::default();
+        arguments.add(&tables)?;
+        Ok(arguments)
+    };
+    let row = first(database.fetch(MISSING, needed, Deadline::NONE).await?)?;
+    let missing: Vec<String> = row.try_get(0).map_err(Error::Database)?;
     let rows = database.fetch(LACKING, arguments, Deadline::NONE).await?;
     let lacking = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
     let lacking: Vec<(String, String)> =
         lacking.collect::<Result<_, sqlx::Error>>().map_err(Error::Database)?;
-    Ok(judge::privileges(&lacking, login))
+    Ok(judge::privileges(&lacking, &missing, login))
 }

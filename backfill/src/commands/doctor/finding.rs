@@ -10,6 +10,10 @@ use tokio::time::timeout;
 /// How long a check may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 
+/// The remedy if nothing is known to correct.
+pub(crate) const AGAIN: &str =
+    "correct what the message names; if it names nothing, it may pass: run `backfill doctor` again";
+
 /// What a check comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {

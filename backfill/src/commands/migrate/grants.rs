@@ -7,6 +7,7 @@ use projector::database::ROLE_SETTINGS;
 use sqlx::PgConnection;
 
 use crate::console::say;
+use crate::statement::lacks_privilege;
 
 /// Privileges on tables.
 pub(crate) struct Grant {
@@ -135,7 +136,7 @@ impl Step {
             (Self::Grant(_), Ok(_)) => say!("granted          {sql}"),
             (Self::Set(_), Ok(_)) => say!("set              {sql}"),
             // Only behind a proxy are they missed.
-            (Self::Set(_), Err(error)) if code_of(&error).as_deref() == Some("42501") => {
+            (Self::Set(_), Err(error)) if lacks_privilege(&error) => {
                 say!(
                     "not set          {sql}: this login may not; behind a proxy, run it as one that may"
                 );
@@ -180,10 +181,6 @@ async fn require_grant_option(
         "logs in as {login:?}, who cannot grant {privilege} on {table}: log in as its owner, {owner:?}"
     );
     Err(ConfigError { variable: "DATABASE_URL", problem }.into())
-}
-
-fn code_of(error: &sqlx::Error) -> Option<String> {
-    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 /// A setting of the role's own that is as good as ours: a time limit that is no higher, or a

@@ -6,17 +6,14 @@ use std::collections::HashSet;
 use sqlx::FromRow;
 use sqlx::migrate::{Migration, Migrator};
 
+use super::changes::Kind;
+
 /// The migrations of this binary.
 pub(crate) static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
-/// Whether the database has the table of applied migrations.
-pub(crate) const HAS_LEDGER: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
 /// The applied migrations.
 pub(crate) const LEDGER: &str =
     "SELECT version, description, success, checksum FROM _sqlx_migrations ORDER BY version";
-/// Those of the given tables that the database has.
-pub(crate) const EXISTING: &str =
-    "SELECT name FROM unnest($1::text[]) AS given (name) WHERE to_regclass(name) IS NOT NULL";
 
 /// A row of `_sqlx_migrations`.
 #[derive(Clone, Debug, FromRow)]
@@ -29,52 +26,118 @@ pub(crate) struct Applied {
 
 /// Why the migrations of this binary cannot run on a database.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{}: {}", self.problem(), self.remedy())]
 pub(crate) enum Mismatch {
     /// Another program keeps its migrations in this database.
-    #[error(
-        "DATABASE_URL names a database whose table _sqlx_migrations belongs to another program (its newest migration \
-         is {version} {description:?}, and none is ours): name the read model's own database, or create one for it"
-    )]
     Foreign { version: i64, description: String },
     /// A migration has begun and has not succeeded.
-    #[error(
-        "the migration {version} {description:?} failed halfway (success is false in _sqlx_migrations): undo what it \
-         has made, run DELETE FROM _sqlx_migrations WHERE version = {version}, then run `backfill migrate` again; or \
-         restore the database"
-    )]
     Failed { version: i64, description: String },
     /// A later release has migrated the database.
-    #[error(
-        "the database has the migration {version} {description:?}, which is later than the newest that this `backfill` \
-         knows ({newest}): use the `backfill` of the release that applied it"
-    )]
     Later { version: i64, description: String, newest: i64 },
     /// A migration among ours that is none of ours.
-    #[error(
-        "the database has the migration {version} {description:?}, which is none of ours: another program shares the \
-         table _sqlx_migrations; give it a database of its own, then delete that row and run `backfill migrate` again"
-    )]
     Unknown { version: i64, description: String },
     /// An applied migration had another text.
-    #[error(
-        "the migration {version} {description:?} was applied with another text than this `backfill` has (the checksum \
-         in _sqlx_migrations differs): use the `backfill` that applied it; if the file was edited, restore its text \
-         and make the change in a new migration"
-    )]
     Changed { version: i64, description: String },
-    /// The table that a pending migration makes is there.
-    #[error(
-        "the table {table} exists, but _sqlx_migrations does not have the migration {version} that makes it: if the \
-         table is the read model's, restore _sqlx_migrations along with it; if it is another program's, name another \
-         database in DATABASE_URL"
-    )]
-    TableExists { version: i64, table: String },
+    /// What a pending migration makes is there.
+    Exists { version: i64, kind: Kind, table: String, name: String },
+    /// The table that a pending migration changes is not there.
+    Missing { version: i64, table: String },
 }
 
 impl Mismatch {
     /// Whether the database is the wrong one.
     pub(crate) fn is_configuration(&self) -> bool {
         matches!(self, Self::Foreign { .. })
+    }
+
+    /// What does not fit.
+    pub(crate) fn problem(&self) -> String {
+        match self {
+            Self::Foreign { version, description } => format!(
+                "DATABASE_URL names a database whose table _sqlx_migrations belongs to another program (its newest \
+                 migration is {version} {description:?}, and none is ours)"
+            ),
+            Self::Failed { version, description } => format!(
+                "the migration {version} {description:?} failed halfway (success is false in _sqlx_migrations)"
+            ),
+            Self::Later { version, description, newest } => format!(
+                "the database has the migration {version} {description:?}, which is later than the newest that this \
+                 `backfill` knows ({newest})"
+            ),
+            Self::Unknown { version, description } => format!(
+                "the database has the migration {version} {description:?}, which is none of ours: another program \
+                 shares the table _sqlx_migrations"
+            ),
+            Self::Changed { version, description } => format!(
+                "the migration {version} {description:?} was applied with another text than this `backfill` has (the \
+                 checksum in _sqlx_migrations differs)"
+            ),
+            Self::Exists { version, kind, table, name } => format!(
+                "{} exists, but _sqlx_migrations does not have the migration {version} that makes it",
+                thing(*kind, table, name)
+            ),
+            Self::Missing { version, table } => format!(
+                "the migration {version} changes the table {table}, which does not exist, although _sqlx_migrations \
+                 has the migration that makes it"
+            ),
+        }
+    }
+
+    /// What to do.
+    pub(crate) fn remedy(&self) -> String {
+        match self {
+            Self::Foreign { .. } => {
+                "name the read model's own database, or create one for it".to_owned()
+            }
+            Self::Failed { version, .. } => format!(
+                "undo what it has made, run DELETE FROM _sqlx_migrations WHERE version = {version}, then run \
+                 `backfill migrate` again; or restore the database"
+            ),
+            Self::Later { .. } => "use the `backfill` of the release that applied it".to_owned(),
+            Self::Unknown { .. } => {
+                "give that program a database of its own, then delete its row and run `backfill \
+                 migrate` again"
+                    .to_owned()
+            }
+            Self::Changed { .. } => {
+                "use the `backfill` that applied it; if the file was edited, restore its text and \
+                 make the change in a new migration"
+                    .to_owned()
+            }
+            Self::Exists { kind: Kind::Table, .. } => {
+                "if the table is the read model's, restore _sqlx_migrations \
+                 along with it; if it is another program's, name another database in DATABASE_URL"
+                    .to_owned()
+            }
+            Self::Exists { kind, table, name, .. } => format!(
+                "restore _sqlx_migrations along with the tables; or, if nobody needs what that migration made, undo \
+                 all of it, beginning with {}, then run `backfill migrate` again",
+                undoing(*kind, table, name)
+            ),
+            Self::Missing { .. } => {
+                "restore the table: somebody has dropped it, or it lies outside the search_path \
+                 of this login"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+fn thing(kind: Kind, table: &str, name: &str) -> String {
+    match kind {
+        Kind::Table => format!("the table {table}"),
+        Kind::Column | Kind::Constraint => format!("the {} {table}.{name}", kind.word()),
+        Kind::Index => format!("the index {name}"),
+    }
+}
+
+/// The statement that takes it away again.
+fn undoing(kind: Kind, table: &str, name: &str) -> String {
+    match kind {
+        Kind::Column | Kind::Constraint => {
+            format!("ALTER TABLE {table} DROP {} {name}", kind.word().to_uppercase())
+        }
+        Kind::Table | Kind::Index => format!("DROP {} {name}", kind.word().to_uppercase()),
     }
 }
 
@@ -112,18 +175,9 @@ pub(crate) fn pending(applied: &[Applied]) -> Result<Vec<&'static Migration>, Mi
     Ok(MIGRATOR.iter().filter(|migration| !applied.contains(&migration.version)).collect())
 }
 
-/// The tables that these migrations make.
-pub(crate) fn tables_made(migrations: &[&'static Migration]) -> Vec<(i64, &'static str)> {
-    let names = migrations.iter().flat_map(|migration| {
-        let made = migration.sql.lines().filter_map(|line| line.strip_prefix("create table "));
-        made.filter_map(|rest| Some((migration.version, rest.split_whitespace().next()?)))
-    });
-    names.collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Applied, MIGRATOR, Mismatch, pending, tables_made};
+    use super::{Applied, MIGRATOR, Mismatch, pending};
 
     fn applied() -> Vec<Applied> {
         let row = |migration: &sqlx::migrate::Migration| Applied {
@@ -163,14 +217,5 @@ mod tests {
         assert!(matches!(mismatch(&rows), Mismatch::Changed { .. }));
         rows[1].success = false;
         assert!(matches!(mismatch(&rows), Mismatch::Failed { .. }));
-    }
-
-    #[test]
-    fn the_tables_of_the_migrations_are_found() {
-        let all: Vec<_> = MIGRATOR.iter().collect();
-        let names: Vec<&str> = tables_made(&all).into_iter().map(|(_, name)| name).collect();
-        for table in ["measurements", "rejected_records", "backfill_checkpoints"] {
-            assert!(names.contains(&table), "{table} is not in {names:?}");
-        }
     }
 }

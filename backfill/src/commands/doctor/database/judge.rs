@@ -129,12 +129,7 @@ pub(super) fn schema(tables: &Tables, applied: &[Applied]) -> Verdict {
         };
     }
     match pending(applied) {
-        Err(mismatch) => {
-            let text = mismatch.to_string();
-            let (what, remedy) =
-                text.split_once(": ").unwrap_or((&text, "see `backfill migrate --dry-run`"));
-            Verdict::fails(what, remedy)
-        }
+        Err(mismatch) => Verdict::fails(mismatch.problem(), mismatch.remedy()),
         Ok(pending) if pending.is_empty() && tables.missing.is_empty() => {
             Verdict::works(format!("up to date, {} migrations", applied.len()))
         }
@@ -153,9 +148,13 @@ pub(super) fn schema(tables: &Tables, applied: &[Applied]) -> Verdict {
     }
 }
 
-pub(super) fn privileges(lacking: &[(String, String)], login: &str) -> Verdict {
+/// Of a table that is missing nothing can be said, and "database schema" says that it is missing.
+pub(super) fn privileges(lacking: &[(String, String)], missing: &[String], login: &str) -> Verdict {
+    if lacking.is_empty() && !missing.is_empty() {
+        return Verdict::unknown(format!("not known without {}", missing.join(", ")));
+    }
     if lacking.is_empty() {
-        return Verdict::works("every command may read and write the tables that exist");
+        return Verdict::works("every command may read and write its tables");
     }
     let lacking: Vec<String> =
         lacking.iter().map(|(table, privilege)| format!("{privilege} on {table}")).collect();
@@ -240,9 +239,11 @@ mod tests {
 
     #[test]
     fn a_missing_privilege_is_named() {
-        assert_eq!(works(&privileges(&[], "backfill")), Some(true));
+        assert_eq!(works(&privileges(&[], &[], "backfill")), Some(true));
+        let missing = ["measurements".to_owned()];
+        assert_eq!(works(&privileges(&[], &missing, "backfill")), None);
         let lacking = [("measurements".to_owned(), "UPDATE".to_owned())];
-        let Verdict::Fails { detail, remedy } = privileges(&lacking, "backfill") else {
+        let Verdict::Fails { detail, remedy } = privileges(&lacking, &[], "backfill") else {
             panic!("a privilege is missing")
         };
         assert_eq!(detail, "backfill lacks UPDATE on measurements");
