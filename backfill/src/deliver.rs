@@ -44,7 +44,7 @@ pub(crate) struct Delivered {
     counts: Counts,
     reasons: Reasons,
     durations: Durations,
-    /// The indices of the records that were set aside, in order.
+    /// The indices of the records that have rows in `rejected_records`, in order: open ones and discarded ones.
     set_aside: Vec<usize>,
     /// The indices of the records that could not be stored, in order.
     failed: Vec<usize>,
@@ -53,7 +53,7 @@ pub(crate) struct Delivered {
 /// The records of a batch that are not in both stores, by their indices, in order.
 #[derive(Debug, Default)]
 pub(crate) struct NotStored {
-    /// They are rejected again.
+    /// They are rejected again, or were discarded meanwhile.
     pub(crate) rejected: Vec<usize>,
     /// They could not be stored while others could.
     pub(crate) failed: Vec<usize>,
@@ -164,6 +164,7 @@ async fn deliver(
         counts.failed = 0;
         delivered.counts += counts;
         delivered.durations += batch.durations;
+        delivered.set_aside.extend(batch.discarded.iter().map(|index| records[*index].0));
         for rejection in batch.rejections {
             delivered.set_aside.push(records[rejection.position].0);
             delivered.reasons.add(rejection.reason);

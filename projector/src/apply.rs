@@ -15,7 +15,7 @@ mod reconcile;
 mod refusals;
 mod regions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -82,8 +82,10 @@ pub struct BatchOutcome {
     pub counts: Counts,
     /// The records that are not in both stores, by their index in the batch, in order.
     pub failed: Vec<usize>,
-    /// What was rejected.
+    /// What was rejected, and is open.
     pub rejections: Vec<Rejection>,
+    /// The records that are rejected again and that somebody has discarded, by their index in the batch.
+    pub discarded: Vec<usize>,
     /// The oldest creation time of a record in the batch.
     pub oldest: Option<OffsetDateTime>,
     /// Where the time went.
@@ -160,10 +162,14 @@ impl Projector {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let storing = Box::pin(rejected::store(&self.database, records, &rejections, deadline));
-        let rejected::Stored { failed, error } = storing.await?;
-        let stored = rejections.into_iter().filter(|one| !failed.contains(&one.position));
-        batch.rejections.extend(stored);
+        let rejected::Stored { failed, discarded, error } = storing.await?;
+        // Nobody has to look at a discarded record again: like a change that its row holds already, it is a duplicate.
+        batch.counts.duplicate += discarded.len() as u64;
+        let settled = failed.iter().chain(&discarded).copied().collect::<HashSet<usize>>();
+        let open = rejections.into_iter().filter(|one| !settled.contains(&one.position));
+        batch.rejections.extend(open);
         batch.failed.extend(failed);
+        batch.discarded.extend(discarded);
         batch.counts.rejected = batch.rejections.len() as u64;
         error.map_or(Ok(()), pipeline::log_unless_fatal)
     }

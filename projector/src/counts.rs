@@ -12,7 +12,7 @@ macro_rules! for_each_count {
             records: Some("Records"), Line::Elsewhere;
             /// Changes that the rows written now hold.
             applied: Some("Applied"), Line::Always("applied", "newer than what the row held");
-            /// Changes already present in an unchanged row, or repeated in this batch.
+            /// Changes already present in an unchanged row, or repeated in this batch, and records that are discarded.
             duplicate: Some("Duplicate"), Line::IfAny("duplicate", "held already");
             /// Changes older than what their row holds.
             stale: Some("Stale"), Line::IfAny("stale", "older than what the row held");
@@ -31,7 +31,7 @@ macro_rules! for_each_count {
                 "ttl kept",
                 "removals by time to live, values kept as configured"
             );
-            /// Records rejected, and stored in `rejected_records`.
+            /// Records rejected, and stored in `rejected_records`, where they are open.
             rejected: Some("Rejected"), Line::Always("rejected", "stored in rejected_records");
             /// Records that are not in both stores; they come again.
             failed: Some("Failures"), Line::Elsewhere;

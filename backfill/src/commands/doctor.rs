@@ -187,8 +187,8 @@ fn judge_credentials(key: &str, expiry: Option<SystemTime>, now: SystemTime) -> 
 #[cfg(test)]
 mod tests {
     use super::{Verdict, judge_bucket, judge_credentials};
-    use projector::config::ArchiveConfig;
     use projector::cause::Message;
+    use projector::config::ArchiveConfig;
     use projector::error::Error;
     use std::time::{Duration, SystemTime};
 

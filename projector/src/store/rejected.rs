@@ -6,12 +6,12 @@
 //! was seen: a trigger or a rule can swallow an insert without an error.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
-use sqlx::postgres::PgArguments;
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 
 use crate::change;
@@ -47,8 +47,13 @@ ORDER BY identity COLLATE \"C\"
 ON CONFLICT (identity) DO UPDATE SET reason = excluded.reason
 WHERE stored.reason <> excluded.reason";
 
-/// Asked for after the statement above has committed.
-const STORED: &str = "SELECT identity FROM rejected_records WHERE identity = ANY($1::text[])";
+/// Asked for after the statement above has committed: which rows are there, and whether they are discarded. In a
+/// schema without the column, the inner `discarded_at` is the one of `given`, which is NULL: no row is discarded there.
+const STORED: &str = "SELECT identity, (
+    SELECT discarded_at FROM rejected_records AS stored WHERE stored.identity = given.identity
+) IS NOT NULL AS discarded
+FROM (SELECT identity, NULL::timestamptz AS discarded_at FROM unnest($1::text[]) AS ids (identity)) AS given
+WHERE EXISTS (SELECT FROM rejected_records AS stored WHERE stored.identity = given.identity)";
 
 /// Rows per statement; each may hold 400 KB.
 const ROWS: usize = 100;
@@ -69,6 +74,8 @@ struct Row {
 pub struct Stored {
     /// The records whose rows are not there, by their index in the batch.
     pub failed: Vec<usize>,
+    /// The records whose rows are discarded, by their index in the batch: somebody has dealt with them already.
+    pub discarded: Vec<usize>,
     /// Why not; the first reason.
     pub error: Option<Error>,
 }
@@ -107,8 +114,10 @@ pub async fn store<R: AsRef<[u8]>>(
         let error = match put(database, &piece, deadline).await {
             Ok(found) => {
                 failed_alone = 0;
-                let missing: Vec<&Row> =
-                    piece.iter().filter(|row| !found.contains(&row.labels.identity)).collect();
+                let state = |row: &Row| found.get(&row.labels.identity).copied();
+                let discarded = piece.iter().filter(|row| state(row) == Some(true));
+                stored.discarded.extend(discarded.flat_map(|row| &row.positions));
+                let missing: Vec<&Row> = piece.iter().filter(|row| state(row).is_none()).collect();
                 if !missing.is_empty() {
                     let records = missing.len();
                     stored.error.get_or_insert(Error::RejectionNotStored { records });
@@ -146,12 +155,12 @@ pub async fn store<R: AsRef<[u8]>>(
     Ok(stored)
 }
 
-/// Inserts the rows, and returns the identities of those that are there afterwards.
+/// Inserts the rows, and returns the identities of those that are there afterwards, and whether each is discarded.
 async fn put(
     database: &Database,
     rows: &[Row],
     deadline: Deadline,
-) -> Result<BTreeSet<String>, Error> {
+) -> Result<BTreeMap<String, bool>, Error> {
     let arguments = || {
         let column = |of: fn(&Row) -> Option<&str>| rows.iter().map(of).collect::<Vec<_>>();
         let mut arguments = PgArguments::default();
@@ -171,7 +180,8 @@ async fn put(
         Ok(arguments)
     };
     let found = database.fetch(STORED, identities, deadline).await?;
-    found.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(Error::Database)
+    let state = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+    found.iter().map(state).collect::<Result<_, _>>().map_err(Error::Database)
 }
 
 /// The sequence number of a record that may be malformed, where one can be made out.

@@ -14,7 +14,7 @@ use sqlx::{Arguments as _, Row as _};
 
 use crate::outcome::Remedy;
 use crate::retry::retry_transient;
-use crate::statement;
+use crate::statement::{self, lacks_privilege};
 
 /// At most this many records are held at once; each may have a mesh of 400 KB.
 pub(crate) const BATCH: usize = 100;
@@ -31,7 +31,9 @@ ORDER BY identity LIMIT $4";
 const COUNT: &str = "SELECT count(*) FROM rejected_records
 WHERE discarded_at IS NULL
     AND ($1::text IS NULL OR reason LIKE $1) AND ($2::text IS NULL OR identity = $2)";
-const REMOVE: &str = "DELETE FROM rejected_records WHERE identity = ANY($1)";
+/// A record that was discarded since it was read stays.
+const REMOVE: &str =
+    "DELETE FROM rejected_records WHERE identity = ANY($1) AND discarded_at IS NULL";
 const DISCARD: &str = "UPDATE rejected_records
 SET discarded_at = coalesce(discarded_at, now()), discarded_why = $2
 WHERE identity = ANY($1) AND (discarded_at IS NULL OR discarded_why = $2)
@@ -203,9 +205,4 @@ async fn in_pieces(
         remaining = &remaining[limit.min(remaining.len())..];
     }
     Ok(all)
-}
-
-fn lacks_privilege(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.as_deref() == Some("42501")
 }
