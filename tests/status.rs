@@ -46,6 +46,23 @@ async fn a_database_without_the_tables_says_what_to_run() {
     assert_eq!(message.trim_end().lines().count(), 1, "{message}");
 }
 
+/// A script that reads JSON gets JSON, whatever is wrong.
+#[tokio::test]
+async fn json_is_json_also_if_the_database_cannot_be_read() {
+    let stores = Stores::unmigrated().await;
+    let nowhere = stores.with_database_at("127.0.0.1:1");
+    for (stores, code, problem) in
+        [(&stores, 2, "run `backfill migrate`"), (&nowhere, 1, "the database cannot be reached")]
+    {
+        let output = status(stores, &["--json"]);
+        assert_code(&output, code);
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let error = json["error"].as_str().expect("an error");
+        assert!(error.contains(problem), "{error}");
+        assert!(text(&output.stderr).contains(error), "{output:?}");
+    }
+}
+
 #[tokio::test]
 async fn it_shows_checkpoints_the_lock_rejected_records_and_an_estimate() {
     let stores = Stores::fresh().await;

@@ -111,17 +111,32 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &StatusArguments,
 ) -> anyhow::Result<Outcome> {
+    match find_out(settings).await {
+        Ok(status) => {
+            if arguments.json {
+                say!("{}", serde_json::to_string_pretty(&status)?);
+            } else {
+                say!("{}", view::render(&status).trim_end());
+            }
+            Ok(Outcome::Done)
+        }
+        Err(error) => {
+            // A script that reads JSON gets JSON, whatever is wrong.
+            if arguments.json {
+                let error = projector::error::chain(error.as_ref());
+                say!("{:#}", serde_json::json!({ "error": error }));
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn find_out(settings: &Settings) -> anyhow::Result<Status> {
     let mut config = settings.config()?;
     // A login may need AWS, the rest does not.
     config.archive = None;
     let database = start::projector_with_credentials(config).await?.database;
-    let status = read(&database).await?;
-    if arguments.json {
-        say!("{}", serde_json::to_string_pretty(&status)?);
-    } else {
-        say!("{}", view::render(&status).trim_end());
-    }
-    Ok(Outcome::Done)
+    read(&database).await
 }
 
 async fn read(database: &Database) -> anyhow::Result<Status> {
