@@ -342,7 +342,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         let session_id = session.session_id;
         match narrow(session) {
             Narrowed::Parts(parts) => {
-                self.queues.try_next(parts.into_iter().map(|part| vec![part]))
+                self.queues.try_next(parts.into_iter().map(|part| vec![part]));
             }
             Narrowed::Refused(position, rest) => {
                 self.queues.try_next(rest.map(|rest| vec![rest]).into_iter());
