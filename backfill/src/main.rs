@@ -41,7 +41,9 @@ async fn main() -> ExitCode {
     match result {
         Ok(outcome) => ExitCode::from(outcome.code()),
         Err(error) => {
-            outcome::failure(&error).iter().for_each(|line| console::line(line));
+            for line in outcome::failure(&error) {
+                console::line(&line);
+            }
             ExitCode::from(outcome_of(&error).code())
         }
     }

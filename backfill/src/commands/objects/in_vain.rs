@@ -47,7 +47,9 @@ mod tests {
     fn a_try_is_given_up_after_many_failures_and_a_while_without_a_success() {
         let start = Instant::now();
         let mut vain = InVain::new(32, start);
-        (0..63).for_each(|_| vain.failed());
+        for _ in 0..63 {
+            vain.failed();
+        }
         assert!(!vain.is_enough(start + Duration::from_hours(1)), "a few objects may be slow");
         vain.failed();
         assert!(!vain.is_enough(start + TRY_IN_VAIN / 2), "many objects may be at fault");

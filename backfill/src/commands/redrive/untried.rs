@@ -10,7 +10,7 @@ const NAMED: usize = 20;
 /// The records that cannot be tried: of another table, or without a new image.
 #[derive(Default)]
 pub(crate) struct Untried {
-    /// Of neither SESSIONS_TABLE nor SCANS_TABLE.
+    /// Of neither `SESSIONS_TABLE` nor `SCANS_TABLE`.
     pub(crate) foreign: u64,
     /// Of one of the two, but without the item as it was written.
     pub(crate) without_image: u64,
