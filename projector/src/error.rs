@@ -121,7 +121,7 @@ pub enum Error {
         /// The object.
         key: String,
         /// What happened, and what to do about it.
-        message: Message,
+        message: Box<Message>,
         /// What the service said.
         #[source]
         source: Source,
@@ -132,7 +132,7 @@ pub enum Error {
         /// `ARCHIVE_BUCKET`.
         bucket: String,
         /// What happened, and what to do about it.
-        message: Message,
+        message: Box<Message>,
         /// What the service said.
         #[source]
         source: Source,
@@ -181,7 +181,9 @@ impl Error {
             Self::Connect(error) => error.message(),
             Self::Refused { cause, .. } => Some(cause.message.clone()),
             Self::Database(error) => Some(cause::of_database(error).message),
-            Self::Archive { message, .. } | Self::NoBucket { message, .. } => Some(message.clone()),
+            Self::Archive { message, .. } | Self::NoBucket { message, .. } => {
+                Some(message.as_ref().clone())
+            }
             _ => None,
         }
     }

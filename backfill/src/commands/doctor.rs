@@ -200,7 +200,7 @@ mod tests {
             operation: "GET",
             bucket: "feet".to_owned(),
             key: "measurements/x.json".to_owned(),
-            message: Message::new("refused").remedy("the role needs s3:GetObject"),
+            message: Box::new(Message::new("refused").remedy("the role needs s3:GetObject")),
             source: "403 AccessDenied not authorized to perform s3:ListBucket".into(),
         };
         let Verdict::Fails { detail, remedy } = judge_bucket(&config, Err(denied)) else {

@@ -149,7 +149,7 @@ impl Archive {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Error {
         let (bucket, key) = (self.config.bucket.clone(), key.to_owned());
-        Error::Archive { operation, bucket, key, message, source: source.into() }
+        Error::Archive { operation, bucket, key, message: Box::new(message), source: source.into() }
     }
 
     /// What the object with this key is; `None` where there is none.
@@ -264,7 +264,7 @@ impl Archive {
         let source = service_message(error);
         if cause.consequence == Consequence::Fatal {
             let (bucket, message) = (self.config.bucket.clone(), cause.message);
-            return Error::NoBucket { bucket, message, source: source.into() };
+            return Error::NoBucket { bucket, message: Box::new(message), source: source.into() };
         }
         self.error(operation, key, cause.message, source)
     }
