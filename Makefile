@@ -12,7 +12,7 @@ help: ## List the commands
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Replay files and streams into a PostgreSQL and an S3 of its own, and show what comes out (KEEP=1 leaves them up)
-	@$(CARGO) build --quiet -p backfill -p tests --bin backfill --bin stream-server
+	@$(CARGO) build --quiet -p backfill -p testkit --bin backfill --bin stream-server
 	@$(SERVICES) $(if $(KEEP),--keep) scripts/demo $(BINARIES)/backfill $(BINARIES)/stream-server
 
 demo-stop: ## Stop what `make demo KEEP=1` left up
@@ -43,11 +43,11 @@ fmt: ## Format the code
 	$(CARGO) fmt --all
 
 fixtures: ## Write tests/fixtures anew from their seeds
-	$(CARGO) run -p tests --bin generate-fixtures -- --out tests/fixtures/small --sessions 40 --seed 22 --event
-	$(CARGO) run -p tests --bin generate-fixtures -- --out tests/fixtures/mesh --sessions 1 --seed 7 --mesh-bytes 300000 --well-formed --gzip
+	$(CARGO) run -p testkit --bin generate-fixtures -- --out tests/fixtures/small --sessions 40 --seed 22 --event
+	$(CARGO) run -p testkit --bin generate-fixtures -- --out tests/fixtures/mesh --sessions 1 --seed 7 --mesh-bytes 300000 --well-formed --gzip
 
 day: ## Write a day of 100,000 sessions to target/day
-	$(CARGO) run -p tests --bin generate-fixtures -- --out target/day --sessions 100000 --seed 1
+	$(CARGO) run -p testkit --bin generate-fixtures -- --out target/day --sessions 100000 --seed 1
 
 backfill: ## Build the backfill binary for use, with the RDS root certificates beside it, to target/release
 	$(CARGO) build --release -p backfill

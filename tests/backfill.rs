@@ -7,15 +7,15 @@ use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use support::emulator::{binary, event};
-use support::generate::{self, SMALL};
-use support::mapping;
-use support::oracle;
-use support::records::{LABEL, Record, Table, session};
-use support::runs::{assert_code, backfill, command, counted, label, now, output, stream, text};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, parsed, service};
-use support::stream_server::StreamServer;
+use testkit::emulator::{binary, event};
+use testkit::generate::{self, SMALL};
+use testkit::mapping;
+use testkit::oracle;
+use testkit::records::{LABEL, Record, Table, session};
+use testkit::runs::{assert_code, backfill, command, counted, label, now, output, stream, text};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, parsed, service};
+use testkit::stream_server::StreamServer;
 
 fn fixture(name: &str) -> String {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
@@ -299,7 +299,7 @@ async fn objects_are_brought_up_to_their_rows_after_a_bucket_was_restored() {
     let path = file.to_str().expect("a path");
     std::fs::write(&file, json(before)).expect("a file");
     assert_eq!(backfill(&stores, &["file", path]).status.code(), Some(3));
-    let s3 = support::services::s3(&service("AWS_ENDPOINT_URL")).await;
+    let s3 = testkit::services::s3(&service("AWS_ENDPOINT_URL")).await;
     let mut old = Vec::new();
     for key in stores.objects().await.into_keys() {
         let object =
@@ -358,7 +358,7 @@ async fn one_object_that_cannot_be_written_holds_up_no_other() {
         .map(|index| session(&format!("s{index:04}"), "u").place(LABEL, 1 + index))
         .collect();
     let without_objects = stores.projector_without_archive(&stores.database_url, 1);
-    support::services::apply_all(&without_objects, &records, 1_050).await;
+    testkit::services::apply_all(&without_objects, &records, 1_050).await;
     let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
     gate.set_rule(|seen| {
         let refused = seen.method == "PUT" && seen.path.ends_with("/s0007.json");
@@ -411,7 +411,7 @@ async fn a_fault_of_the_database_has_the_same_exit_code_in_every_command() {
         database_url: migrated.database_url.replace(&migrated.bucket, "no-such-database"),
         ..migrated.clone()
     };
-    let snapshot = support::runs::rfc3339(now() - 3600);
+    let snapshot = testkit::runs::rfc3339(now() - 3600);
     let file = fixture("small/sessions.jsonl");
     for (fault, stores, remedy) in [
         ("not migrated", unmigrated, "run `backfill migrate`"),

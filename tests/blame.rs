@@ -9,12 +9,12 @@ use projector::handler::{self, StreamEvent};
 use projector::kept::decode;
 use serde_json::{Value as Json, json};
 use sqlx::{Connection as _, PgConnection};
-use support::emulator::{Lambda, event};
-use support::oracle;
-use support::records::{LABEL, Record, scan, session};
-use support::runs::{assert_code, backfill, text};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, apply, service};
+use testkit::emulator::{Lambda, event};
+use testkit::oracle;
+use testkit::records::{LABEL, Record, scan, session};
+use testkit::runs::{assert_code, backfill, text};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, apply, service};
 
 fn sessions(count: usize) -> Vec<Record> {
     (0..count)
@@ -179,10 +179,7 @@ async fn a_rejection_is_stored_whatever_the_encoding_of_the_database() {
         "{message}"
     );
 
-    sqlx::migrate!("../migrations")
-        .run(&mut stores.connect().await)
-        .await
-        .expect("the migrations run");
+    stores.migrate().await;
     let projector = stores.projector_without_archive(&stores.database_url, 1);
     let mut draft = session("s1", "u");
     draft.image.as_mut().expect("an image")["device_model"] = json!({ "S": "足 👣 é" });

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use support::records::{Table, session};
-use support::runs::{
+use testkit::records::{Table, session};
+use testkit::runs::{
     age_checkpoints, assert_code, assert_equal, command, counted, label, now, output, rfc3339,
     stream, text, well_formed,
 };
-use support::services::Stores;
-use support::stream_server::{Fault, StreamServer};
+use testkit::services::Stores;
+use testkit::stream_server::{Fault, StreamServer};
 
 /// A replay that has begun in time goes on although the margin is used up; a new one does not begin.
 #[tokio::test(flavor = "multi_thread")]

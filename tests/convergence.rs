@@ -10,9 +10,9 @@ use projector::{object, read_model};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value as Json;
-use support::oracle;
-use support::records::{Draft, LABEL, Record, removal, scan, session};
-use support::services::{Stores, apply};
+use testkit::oracle;
+use testkit::records::{Draft, LABEL, Record, removal, scan, session};
+use testkit::services::{Stores, apply};
 
 const LATER: &str = "2026-11-22T06:00:00.000";
 
@@ -118,7 +118,7 @@ fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objec
                 let mut rows = stores.rows().await;
                 rows.retain(|session_id, _| session_id.starts_with(&format!("{prefix}-")));
                 let client =
-                    support::services::s3(&support::services::service("AWS_ENDPOINT_URL")).await;
+                    testkit::services::s3(&testkit::services::service("AWS_ENDPOINT_URL")).await;
                 let (mut objects, mut bytes) = (Vec::new(), Vec::new());
                 for session_id in rows.keys() {
                     let row = read_model::read(&projectors[0].database, session_id, Deadline::NONE);
@@ -155,8 +155,8 @@ fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objec
 async fn large_concurrent_batches_over_the_same_rows_do_not_deadlock() {
     let stores = Stores::fresh().await;
     stores.forbid_going_back().await;
-    let day = support::generate::Day { seed: 9, sessions: 1500, malformed: false, mesh_bytes: 0 };
-    let (sessions, scans) = support::generate::day(day);
+    let day = testkit::generate::Day { seed: 9, sessions: 1500, malformed: false, mesh_bytes: 0 };
+    let (sessions, scans) = testkit::generate::day(day);
     let records = [sessions, scans].concat();
     let lanes = (0..4).map(|lane| {
         let mut records = records.clone();

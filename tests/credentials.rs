@@ -4,8 +4,8 @@
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use support::emulator::binary;
-use support::runs::{assert_code, text};
+use testkit::emulator::binary;
+use testkit::runs::{assert_code, text};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::time::timeout;

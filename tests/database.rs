@@ -4,9 +4,9 @@ use projector::config::{self, DatabaseConfig, Login};
 use projector::database::Database;
 use projector::deadline::Deadline;
 use serde_json::json;
-use support::gates::tls_before_postgres;
-use support::records::{LABEL, session};
-use support::services::{Stores, apply, aws, service};
+use testkit::gates::tls_before_postgres;
+use testkit::records::{LABEL, session};
+use testkit::services::{Stores, apply, aws, service};
 
 #[tokio::test]
 async fn tls_is_verified_in_full_by_default() {
@@ -114,7 +114,7 @@ async fn a_secret_that_names_no_host_needs_the_url_and_says_so() {
 #[tokio::test]
 async fn the_migrations_run_twice_and_the_schema_is_the_contracts() {
     let stores = Stores::fresh().await;
-    sqlx::migrate!("../migrations").run(&mut stores.connect().await).await.expect("harmless twice");
+    stores.migrate().await;
     let types = "SELECT string_agg(column_name || ' ' || data_type || coalesce(' ' || collation_name, ''), E'\\n' \
                  ORDER BY ordinal_position) FROM information_schema.columns WHERE table_name = 'measurements'";
     let columns = stores.ask(types).await;

@@ -3,10 +3,10 @@
 use std::process::Output;
 
 use serde_json::Value as Json;
-use support::records::{Table, session};
-use support::runs::{assert_code, backfill, command, label, now, output, text};
-use support::services::Stores;
-use support::stream_server::{Fault, StreamServer};
+use testkit::records::{Table, session};
+use testkit::runs::{assert_code, backfill, command, label, now, output, text};
+use testkit::services::Stores;
+use testkit::stream_server::{Fault, StreamServer};
 use tokio::net::TcpListener;
 
 /// Both tables' streams with a record, as a healthy account has them.
@@ -206,7 +206,7 @@ async fn what_never_answers_ends_at_its_limit_and_keeps_nothing_else_waiting() {
     let (_listener, address) = silent().await;
     let mut lambda = command(&stores, &server, &["doctor", "--json"]);
     lambda.env("AWS_ENDPOINT_URL_LAMBDA", format!("http://{address}"));
-    let output = support::runs::output(lambda).await;
+    let output = testkit::runs::output(lambda).await;
     // Who reads the streams is good to know, and no run depends on it.
     assert_code(&output, 0);
     let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
@@ -214,7 +214,7 @@ async fn what_never_answers_ends_at_its_limit_and_keeps_nothing_else_waiting() {
 
     let mut command = command(&stores.with_database_at(&address), &server, &["doctor", "--json"]);
     command.env("AWS_ENDPOINT_URL_S3", format!("http://{address}"));
-    let output = support::runs::output(command).await;
+    let output = testkit::runs::output(command).await;
     assert_code(&output, 2);
     let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
     assert_eq!(failed(&findings), ["database login", "bucket"]);

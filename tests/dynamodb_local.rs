@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
-use support::dynamodb::{DynamoDb, Kind, Write};
-use support::emulator::binary;
-use support::oracle::{self, Rows};
-use support::records::{Draft, LABEL, Record, Table, scan, session};
-use support::services::{Stores, service};
+use testkit::dynamodb::{DynamoDb, Kind, Write};
+use testkit::emulator::binary;
+use testkit::oracle::{self, Rows};
+use testkit::records::{Draft, LABEL, Record, Table, scan, session};
+use testkit::services::{Stores, service};
 
 fn small_session(number: usize, generation: usize) -> Json {
     let id = format!("session-{number:02}");

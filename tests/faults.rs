@@ -7,12 +7,12 @@ use projector::apply::{BatchOutcome, Projector};
 use projector::deadline::Deadline;
 use projector::handler::{self, BatchResponse, StreamEvent};
 use sqlx::{Connection as _, PgConnection};
-use support::emulator::event;
-use support::gates::TcpGate;
-use support::oracle;
-use support::records::{LABEL, Record, scan, session};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, apply, parsed, service};
+use testkit::emulator::event;
+use testkit::gates::TcpGate;
+use testkit::oracle;
+use testkit::records::{LABEL, Record, scan, session};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, apply, parsed, service};
 
 const FIRST: u128 = 999_999_999_999_999_999_998;
 
@@ -316,7 +316,7 @@ async fn the_granted_privileges_suffice_and_a_missing_one_is_named() {
     let error = try_apply(&as_role.projector().await, &records).await.expect_err("no privilege");
     assert!(error.to_string().contains("run `backfill migrate --grant-to ROLE`"), "{error}");
 
-    let status = std::process::Command::new(support::emulator::binary("backfill"))
+    let status = std::process::Command::new(testkit::emulator::binary("backfill"))
         .args(["migrate", "--grant-to", &role])
         .env("DATABASE_URL", &stores.database_url)
         .output()

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use support::emulator::{binary, event};
-use support::oracle;
-use support::records::{LABEL, Record, session};
-use support::runs::{assert_code, backfill, counted, text};
-use support::services::Stores;
 use tempfile::TempDir;
+use testkit::emulator::{binary, event};
+use testkit::oracle;
+use testkit::records::{LABEL, Record, session};
+use testkit::runs::{assert_code, backfill, counted, text};
+use testkit::services::Stores;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 use serde_json::Value as Json;
-use support::generate::{self, Day, LATER_LABEL, MESH, SMALL};
-use support::records::Record;
+use testkit::generate::{self, Day, LATER_LABEL, MESH, SMALL};
+use testkit::records::Record;
 
 fn committed(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path);

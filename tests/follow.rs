@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::gates::TcpGate;
-use support::oracle;
-use support::records::{LABEL, Record, Table, session};
-use support::runs::{assert_code, label, now, output, stream, text};
-use support::services::Stores;
-use support::stream_server::{Fault, StreamServer};
+use testkit::gates::TcpGate;
+use testkit::oracle;
+use testkit::records::{LABEL, Record, Table, session};
+use testkit::runs::{assert_code, label, now, output, stream, text};
+use testkit::services::Stores;
+use testkit::stream_server::{Fault, StreamServer};
 use tokio::process::Command;
 
 async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {

@@ -3,12 +3,12 @@
 use std::process::{Command, Output};
 
 use serde_json::{Value as Json, json};
-use support::emulator::{Lambda, binary, event};
-use support::gates::TcpGate;
-use support::generate::{self, SMALL};
-use support::oracle;
-use support::records::{LABEL, Record, scan, session};
-use support::services::{Stores, parsed};
+use testkit::emulator::{Lambda, binary, event};
+use testkit::gates::TcpGate;
+use testkit::generate::{self, SMALL};
+use testkit::oracle;
+use testkit::records::{LABEL, Record, scan, session};
+use testkit::services::{Stores, parsed};
 
 fn event_of(records: &[Record]) -> String {
     event(records.iter().map(|record| record.json.as_str()))

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::oracle;
-use support::records::{LABEL, Record, Table, arn, session};
-use support::runs::{
+use testkit::oracle;
+use testkit::records::{LABEL, Record, Table, arn, session};
+use testkit::runs::{
     age_checkpoints, assert_code, assert_equal, label, now, output, rfc3339, stream, text,
     well_formed,
 };
-use support::services::Stores;
-use support::stream_server::{Fault, StreamServer};
+use testkit::services::Stores;
+use testkit::stream_server::{Fault, StreamServer};
 
 /// A server with an open shard of the sessions, which was enabled three days ago; and records created this many
 /// minutes ago.

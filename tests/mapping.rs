@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use support::emulator::Lambda;
-use support::gates::TcpGate;
-use support::generate::{self, Day};
-use support::mapping::Mapping;
-use support::oracle;
-use support::records::{Record, Table};
-use support::runs::{assert_code, assert_equal, backfill, counted, text};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, s3, service};
+use testkit::emulator::Lambda;
+use testkit::gates::TcpGate;
+use testkit::generate::{self, Day};
+use testkit::mapping::Mapping;
+use testkit::oracle;
+use testkit::records::{Record, Table};
+use testkit::runs::{assert_code, assert_equal, backfill, counted, text};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, s3, service};
 
 fn mapping(destination: &str) -> Mapping {
     Mapping {

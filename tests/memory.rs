@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use peak_alloc::PeakAlloc;
 use serde_json::json;
-use support::records::{Draft, LABEL, Record, scan, session};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, apply, service};
+use testkit::records::{Draft, LABEL, Record, scan, session};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, apply, service};
 use tokio::sync::Notify;
 
 #[global_allocator]

@@ -1,8 +1,8 @@
 //! `backfill migrate`: whatever would stop it is said before anything is changed, by a dry run and a real run in the
 //! same words and with the same exit code.
 
-use support::runs::{assert_code, backfill, text};
-use support::services::Stores;
+use testkit::runs::{assert_code, backfill, text};
+use testkit::services::Stores;
 
 /// Everything that a migration, or a grant to this role, could change.
 async fn state(stores: &Stores, role: &str) -> String {

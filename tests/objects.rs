@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use support::emulator::binary;
-use support::gates::TcpGate;
-use support::oracle;
-use support::records::{LABEL, Record, session};
-use support::runs::{assert_code, backfill, counted, signal, text};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, apply_all, aws, parsed, service};
+use testkit::emulator::binary;
+use testkit::gates::TcpGate;
+use testkit::oracle;
+use testkit::records::{LABEL, Record, session};
+use testkit::runs::{assert_code, backfill, counted, signal, text};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, apply_all, aws, parsed, service};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::sync::Notify;
@@ -104,7 +104,7 @@ async fn the_command_that_resumes_skips_nothing_that_was_left() {
 async fn a_dry_run_says_what_would_be_written_and_writes_nothing() {
     let stores = rows(30).await;
     assert_code(&backfill(&stores, &["objects"]), 0);
-    let s3 = support::services::s3(&service("AWS_ENDPOINT_URL")).await;
+    let s3 = testkit::services::s3(&service("AWS_ENDPOINT_URL")).await;
     for number in 1..=3 {
         let key = format!("measurements/s{number:04}.json");
         s3.delete_object().bucket(&stores.bucket).key(key).send().await.expect("deleted");

@@ -5,10 +5,10 @@ use futures_util::future::join_all;
 use projector::config;
 use projector::error::Error;
 use sqlx::ConnectOptions as _;
-use support::oracle;
-use support::records::{LABEL, Record, scan, session};
-use support::runs::{assert_code, backfill, text};
-use support::services::{Stores, apply_all, parsed, service};
+use testkit::oracle;
+use testkit::records::{LABEL, Record, scan, session};
+use testkit::runs::{assert_code, backfill, text};
+use testkit::services::{Stores, apply_all, parsed, service};
 
 /// The stores through each of the two poolers: one that refuses the startup parameters that it does not know,
 /// and one that takes and ignores them.

@@ -8,13 +8,13 @@ use futures_util::future::join_all;
 use projector::apply::{BatchOutcome, Projector};
 use projector::deadline::Deadline;
 use sqlx::{Connection as _, PgConnection};
-use support::gates::TcpGate;
-use support::oracle;
-use support::records::{LABEL, Record, scan, session};
-use support::runs::{self, assert_code, backfill};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, apply, parsed, service};
-use support::stream_server::StreamServer;
+use testkit::gates::TcpGate;
+use testkit::oracle;
+use testkit::records::{LABEL, Record, scan, session};
+use testkit::runs::{self, assert_code, backfill};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, apply, parsed, service};
+use testkit::stream_server::StreamServer;
 
 fn sessions(count: usize) -> Vec<Record> {
     (0..count)

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use projector::apply::Projector;
 use serde_json::Value as Json;
-use support::oracle;
-use support::records::{LABEL, Record, removal, scan, session};
-use support::runs::{assert_code, backfill};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, apply, s3, service};
+use testkit::oracle;
+use testkit::records::{LABEL, Record, removal, scan, session};
+use testkit::runs::{assert_code, backfill};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, apply, s3, service};
 use tokio::sync::Notify;
 
 const KEY: &str = "measurements/s1.json";

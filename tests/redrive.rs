@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use projector::deadline::Deadline;
-use support::emulator::binary;
-use support::gates::TcpGate;
-use support::oracle;
-use support::records::{LABEL, Record, arn, removal, scan, session};
-use support::runs::{assert_code, backfill, counted, signal, text};
-use support::s3_gate::{Fault, S3Gate};
-use support::services::{Stores, apply, service};
+use testkit::emulator::binary;
+use testkit::gates::TcpGate;
+use testkit::oracle;
+use testkit::records::{LABEL, Record, arn, removal, scan, session};
+use testkit::runs::{assert_code, backfill, counted, signal, text};
+use testkit::s3_gate::{Fault, S3Gate};
+use testkit::services::{Stores, apply, service};
 use tokio::sync::Notify;
 
 const IDENTITIES: &str = "SELECT string_agg(identity, ' ' ORDER BY identity) FROM rejected_records \

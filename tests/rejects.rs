@@ -9,10 +9,10 @@ use projector::object;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value as Json;
-use support::generate::{self, SMALL};
-use support::oracle;
-use support::records::{Draft, LABEL, Record, removal, scan, session};
-use support::services::{Stores, apply};
+use testkit::generate::{self, SMALL};
+use testkit::oracle;
+use testkit::records::{Draft, LABEL, Record, removal, scan, session};
+use testkit::services::{Stores, apply};
 
 fn projector(stores: &Stores) -> Projector {
     stores.projector_without_archive(&stores.database_url, 2)

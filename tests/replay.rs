@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use fastrand::Rng;
-use support::generate::{self, MESH, SMALL};
-use support::oracle;
-use support::records::{LABEL, Record, session};
-use support::s3_gate::S3Gate;
-use support::services::{Stores, apply, apply_all, parsed, service};
+use testkit::generate::{self, MESH, SMALL};
+use testkit::oracle;
+use testkit::records::{LABEL, Record, session};
+use testkit::s3_gate::S3Gate;
+use testkit::services::{Stores, apply, apply_all, parsed, service};
 
 /// Shuffled, but each item's records in the order of its stream.
 fn shuffled(records: &[Record], seed: u64) -> Vec<Record> {

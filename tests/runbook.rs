@@ -20,10 +20,10 @@ mod walk;
 use blocks::{Block, Shell, blocks, root};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
-use support::dynamodb::Write;
-use support::mapping;
-use support::records::{LABEL, session};
-use support::services::{Stores, parsed};
+use testkit::dynamodb::Write;
+use testkit::mapping;
+use testkit::records::{LABEL, session};
+use testkit::services::{Stores, parsed};
 use tokio::process::Command;
 use walk::{Walk, scan};
 
@@ -339,7 +339,7 @@ async fn s3_is_away(walk: &mut Walk, new: &Stores) {
     let hundred = lowered.lines().filter(|line| line.ends_with("\t100")).count();
     assert_eq!(hundred, 2, "{lowered}");
     walk.section(HEADING).await;
-    assert_eq!(parsed(&new.objects().await), support::oracle::objects(&new.rows().await));
+    assert_eq!(parsed(&new.objects().await), testkit::oracle::objects(&new.rows().await));
 }
 
 /// The database is dropped, and one of an hour ago is restored: what was applied since comes from the streams, what

@@ -2,10 +2,10 @@
 
 use std::process::Output;
 
-use support::emulator::binary;
-use support::records::{LABEL, session};
-use support::runs::{assert_code, backfill, text};
-use support::services::{Stores, apply_all};
+use testkit::emulator::binary;
+use testkit::records::{LABEL, session};
+use testkit::runs::{assert_code, backfill, text};
+use testkit::services::{Stores, apply_all};
 
 /// Nothing of AWS is configured, and none of it is asked.
 fn status(stores: &Stores, arguments: &[&str]) -> Output {

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
-use support::emulator::{Lambda, event};
-use support::gates::TcpGate;
-use support::generate::{self, SMALL};
-use support::oracle;
-use support::records::{LABEL, Record, Table, arn, removal, scan, session};
-use support::runs::{assert_code, assert_equal, counted, now, output, stream, text, well_formed};
-use support::services::{Stores, parsed};
-use support::stream_server::{Fault, StreamServer, lineage_of};
+use testkit::emulator::{Lambda, event};
+use testkit::gates::TcpGate;
+use testkit::generate::{self, SMALL};
+use testkit::oracle;
+use testkit::records::{LABEL, Record, Table, arn, removal, scan, session};
+use testkit::runs::{assert_code, assert_equal, counted, now, output, stream, text, well_formed};
+use testkit::services::{Stores, parsed};
+use testkit::stream_server::{Fault, StreamServer, lineage_of};
 use tokio::process::{Child, Command};
 
 /// What a checkpoint says is in both stores: of each shard with one, every record up to it.
@@ -639,7 +639,7 @@ async fn a_replay_does_not_bring_back_what_a_live_function_removed() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let draft = session("s1", "u");
     let records = [draft.place(LABEL, 1), removal(&draft).place(LABEL, 2)];
-    support::services::apply(&stores.projector().await, &records[1..]).await;
+    testkit::services::apply(&stores.projector().await, &records[1..]).await;
     server.fill(&records[..1], 1, 1);
     let run = output(stream(&stores, &server, &[])).await;
     assert_eq!((run.status.code(), counted(&run, "stale")), (Some(0), 1), "{run:?}");

@@ -1,10 +1,10 @@
 //! When `backfill stream` calls an open shard caught up, and what it says of that.
 
 use serde_json::Value as Json;
-use support::records::{LABEL, Record, Table, arn, session};
-use support::runs::{assert_code, assert_equal, command, now, output, stream, text};
-use support::services::Stores;
-use support::stream_server::{Fault, StreamServer};
+use testkit::records::{LABEL, Record, Table, arn, session};
+use testkit::runs::{assert_code, assert_equal, command, now, output, stream, text};
+use testkit::services::Stores;
+use testkit::stream_server::{Fault, StreamServer};
 
 /// A server with an open shard of the sessions and records in it.
 async fn one_shard(records: u128) -> (StreamServer, Vec<Record>) {

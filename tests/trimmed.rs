@@ -1,14 +1,14 @@
 //! `backfill stream` where records are trimmed away: nothing is lost in silence, and nothing is called
 //! lost that is not.
 
-use support::oracle;
-use support::records::{LABEL, Record, Table, session};
-use support::runs::{
+use testkit::oracle;
+use testkit::records::{LABEL, Record, Table, session};
+use testkit::runs::{
     age_what_was_read, assert_code, assert_equal, label, now, output, rfc3339, stream, text,
     well_formed,
 };
-use support::services::Stores;
-use support::stream_server::{Fault, StreamServer};
+use testkit::services::Stores;
+use testkit::stream_server::{Fault, StreamServer};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trimmed_records_stop_the_run_and_are_named() {

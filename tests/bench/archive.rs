@@ -12,8 +12,8 @@ use projector::deadline::Deadline;
 use projector::measurement::{Document, Kind, Measurement, Part, PerPart, Value};
 use projector::object;
 use projector::read_model::{Held, Upserted};
-use support::records::LABEL;
-use support::services::{Stores, s3, service};
+use testkit::records::LABEL;
+use testkit::services::{Stores, s3, service};
 
 use crate::measure::{median, quantile, ratios};
 use crate::plot::Plot;

@@ -5,9 +5,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use support::generate::{self, Day};
-use support::records::Record;
-use support::services::Stores;
+use testkit::generate::{self, Day};
+use testkit::records::Record;
+use testkit::services::Stores;
 use tokio::process::Command;
 
 use crate::measure::{binary, cpu_s, cpu_s_of_family, status_mb};

@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::Context as _;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
-use support::emulator::event;
-use support::gates::tls_before_postgres;
-use support::records::{LABEL, scan, session};
-use support::services::Stores;
+use testkit::emulator::event;
+use testkit::gates::tls_before_postgres;
+use testkit::records::{LABEL, scan, session};
+use testkit::services::Stores;
 
 use crate::measure::{binary, median, quantile, status_mb};
 use crate::report::{Aim, Section};

@@ -16,8 +16,8 @@ use projector::fold::{self, Arrival, SessionChanges};
 use projector::measurement::{COLUMNS, Kind, Part};
 use projector::read_model::{self, Returned};
 use sqlx::PgConnection;
-use support::records::{LABEL, Record, scan, session};
-use support::services::Stores;
+use testkit::records::{LABEL, Record, scan, session};
+use testkit::services::Stores;
 
 use crate::measure::{median, quantile, ratios};
 use crate::plot::Plot;

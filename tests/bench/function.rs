@@ -15,10 +15,10 @@ use projector::fold::{self, Arrival};
 use projector::object;
 use projector::read_model::{self, Returned};
 use sqlx::PgConnection;
-use support::emulator::event;
-use support::records::{LABEL, Record, scan, session};
-use support::runtime_api::Function;
-use support::services::{Stores, s3};
+use testkit::emulator::event;
+use testkit::records::{LABEL, Record, scan, session};
+use testkit::runtime_api::Function;
+use testkit::services::{Stores, s3};
 
 use crate::measure::{cpu_ms, median, quantile};
 use crate::plot::Plot;
@@ -251,8 +251,8 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
     Plot { title: "The whole function", x: "records a batch", y: "records/s", series }
         .lines(&out.join("function.svg"))?;
     let text = format!(
-        "The release binary over a Runtime API in this process (`tests/support/runtime_api.rs`), new sessions, one \
-connection; objects go to an S3 in memory (`tests/support/memory_s3.rs`), for the tests' stand-in would be all that \
+        "The release binary over a Runtime API in this process (`tests/testkit/src/runtime_api.rs`), new sessions, one \
+connection; objects go to an S3 in memory (`tests/testkit/src/memory_s3.rs`), for the tests' stand-in would be all that \
 is measured. From handing out the event to the last byte of the answer; of 10,000 records the p99 is the slowest of a dozen.\n\n{table}\nOne record with its object: \
 {one_record_ms:.2} ms; its statement alone {statement:.2} ms, a bare PUT alone {put:.2} ms: {added:.2} ms are added.\n\n\
 The function cannot come up to a COPY of the rows that it made: the guarded upsert of them costs PostgreSQL about twice \

@@ -10,8 +10,8 @@ use projector::change::{self, Decoded};
 use projector::deadline::Deadline;
 use projector::fold::{self, Arrival};
 use sqlx::PgConnection;
-use support::records::{LABEL, scan, session};
-use support::services::Stores;
+use testkit::records::{LABEL, scan, session};
+use testkit::services::Stores;
 
 use crate::measure::median;
 use crate::plot::Plot;

@@ -64,7 +64,7 @@ enum Part {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if arguments.serve_s3 {
-        return support::memory_s3::serve_until_stdin_ends().await;
+        return testkit::memory_s3::serve_until_stdin_ends().await;
     }
     let mut parts = arguments.parts;
     if parts.is_empty() {

@@ -8,12 +8,12 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use serde_json::Value as Json;
-use support::emulator::event;
-use support::generate::{self, Day};
-use support::oracle::{self, Rows};
-use support::records::Record;
-use support::runtime_api::Function;
-use support::services::{Stores, service};
+use testkit::emulator::event;
+use testkit::generate::{self, Day};
+use testkit::oracle::{self, Rows};
+use testkit::records::Record;
+use testkit::runtime_api::Function;
+use testkit::services::{Stores, service};
 use tokio::process::Command;
 
 use crate::measure::{self, median, ratios, status_mb};

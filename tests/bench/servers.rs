@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use projector::apply::Projector;
 use projector::archive::Archive;
 use projector::config::ArchiveConfig;
-use support::runtime_api::Function;
-use support::services::{Stores, aws};
+use testkit::runtime_api::Function;
+use testkit::services::{Stores, aws};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 

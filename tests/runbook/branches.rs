@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use sqlx::{Connection as _, PgConnection};
-use support::services::Stores;
+use testkit::services::Stores;
 use tokio::process::Command;
 
 use crate::blocks::{Shell, blocks, root};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use projector::config::VARIABLES;
-use support::emulator::binary;
-use support::services::Stores;
+use testkit::emulator::binary;
+use testkit::services::Stores;
 use tokio::process::Command;
 
 use crate::blocks::text;

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
-use support::closed_streams::ClosedStreams;
-use support::dynamodb::{DynamoDb, Write};
-use support::emulator::binary;
-use support::services::{Stores, parsed, service};
+use testkit::closed_streams::ClosedStreams;
+use testkit::dynamodb::{DynamoDb, Write};
+use testkit::emulator::binary;
+use testkit::services::{Stores, parsed, service};
 use tokio::process::Command;
 
 use crate::blocks::{Block, Shell, blocks, root};
@@ -160,7 +160,7 @@ impl Walk {
     /// Waits until each row has its object, and each object is its row's.
     pub(crate) async fn until_archived(&self, stores: &Stores) {
         for _ in 0..100 {
-            if parsed(&stores.objects().await) == support::oracle::objects(&stores.rows().await) {
+            if parsed(&stores.objects().await) == testkit::oracle::objects(&stores.rows().await) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value as Json, json};
-use support::emulator::{Lambda, event};
-use support::records::{LABEL, session};
-use support::services::Stores;
+use testkit::emulator::{Lambda, event};
+use testkit::records::{LABEL, session};
+use testkit::services::Stores;
 
 use super::{TEMPLATES, list, resources, root, template, walk};
 

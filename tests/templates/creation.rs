@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::services::service;
+use testkit::services::service;
 
 use super::{FILES, root};
 

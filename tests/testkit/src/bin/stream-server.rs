@@ -1,8 +1,8 @@
 //! Serves a day as live streams: `backfill check` and `stream` to try on a laptop, and to measure.
 
 use clap::Parser;
-use support::generate::{self, Day};
-use support::stream_server::StreamServer;
+use testkit::generate::{self, Day};
+use testkit::stream_server::StreamServer;
 use tokio::io::AsyncReadExt as _;
 
 /// Serves a seeded day of foot measurements as the streams of sessions and scans, on loopback, until

@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use clap::Parser;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use support::generate::{self, Day};
-use support::records::Record;
+use testkit::generate::{self, Day};
+use testkit::records::Record;
 
 /// Writes a seeded day of foot measurements as fixture streams: sessions.jsonl and scans.jsonl.
 #[derive(Parser)]

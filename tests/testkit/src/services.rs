@@ -68,9 +68,17 @@ impl Stores {
     /// Where the services refuse.
     pub async fn fresh() -> Self {
         let stores = Self::unmigrated().await;
-        let mut connection = stores.connect().await;
-        sqlx::migrate!("../migrations").run(&mut connection).await.expect("the migrations run");
+        stores.migrate().await;
         stores
+    }
+
+    /// Runs the migrations of this workspace; a second time they change nothing.
+    ///
+    /// # Panics
+    /// If PostgreSQL refuses them.
+    pub async fn migrate(&self) {
+        let mut connection = self.connect().await;
+        sqlx::migrate!("../../migrations").run(&mut connection).await.expect("the migrations run");
     }
 
     /// An empty database and an empty bucket.
