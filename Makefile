@@ -4,6 +4,9 @@ CARGO ?= cargo
 SERVICES := scripts/with-services
 # One profile builds everything that the demo and the tests run.
 BINARIES := target/debug
+# One set of packages, so one set of features: what the demo builds is not built again for the tests. These do without
+# the benchmark and its plots.
+BUILD := $(CARGO) build --workspace --exclude bench
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-stop deploy-local test bench lint fmt fixtures day backfill lambda clean
@@ -12,22 +15,22 @@ help: ## List the commands
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Replay files and streams into a PostgreSQL and an S3 of its own, and show what comes out (KEEP=1 leaves them up)
-	@$(CARGO) build --quiet -p backfill -p testkit --bin backfill --bin stream-server
+	@$(BUILD) --quiet --bin backfill --bin stream-server
 	@$(SERVICES) $(if $(KEEP),--keep) scripts/demo $(BINARIES)/backfill $(BINARIES)/stream-server
 
 demo-stop: ## Stop what `make demo KEEP=1` left up
 	@$(SERVICES) --stop
 
 deploy-local: ## Deploy infra/ on a stand-in of AWS with the real projector, and show what comes of three items
-	@$(CARGO) build --quiet -p backfill -p projector
+	@$(BUILD) --quiet --bin backfill --bin projector
 	@$(SERVICES) --with-sam scripts/deploy-local $(BINARIES)/backfill $(BINARIES)/projector
 
 test: ## Run all tests against real services
-	$(CARGO) build --workspace --all-targets
+	$(BUILD) --all-targets
 	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer scripts/run-tests
 
 bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: under five minutes; PART=database: one part
-	$(CARGO) build --release -p projector -p backfill -p tests --bin projector --bin backfill --bin bench
+	$(CARGO) build --release -p projector -p backfill -p bench --bin projector --bin backfill --bin bench
 	$(SERVICES) --with-peers target/release/bench $(if $(QUICK),--quick) $(PART)
 
 lint: ## Formatting, clippy, documentation links, unused dependencies, templates, scripts

@@ -298,7 +298,7 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
     let text = format!(
         "A folded batch of {BATCH} sessions, each with its three parts, → committed rows known, over one warm connection, \
 into a table of {LOADED} rows; {rounds} rounds. The ceiling is the same arrays by the same kind of statement without any \
-guard and without an answer (`tests/bench/database.rs`). \"Rows returned\" is the statement that is sent where there is an archive, 1,000 sessions each. \
+guard and without an answer (`tests/bench/src/database.rs`). \"Rows returned\" is the statement that is sent where there is an archive, 1,000 sessions each. \
 The WAL is that of pages, without commits and page images.\n\n{table}\n![ratios](database.svg)\n"
     );
     Ok(Section {

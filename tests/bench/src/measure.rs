@@ -98,7 +98,7 @@ pub(crate) fn binary(name: &str) -> anyhow::Result<PathBuf> {
 
 /// The folder of `tests/peers`.
 pub(crate) fn peers() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("peers")
 }
 
 /// Processors and memory, as the kernel says them.
