@@ -116,7 +116,7 @@ impl Shell {
             .env("SAM_CLI_POLL_DELAY", "0.3")
             .env("WAIT_SECONDS", "1")
             .env("TRIES", "90")
-            .env("PRELOADED", root().join("tests/runbook/preloaded.py"))
+            .env("PRELOADED", root().join("tests/suite/runbook/preloaded.py"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -4,9 +4,7 @@
 //! The stand-in's mappings take every answer for success: a passing failure of a store would lose a record here, and
 //! show as a wait that ends in vain. What mappings do with failures is in `mapping.rs`.
 
-#[path = "runbook/blocks.rs"]
 mod blocks;
-#[path = "runbook/branches.rs"]
 mod branches;
 #[path = "runbook/reference.rs"]
 mod reference;
@@ -14,7 +12,6 @@ mod reference;
 mod references;
 #[path = "runbook/rules.rs"]
 mod rules;
-#[path = "runbook/walk.rs"]
 mod walk;
 
 use blocks::{Block, Shell, blocks, root};

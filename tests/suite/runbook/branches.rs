@@ -6,7 +6,7 @@ use sqlx::{Connection as _, PgConnection};
 use testkit::services::Stores;
 use tokio::process::Command;
 
-use crate::blocks::{Shell, blocks, root};
+use super::blocks::{Shell, blocks, root};
 
 /// The stand-in executes no import of a policy, so it ends with what the change set would do.
 #[tokio::test]
@@ -25,7 +25,7 @@ async fn a_bucket_that_has_a_policy_is_imported_with_it() {
              aws s3api put-bucket-policy --bucket {bucket} --policy '{policy}'"
         ))
         .await;
-    let imports = |block: &&crate::blocks::Block| block.commands.contains("get-bucket-policy");
+    let imports = |block: &&super::blocks::Block| block.commands.contains("get-bucket-policy");
     let blocks: Vec<_> = blocks();
     let block = blocks.iter().filter(|block| !block.on_aws).find(imports).expect("the import");
     // The walk has the stack of this name.

@@ -9,9 +9,7 @@ use std::sync::LazyLock;
 use projector::config;
 use serde_json::{Value as Json, json};
 
-#[path = "templates/alarms.rs"]
 mod alarms;
-#[path = "templates/creation.rs"]
 mod creation;
 
 const TEMPLATES: [&str; 6] =

@@ -10,7 +10,7 @@ use testkit::emulator::binary;
 use testkit::services::{Stores, parsed, service};
 use tokio::process::Command;
 
-use crate::blocks::{Block, Shell, blocks, root};
+use super::blocks::{Block, Shell, blocks, root};
 
 /// What stands in for what the stand-in has not: `backfill` answers 3 if records were rejected, which is no failure, and
 /// waits no ten seconds for a stand-in whose shards never end; nobody waits three minutes for an invocation here.
