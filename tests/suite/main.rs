@@ -30,3 +30,24 @@ mod stream;
 mod templates;
 mod tip;
 mod trimmed;
+
+/// A file that nobody names here is not compiled, and its tests pass by never running.
+#[test]
+fn every_file_of_this_folder_is_a_module() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("suite");
+    let modules = include_str!("main.rs");
+    let mut files = 0;
+    for entry in std::fs::read_dir(&folder).expect("the folder of the suite") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        if path.is_file() && name != "main" {
+            files += 1;
+            assert!(
+                modules.lines().any(|line| line == format!("mod {name};")),
+                "{}: add `mod {name};` to main.rs",
+                path.display()
+            );
+        }
+    }
+    assert!(files > 0, "{} has no file", folder.display());
+}
