@@ -28,6 +28,7 @@ mod runbook;
 mod status;
 mod stream;
 mod templates;
+mod tidy;
 mod tip;
 mod trimmed;
 

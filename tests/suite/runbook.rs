@@ -6,11 +6,8 @@
 
 mod blocks;
 mod branches;
-#[path = "runbook/reference.rs"]
 mod reference;
-#[path = "runbook/references.rs"]
 mod references;
-#[path = "runbook/rules.rs"]
 mod rules;
 mod walk;
 

@@ -7,7 +7,7 @@ use testkit::emulator::binary;
 use testkit::services::Stores;
 use tokio::process::Command;
 
-use crate::blocks::text;
+use super::blocks::text;
 
 /// The text from a heading to the next one.
 fn section(heading: &str) -> String {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::blocks::{DOCUMENTS, root, text};
+use super::blocks::{DOCUMENTS, root, text};
 
 /// The documents of the repository, but for those that a program writes.
 fn documents() -> Vec<String> {

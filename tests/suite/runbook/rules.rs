@@ -1,7 +1,7 @@
 //! What holds of every block of the runbook and of every script that it calls, told from their text alone: a fault of a
 //! kind that was found once is found wherever it comes back.
 
-use crate::blocks::{Block, DOCUMENTS, blocks, root, text};
+use super::blocks::{Block, DOCUMENTS, blocks, root, text};
 
 /// The commands of a text, with their continuation lines.
 fn commands(text: &str) -> Vec<String> {
