@@ -60,6 +60,12 @@ pub(crate) enum Command {
     /// Say how far `stream` has come, who runs it, and which records are rejected.
     #[command(long_about = STATUS, after_help = exit_codes())]
     Status(StatusArguments),
+    /// Print a script with which a shell completes commands and flags.
+    #[command(after_help = exit_codes())]
+    Completions(CompletionsArguments),
+    /// Print the manual page, for `man -l -`.
+    #[command(after_help = exit_codes())]
+    Man,
 }
 
 const DOCTOR: &str = "\
@@ -301,6 +307,12 @@ pub(crate) struct DoctorArguments {
     /// or not known.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArguments {
+    /// The shell: `source <(backfill completions bash)`.
+    pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]

@@ -7,5 +7,6 @@ pub(crate) mod file;
 pub(crate) mod migrate;
 pub(crate) mod objects;
 pub(crate) mod redrive;
+pub(crate) mod shell;
 pub(crate) mod status;
 pub(crate) mod stream;

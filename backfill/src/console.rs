@@ -13,13 +13,20 @@ pub(crate) const LINE_EVERY: Duration = Duration::from_secs(10);
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
     // Not `hidden` of the library's own choosing: what draws nothing must not hold lines back.
-    let target = if std::io::stderr().is_terminal() {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
+    let target =
+        if is_interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     MultiProgress::with_draw_target(target)
 });
+
+/// Whether somebody looks on at a terminal that can draw bars; `TERM=dumb` cannot.
+fn is_interactive() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Whether the log is colored: on such a terminal, unless `NO_COLOR` is set (no-color.org).
+pub(crate) fn has_color() -> bool {
+    is_interactive() && std::env::var_os("NO_COLOR").is_none_or(|no_color| no_color.is_empty())
+}
 
 /// A line for the operator, above the bars.
 pub(crate) fn line(text: &str) {
@@ -68,7 +75,7 @@ impl Bar {
         text: String,
         as_line: impl FnOnce(&str) -> String,
     ) {
-        if std::io::stderr().is_terminal() {
+        if is_interactive() {
             self.drawn.set_message(text);
             self.drawn.set_position(position);
         } else if self.last_line.elapsed() >= LINE_EVERY {
@@ -93,7 +100,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn start(length: u64) -> Self {
-        let bar = Bar::start(length, "{bar:30} {percent:>3}%  {msg}  eta {eta}");
+        let bar = Bar::start(length, "{bar:20} {percent:>3}%  eta {eta}  {wide_msg}");
         Self { bar, length, done: 0 }
     }
 

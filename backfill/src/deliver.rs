@@ -45,7 +45,7 @@ pub(crate) struct Delivered {
     reasons: Reasons,
     durations: Durations,
     /// The indices of the records that have rows in `rejected_records`, in order: open ones and discarded ones.
-    set_aside: Vec<usize>,
+    rejected: Vec<usize>,
     /// The indices of the records that could not be stored, in order.
     failed: Vec<usize>,
 }
@@ -85,8 +85,8 @@ impl Delivery {
         &self.projector
     }
 
-    /// Delivers a batch: afterwards every record is in both stores, or is set aside. Gives the indices
-    /// of those that were set aside.
+    /// Delivers a batch: afterwards every record is in both stores, or is rejected. Gives the indices
+    /// of those that were rejected.
     ///
     /// # Errors
     /// If the set-up is wrong, or records could not be stored for some minutes.
@@ -121,13 +121,13 @@ impl Delivery {
         tokio::spawn(async move { deliver(&projector, records, MAX_TRIES).await?.require_all() })
     }
 
-    /// Adds what came of a batch, and gives the indices of the records that were set aside.
+    /// Adds what came of a batch, and gives the indices of the records that were rejected.
     pub(crate) fn add(&mut self, delivered: Delivered) -> Vec<usize> {
         self.not_counted -= delivered.records;
         self.counts += delivered.counts;
         self.durations += delivered.durations;
         self.reasons.merge(delivered.reasons);
-        delivered.set_aside
+        delivered.rejected
     }
 }
 
@@ -164,13 +164,13 @@ async fn deliver(
         counts.failed = 0;
         delivered.counts += counts;
         delivered.durations += batch.durations;
-        delivered.set_aside.extend(batch.discarded.iter().map(|index| records[*index].0));
+        delivered.rejected.extend(batch.discarded.iter().map(|index| records[*index].0));
         for rejection in batch.rejections {
-            delivered.set_aside.push(records[rejection.position].0);
+            delivered.rejected.push(records[rejection.position].0);
             delivered.reasons.add(rejection.reason);
         }
         if batch.failed.is_empty() {
-            delivered.set_aside.sort_unstable();
+            delivered.rejected.sort_unstable();
             return Ok(delivered);
         }
         // Slow progress is progress: only deliveries in vain are counted.
@@ -195,7 +195,7 @@ async fn deliver(
             tokio::time::sleep(pause).await;
         }
     }
-    delivered.set_aside.sort_unstable();
+    delivered.rejected.sort_unstable();
     delivered.failed = records.into_iter().map(|(index, _)| index).collect();
     Ok(delivered)
 }

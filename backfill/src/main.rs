@@ -13,7 +13,6 @@ mod statement;
 mod stop;
 mod summary;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -70,6 +69,8 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             Command::Status(arguments) => {
                 at_once(stop, Box::pin(commands::status::run(settings, arguments))).await
             }
+            Command::Completions(arguments) => Ok(commands::shell::completions(arguments)),
+            Command::Man => commands::shell::manual(),
         }
     };
     tokio::select! {
@@ -133,7 +134,7 @@ fn start_logs() -> anyhow::Result<()> {
     };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(|| LogWriter)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(console::has_color())
         .with_target(false);
     tracing_subscriber::registry().with(lines).with(filter).init();
     Ok(())

@@ -220,7 +220,7 @@ async fn an_outage_of_s3_fails_the_batch_soon_and_whole() {
     assert_eq!(stores.objects().await.len(), 2_500);
 }
 
-/// A rejected record that cannot be set aside is not acknowledged.
+/// A rejected record that cannot be stored is not acknowledged.
 #[tokio::test]
 async fn a_record_is_not_acknowledged_before_it_is_set_aside() {
     let stores = Stores::fresh().await;

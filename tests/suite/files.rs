@@ -592,7 +592,7 @@ async fn a_run_that_an_error_stops_says_which_files_are_done() {
         WHEN (new.session_id >= 's00002') EXECUTE FUNCTION no()";
     sqlx::raw_sql(refuse).execute(&mut stores.connect().await).await.expect("a trigger");
     let output = backfill(&stores, &["file", "--batch-size", "1", &folder.text("")]);
-    assert_code(&output, 1);
+    assert_code(&output, 2);
     let log = text(&output.stderr);
     let third = folder.text("2.json");
     let (cause, resume) = log.trim_end().rsplit_once('\n').expect("two lines");

@@ -46,7 +46,7 @@ async fn lanes(count: usize, variables: &[(&str, &str)]) -> Vec<Lambda> {
 
 type Row = (String, Option<String>, Option<String>, Option<String>);
 
-/// Sees that both stores hold these records, or newer ones of their items, or that they are set aside.
+/// Sees that both stores hold these records, or newer ones of their items, or that they are rejected.
 async fn assert_held(stores: &Stores, records: &[Record]) {
     let sessions: BTreeSet<&str> =
         records.iter().map(|record| record.item.split('/').next().expect("a session")).collect();
@@ -67,7 +67,7 @@ async fn assert_held(stores: &Stores, records: &[Record]) {
         if record.malformed {
             assert!(
                 set_aside.contains(&record.json),
-                "acknowledged and not set aside: {}",
+                "acknowledged and not rejected: {}",
                 record.json
             );
             continue;

@@ -1,4 +1,4 @@
-//! A record that can never apply is set aside, alone; it blocks nothing and is not lost.
+//! A record that can never apply is rejected, alone; it blocks nothing and is not lost.
 
 use projector::apply::Projector;
 use projector::change::{self, Change, Decoded, Tables};
@@ -361,7 +361,7 @@ fn no_bytes_make_the_decoder_panic() {
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// Mutated records against the real database: each is applied, or set aside; or its stream is not
+/// Mutated records against the real database: each is applied, or rejected; or its stream is not
 /// one of ours, and then nothing is acknowledged. None gets stuck.
 #[test]
 fn every_mutated_record_is_accounted_for() {

@@ -77,12 +77,17 @@ pub(crate) struct Collector<'a> {
 
 /// The progress of the streams that a run begins with.
 pub(crate) fn start_progress(streams: &[Arc<StreamRun>]) -> Vec<(String, StreamProgress)> {
-    streams.iter().map(|run| (run.stream.arn.clone(), progress_of(run))).collect()
+    let of_table = |table: &str| streams.iter().filter(|run| run.stream.table == table).count();
+    let progress = |run: &Arc<StreamRun>| progress_of(run, of_table(&run.stream.table) > 1);
+    streams.iter().map(|run| (run.stream.arn.clone(), progress(run))).collect()
 }
 
-fn progress_of(run: &StreamRun) -> StreamProgress {
+/// `one_of_several`: its table has other streams, too.
+fn progress_of(run: &StreamRun, one_of_several: bool) -> StreamProgress {
+    let stream = &run.stream;
+    let name = if one_of_several { stream.full_name() } else { stream.table.clone() };
     let (listed, finished) = (run.listed.len(), run.finished_before());
-    StreamProgress::start(&run.stream.table, listed, finished, Arc::clone(&run.shards))
+    StreamProgress::start((&stream.table, name), listed, finished, Arc::clone(&run.shards))
 }
 
 /// Records of many shards, each shard's in order, and where each shard then stands.
@@ -204,7 +209,7 @@ impl Collector<'_> {
         match message {
             Message::Page(page) => batch.add(page),
             Message::NewStream(run) => {
-                self.progress.push((run.stream.arn.clone(), progress_of(&run)));
+                self.progress.push((run.stream.arn.clone(), progress_of(&run, true)));
             }
         }
     }

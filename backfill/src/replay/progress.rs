@@ -29,6 +29,8 @@ pub(crate) struct ShardProgress {
 /// The progress of one stream.
 pub(crate) struct StreamProgress {
     bar: Bar,
+    table: String,
+    /// The table, or the table and the stream if the table has several.
     name: String,
     shards: Arc<ShardCount>,
     /// How many shards an earlier run finished.
@@ -42,16 +44,17 @@ pub(crate) struct StreamProgress {
 impl StreamProgress {
     /// `listed` shards are known, `done_before` of them finished by an earlier run.
     pub(crate) fn start(
-        table: &str,
+        (table, name): (&str, String),
         listed: usize,
         done_before: usize,
         shards: Arc<ShardCount>,
     ) -> Self {
-        let bar = Bar::start(listed as u64, "{prefix:>10} {bar:20} {pos}/{len} shards  {msg}");
-        bar.drawn.set_prefix(table.to_owned());
+        let bar = Bar::start(listed as u64, "{prefix:>10} {bar:20} {pos}/{len} shards  {wide_msg}");
+        bar.drawn.set_prefix(name.clone());
         Self {
             bar,
-            name: table.to_owned(),
+            table: table.to_owned(),
+            name,
             shards,
             done_before,
             done: HashSet::new(),
@@ -91,8 +94,8 @@ impl StreamProgress {
         (self.done_before + self.done.len(), total, self.records)
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    pub(crate) fn table(&self) -> &str {
+        &self.table
     }
 
     /// Every shard that is known is read, to its end or up to the cutoff.

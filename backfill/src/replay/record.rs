@@ -135,7 +135,7 @@ impl Serialize for Attribute<'_> {
                 map.serialize_entry("BS", &values)?;
             }
             // A type that came after this version of the SDK, which does not tell its tag: no tag
-            // that the projector knows, so that the record is set aside and not taken for another.
+            // that the projector knows, so that the record is rejected and not taken for another.
             _ => map.serialize_entry("UNKNOWN", &())?,
         }
         map.end()

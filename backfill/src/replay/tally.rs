@@ -64,7 +64,7 @@ impl Tally<'_> {
         let mut text = summary::text(end, counts, *not_counted, reasons, self.duration);
         for (arn, progress) in self.progress {
             let (read, listed, records) = progress.totals();
-            let name = self.stream_name(arn, progress.name());
+            let name = self.stream_name(arn, progress.table());
             let _ = writeln!(text, "  {name}: {read} of {listed} shards read, {records} records");
         }
         for line in self.times.lines(self.delivery, self.duration) {
@@ -81,7 +81,7 @@ impl Tally<'_> {
 
     /// The table, and the stream's label if the table has several.
     fn stream_name(&self, arn: &str, table: &str) -> String {
-        let of_table = self.progress.iter().filter(|(_, other)| other.name() == table).count();
+        let of_table = self.progress.iter().filter(|(_, other)| other.table() == table).count();
         match projector::change::stream_of(arn) {
             Some((_, label)) if of_table > 1 => format!("{table} (stream of {label})"),
             _ => table.to_owned(),
@@ -169,7 +169,7 @@ impl Tally<'_> {
         let streams = self.progress.iter().map(|(arn, progress)| {
             let (read, listed, records) = progress.totals();
             json!({
-                "table": progress.name(), "arn": arn, "shards": listed, "shards_read": read,
+                "table": progress.table(), "arn": arn, "shards": listed, "shards_read": read,
                 "records": records,
             })
         });

@@ -36,7 +36,7 @@ pub struct Record {
     pub label: String,
     /// Its sequence number.
     pub sequence_number: u128,
-    /// Whether it must be set aside.
+    /// Whether it must be rejected.
     pub malformed: bool,
     /// Whether it is a removal by time to live.
     pub expired: bool,
