@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use testkit::emulator::{binary, event};
 use testkit::oracle;
 use testkit::records::{LABEL, Record, session};
-use testkit::runs::{assert_code, backfill, counted, text};
+use testkit::runs::{assert_code, backfill, counted, signal, text};
 use testkit::services::Stores;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
@@ -446,13 +446,7 @@ async fn records_of_another_table_hold_up_no_others_and_are_a_wrong_variable_if_
     );
 }
 
-async fn signal(child: &Child, name: &str) {
-    let pid = child.id().expect("it runs").to_string();
-    let status = tokio::process::Command::new("kill").args([name, &pid]).status().await;
-    assert!(status.expect("kill runs").success());
-}
-
-/// Waits for so many rows.
+/// Waits for this many rows.
 async fn rows(stores: &Stores, count: usize) {
     let start = Instant::now();
     while stores.rows().await.len() < count {
@@ -477,14 +471,14 @@ fn from_standard_input(stores: &Stores) -> Child {
 /// The input stays open, and a thread waits for it.
 #[tokio::test]
 async fn a_signal_ends_a_run_that_waits_for_its_input() {
-    for name in ["-TERM", "-INT"] {
+    for name in ["TERM", "INT"] {
         let stores = Stores::fresh().await;
         let mut run = from_standard_input(&stores);
         let mut input = run.stdin.take().expect("its input");
         input.write_all(lines(&sessions(0..3)).as_bytes()).await.expect("written");
         input.flush().await.expect("written");
         rows(&stores, 2).await;
-        signal(&run, name).await;
+        signal(&run, name);
         let output = tokio::time::timeout(Duration::from_mins(1), run.wait_with_output()).await;
         let output = output.expect("it ends").expect("it ends");
         assert_code(&output, 6);
@@ -519,7 +513,7 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
     while stores.ask(waiting).await != "2" {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    signal(&run, "-TERM").await;
+    signal(&run, "TERM");
     // Once it has seen the signal, the batches may go on.
     let mut log = tokio::io::BufReader::new(run.stderr.take().expect("its log")).lines();
     let seen = async {
@@ -569,7 +563,7 @@ async fn a_batch_that_finishes_after_a_signal_does_not_put_the_end_off() {
     while stores.ask(sleeping).await != "2" {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    signal(&run, "-INT").await;
+    signal(&run, "INT");
     let output = run.wait_with_output().await.expect("it ends");
     assert_code(&output, 6);
     let said = text(&output.stdout);

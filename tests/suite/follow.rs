@@ -6,20 +6,9 @@ use std::time::Duration;
 use testkit::gates::TcpGate;
 use testkit::oracle;
 use testkit::records::{LABEL, Record, Table, session};
-use testkit::runs::{assert_code, label, now, output, stream, text};
+use testkit::runs::{assert_code, label, now, output, signal, stream, text, until};
 use testkit::services::Stores;
 use testkit::stream_server::{Fault, StreamServer};
-use tokio::process::Command;
-
-async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if met().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{what} does not come");
-}
 
 /// A stream that is turned off and on again is another stream.
 #[tokio::test(flavor = "multi_thread")]
@@ -50,8 +39,7 @@ async fn a_stream_that_is_turned_off_and_on_is_followed() {
     records.push(last);
     until("the last row", async || stores.rows().await == oracle::rows(&records)).await;
 
-    let pid = following.id().expect("it runs").to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().await.expect("kill runs").success());
+    signal(&following, "INT");
     let ended = following.wait_with_output().await.expect("it ends");
     assert_code(&ended, 0);
     assert!(text(&ended.stdout).contains("is in no stream"), "{ended:?}");
@@ -119,8 +107,7 @@ async fn a_signal_while_the_database_is_silent_ends_with_a_summary() {
     gate.fall_silent();
     // The lock is looked after every ten seconds.
     tokio::time::sleep(Duration::from_secs(12)).await;
-    let pid = following.id().expect("it runs").to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().await.expect("kill runs").success());
+    signal(&following, "INT");
     let ended = following.wait_with_output().await.expect("it ends");
     assert!(text(&ended.stdout).contains("stopped by a signal: 1 records"), "{ended:?}");
 }

@@ -12,10 +12,11 @@ use testkit::gates::TcpGate;
 use testkit::generate::{self, SMALL};
 use testkit::oracle;
 use testkit::records::{LABEL, Record, Table, arn, removal, scan, session};
-use testkit::runs::{assert_code, assert_equal, counted, now, output, stream, text, well_formed};
+use testkit::runs::{
+    assert_code, assert_equal, counted, now, output, signal, stream, text, until, well_formed,
+};
 use testkit::services::{Stores, parsed};
 use testkit::stream_server::{Fault, StreamServer, lineage_of};
-use tokio::process::{Child, Command};
 
 /// What a checkpoint says is in both stores: of each shard with one, every record up to it.
 async fn assert_no_checkpoint_ahead(
@@ -313,23 +314,6 @@ async fn the_run_ends_at_its_start_although_the_shards_go_on() {
     assert!(applied > 250, "5 s at a record every 10 ms are in it: {applied}");
 }
 
-/// Sends a signal to a run.
-async fn signal(child: &Child, name: &str) {
-    let pid = child.id().expect("it runs").to_string();
-    let status = Command::new("kill").args([name, &pid]).status().await.expect("kill runs");
-    assert!(status.success());
-}
-
-async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if met().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{what} does not come");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn following_goes_on_until_a_signal_and_one_run_at_a_time_works_on_a_database() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
@@ -364,7 +348,7 @@ async fn following_goes_on_until_a_signal_and_one_run_at_a_time_works_on_a_datab
         "SELECT count(*) FROM backfill_checkpoints WHERE shard_id = 'shardId-0002-0000'";
     until("the checkpoint", async || stores.ask(checkpoint).await == "1").await;
 
-    signal(&following, "-TERM").await;
+    signal(&following, "TERM");
     let ended = following.wait_with_output().await.expect("it ends");
     assert_code(&ended, 0);
     assert!(text(&ended.stdout).contains("stopped by a signal"), "{ended:?}");
@@ -387,7 +371,7 @@ async fn a_batch_that_a_signal_cuts_off_is_said_not_to_be_counted() {
     sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
     let run = stream(&stores, &server, &["--json"]).spawn().expect("backfill runs");
     until("the other row", async || stores.rows().await.len() == 2).await;
-    signal(&run, "-INT").await;
+    signal(&run, "INT");
     let ended = run.wait_with_output().await.expect("it ends");
     assert_code(&ended, 6);
     let summary: serde_json::Value = serde_json::from_slice(&ended.stdout).expect("JSON");
@@ -409,7 +393,7 @@ async fn a_signal_before_the_end_leaves_checkpoints_to_go_on_from() {
     let mut child = run.spawn().expect("backfill runs");
     let checkpoints = "SELECT count(*) FROM backfill_checkpoints";
     until("a checkpoint", async || stores.ask(checkpoints).await != "0").await;
-    signal(&child, "-INT").await;
+    signal(&child, "INT");
     let ended = tokio::time::timeout(Duration::from_secs(15), child.wait()).await;
     assert_eq!(ended.expect("it ends").expect("it ends").code(), Some(6));
     let output_of_it = child.wait_with_output().await.expect("its output");

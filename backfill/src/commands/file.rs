@@ -1,7 +1,7 @@
 //! `backfill file`: replays files (what Lambda gave up on, fixture streams) through the projector's own apply path.
 //!
 //! What can be applied is applied; what cannot be read is named, and holds nothing else up. The files are read on a
-//! thread of their own: standard input may wait for ever, and a signal must end the command all the same.
+//! thread of their own: standard input may wait for ever, and a signal must end the command even then.
 
 mod batches;
 mod document;

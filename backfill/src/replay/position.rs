@@ -1,7 +1,7 @@
 //! How far a shard has been read, and whether records can have been trimmed unread. Pure.
 //!
 //! A stream keeps its records for 24 hours, and says nothing of what it drops: a shard opened at the
-//! trim horizon simply begins later. So it is reckoned: what was created up to the snapshot is in the
+//! trim horizon simply begins later. So it is computed: what was created up to the snapshot is in the
 //! database, what was created up to [`Position::read_through`] has been read, and what is trimmed is
 //! older than 24 hours. Nothing is lost while the later of the first two is younger than that.
 

@@ -72,6 +72,20 @@ pub fn signal(child: &tokio::process::Child, name: &str) {
     assert!(sent.expect("kill runs").success());
 }
 
+/// Waits up to half a minute.
+///
+/// # Panics
+/// If it does not come.
+pub async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if met().await {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("{what} does not come");
+}
+
 /// What was printed.
 #[must_use]
 pub fn text(output: &[u8]) -> String {
@@ -105,7 +119,7 @@ pub fn now() -> i64 {
     OffsetDateTime::now_utc().unix_timestamp()
 }
 
-/// A time of so many seconds since 1970.
+/// A time, given in seconds since 1970.
 ///
 /// # Panics
 /// Where it is none.
@@ -142,7 +156,7 @@ pub async fn assert_equal(stores: &Stores, records: &[Record]) {
     assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
 }
 
-/// As if what the checkpoints stand for had been stored so many hours ago, and the checkpoints written just now.
+/// As if what the checkpoints stand for had been stored this many hours ago, and the checkpoints written just now.
 ///
 /// # Panics
 /// Where there are none.
@@ -151,7 +165,7 @@ pub async fn age_what_was_read(stores: &Stores, hours: u32) {
     assert_ne!(stores.change("UPDATE backfill_checkpoints SET updated_at = now()").await, 0);
 }
 
-/// As if the checkpoints had been written so many hours ago, and what they stand for stored then.
+/// As if the checkpoints had been written this many hours ago, and what they stand for stored then.
 ///
 /// # Panics
 /// Where there are none.
