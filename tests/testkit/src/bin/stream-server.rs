@@ -41,6 +41,7 @@ async fn main() {
     server.fill(&records, arguments.lineages, arguments.generations);
     println!("export AWS_ENDPOINT_URL_DYNAMODB_STREAMS={}", server.url);
     println!("export AWS_ENDPOINT_URL_LAMBDA={}", server.url);
+    println!("export AWS_ENDPOINT_URL_DYNAMODB={}", server.url);
     println!("# {} records", records.len());
     // Whoever started it ends it by going away.
     let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
