@@ -66,9 +66,14 @@ struct Session {
 }
 
 const LOAD: &str =
-    "SELECT shard_id, sequence_number, last_created, read_through, finished, archive,
+    "SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
     snapshot_time, updated_at
 FROM backfill_checkpoints WHERE stream_arn = $1";
+
+const LOAD_OTHERS: &str =
+    "SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
+    snapshot_time, updated_at
+FROM backfill_checkpoints WHERE stream_arn <> ALL ($1)";
 
 /// Sorted, so that two statements never wait for each other.
 const SAVE: &str = "INSERT INTO backfill_checkpoints
@@ -87,11 +92,6 @@ ON CONFLICT (stream_arn, shard_id) DO UPDATE SET
     archive = excluded.archive,
     snapshot_time = excluded.snapshot_time,
     updated_at = now()";
-
-const LOAD_OTHERS: &str =
-    "SELECT stream_arn, shard_id, sequence_number, last_created, read_through, finished, archive,
-    snapshot_time, updated_at
-FROM backfill_checkpoints WHERE stream_arn <> ALL ($1)";
 
 const EMPTY: &str =
     "SELECT EXISTS (SELECT FROM backfill_checkpoints WHERE sequence_number IS NOT NULL)
@@ -158,19 +158,10 @@ impl Checkpoints {
         &mut self,
         stream_arn: &str,
     ) -> anyhow::Result<HashMap<String, Checkpoint>> {
-        type Time = Option<OffsetDateTime>;
-        type Row = (String, Option<String>, Time, Time, bool, Option<String>, Time, OffsetDateTime);
-        let rows: Vec<Row> =
-            within(sqlx::query_as(LOAD).bind(stream_arn).fetch_all(&mut self.connection))
-                .await
-                .context("cannot read the checkpoints")?;
-        let checkpoint = |row: Row| {
-            let (id, sequence_number, last_created, read_through, ..) = row;
-            let (.., finished, archive, snapshot_time, updated_at) = row;
-            let position = Position { sequence_number, last_created, read_through };
-            (id, Checkpoint { position, finished, archive, snapshot_time, updated_at })
-        };
-        Ok(rows.into_iter().map(checkpoint).collect())
+        let loading = sqlx::query_as(LOAD).bind(stream_arn).fetch_all(&mut self.connection);
+        let rows = within(loading).await.context("cannot read the checkpoints")?;
+        let of_shard = |(_, shard, checkpoint)| (shard, checkpoint);
+        Ok(rows.into_iter().map(checkpoint).map(of_shard).collect())
     }
 
     /// The checkpoints of all other streams: their ARN, shard and checkpoint.
@@ -178,28 +169,8 @@ impl Checkpoints {
         &mut self,
         stream_arns: &[&str],
     ) -> anyhow::Result<Vec<(String, String, Checkpoint)>> {
-        type Time = Option<OffsetDateTime>;
-        type Row = (
-            String,
-            String,
-            Option<String>,
-            Time,
-            Time,
-            bool,
-            Option<String>,
-            Time,
-            OffsetDateTime,
-        );
-        let rows: Vec<Row> =
-            within(sqlx::query_as(LOAD_OTHERS).bind(stream_arns).fetch_all(&mut self.connection))
-                .await
-                .context("cannot read the checkpoints of other streams")?;
-        let checkpoint = |row: Row| {
-            let (arn, id, sequence_number, last_created, read_through, ..) = row;
-            let (.., finished, archive, snapshot_time, updated_at) = row;
-            let position = Position { sequence_number, last_created, read_through };
-            (arn, id, Checkpoint { position, finished, archive, snapshot_time, updated_at })
-        };
+        let loading = sqlx::query_as(LOAD_OTHERS).bind(stream_arns).fetch_all(&mut self.connection);
+        let rows = within(loading).await.context("cannot read the checkpoints of other streams")?;
         Ok(rows.into_iter().map(checkpoint).collect())
     }
 
@@ -302,6 +273,18 @@ impl Checkpoints {
             .await?;
         Ok(())
     }
+}
+
+type Time = Option<OffsetDateTime>;
+/// The columns of [`LOAD`] and [`LOAD_OTHERS`].
+type Row = (String, String, Option<String>, Time, Time, bool, Option<String>, Time, OffsetDateTime);
+
+/// The stream's ARN, the shard and its checkpoint.
+fn checkpoint(row: Row) -> (String, String, Checkpoint) {
+    let (arn, shard, sequence_number, last_created, read_through, ..) = row;
+    let (.., finished, archive, snapshot_time, updated_at) = row;
+    let position = Position { sequence_number, last_created, read_through };
+    (arn, shard, Checkpoint { position, finished, archive, snapshot_time, updated_at })
 }
 
 async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {

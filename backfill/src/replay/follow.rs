@@ -16,13 +16,10 @@ use crate::console::{self, clock};
 use crate::replay::context::{ReplayContext, StreamRun};
 use crate::replay::page::Message;
 use crate::replay::shards::read_stream;
-use crate::replay::source::Stream;
+use crate::replay::source::{MISSING, PAUSE_BETWEEN_QUESTIONS, Stream};
 
 /// How often the tables are asked for new streams.
 const FIND_EVERY: Duration = Duration::from_secs(5);
-/// A table counts as gone after it was not found this many times in a row.
-const MISSING: u32 = 4;
-const PAUSE_BETWEEN_LISTS: Duration = Duration::from_millis(500);
 /// How often a table that has no stream at all is named.
 const REMIND_EVERY: u32 = 60;
 
@@ -95,7 +92,7 @@ impl Following {
             if let Some(streams) = self.context.source.list_streams(table).await? {
                 return Ok(Some(streams));
             }
-            tokio::time::sleep(PAUSE_BETWEEN_LISTS).await;
+            tokio::time::sleep(PAUSE_BETWEEN_QUESTIONS).await;
         }
         self.context.source.list_streams(table).await
     }

@@ -4,7 +4,7 @@
 //! again for what was not listed before. A listing is no proof that a shard is gone: what a checkpoint or a child names
 //! is asked for, listed or not.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -74,7 +74,6 @@ struct StreamReading {
     assumed: HashMap<String, Position>,
     /// Shards that only a child named, and that are not there.
     not_there: HashSet<String>,
-    named_as_parent: BTreeSet<String>,
     /// Shards that go on after the cutoff: what comes after them is not asked for.
     past_cutoff: HashSet<String>,
     described: Instant,
@@ -101,7 +100,6 @@ impl StreamReading {
             childless: BTreeMap::new(),
             assumed: HashMap::new(),
             not_there: HashSet::new(),
-            named_as_parent: BTreeSet::new(),
             past_cutoff: HashSet::new(),
             described: Instant::now(),
             shown_complete: false,
@@ -134,7 +132,7 @@ impl StreamReading {
         self.lineage.extend(shards);
         for id in self.lineage.unlisted_parents() {
             let finished = self.run.resumed.get(&id).is_some_and(|before| before.finished);
-            if !finished && self.named_as_parent.insert(id.clone()) {
+            if !finished {
                 self.lineage.start_named(&id);
                 self.read(id, Known::AsParent, Position::default());
             }

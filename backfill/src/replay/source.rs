@@ -30,9 +30,9 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// How often a stream is described while its pages disagree.
 const DESCRIPTIONS: u32 = 5;
-const PAUSE_BETWEEN_DESCRIPTIONS: Duration = Duration::from_millis(500);
-/// A stream counts as gone after it was not found this many times in a row.
-const MISSING: u32 = 4;
+pub(crate) const PAUSE_BETWEEN_QUESTIONS: Duration = Duration::from_millis(500);
+/// A stream or table counts as gone after it was not found this many times in a row.
+pub(crate) const MISSING: u32 = 4;
 
 /// The streams' API, and how it behaved.
 #[derive(Debug)]
@@ -316,7 +316,7 @@ impl Source {
                 if missing == MISSING {
                     return Ok(None);
                 }
-                tokio::time::sleep(PAUSE_BETWEEN_DESCRIPTIONS).await;
+                tokio::time::sleep(PAUSE_BETWEEN_QUESTIONS).await;
                 continue;
             };
             descriptions += 1;
@@ -338,7 +338,7 @@ impl Source {
                     )
                 });
             }
-            tokio::time::sleep(PAUSE_BETWEEN_DESCRIPTIONS).await;
+            tokio::time::sleep(PAUSE_BETWEEN_QUESTIONS).await;
         }
     }
 
