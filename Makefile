@@ -33,14 +33,16 @@ bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=
 	$(CARGO) build --release -p projector -p backfill -p bench --bin projector --bin backfill --bin bench
 	$(SERVICES) --with-peers target/release/bench $(if $(QUICK),--quick) $(PART)
 
-lint: ## Formatting, clippy, documentation links, unused dependencies, templates, scripts
+lint: ## Formatting, clippy, documentation links, dependencies, templates, scripts, drawings
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
 	test -x target/tools/bin/cargo-machete || $(CARGO) install --quiet --locked --root target/tools cargo-machete@0.9.2
 	target/tools/bin/cargo-machete
+	$(SERVICES) --tools-only cargo-deny --locked check licenses bans sources
 	$(SERVICES) --tools-only scripts/lint-templates
 	$(SERVICES) --tools-only scripts/lint-scripts
+	$(SERVICES) --tools-only node scripts/lint-drawings.mjs
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

