@@ -488,3 +488,28 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
         }
     }
 }
+
+/// RDS writes its times with fractions and an offset, people write them with a Z.
+#[tokio::test]
+async fn a_time_is_moved_by_minutes_however_it_is_written() {
+    let moved = async |time: &str, minutes: &str| {
+        let output = Command::new("bash")
+            .args(["-c", ". infra/scripts/functions && minutes_from \"$@\"", "bash", time, minutes])
+            .current_dir(root())
+            .output()
+            .await
+            .expect("bash");
+        let text = |bytes| String::from_utf8(bytes).expect("text").trim().to_owned();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    };
+    let earlier = Ok("2026-11-23T23:55:12Z".to_owned());
+    assert_eq!(moved("2026-11-24T00:05:12Z", "-10").await, earlier);
+    assert_eq!(moved("2026-11-24T00:05:12.345000+00:00", "-10").await, earlier);
+    assert_eq!(moved("2026-11-24T02:05:12+02:00", "-10").await, earlier);
+    assert_eq!(moved("2026-11-23T23:54:12Z", "1").await, earlier);
+    let refused =
+        |time: &str| Err(format!("minutes_from: '{time}' is no time such as 2026-11-23T14:00:00Z"));
+    // What the command line of AWS prints if there is nothing.
+    assert_eq!(moved("None", "1").await, refused("None"));
+    assert_eq!(moved("2026-11-24T00:05:12", "1").await, refused("2026-11-24T00:05:12"));
+}
