@@ -226,7 +226,7 @@ fn one_mapping_that_stops_is_not_hidden_by_the_other() {
 /// A new projector begins with records that are a day old. While their age falls there is nothing to lose; once
 /// `MaximumRecordAgeSeconds` is set, records leave the stream's care after 22 hours, and the alarm comes before.
 #[test]
-fn losing_calls_before_records_go_and_not_while_a_projector_catches_up() {
+fn losing_fires_before_records_expire_and_not_while_a_projector_catches_up() {
     let alarms = template("alarms");
     let metrics = alarms["Resources"]["Losing"]["Properties"]["Metrics"].as_array();
     let metrics = metrics.expect("metrics");
