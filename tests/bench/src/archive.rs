@@ -20,7 +20,7 @@ use crate::plot::Plot;
 use crate::report::{Aim, Section};
 use crate::servers::MemoryS3;
 
-/// A row with all that the columns can hold; meshes of so many bytes, where it is not 0.
+/// A row with all that the columns can hold; meshes of this many bytes, unless it is 0.
 fn row(session_id: String, mesh_bytes: usize) -> anyhow::Result<Measurement> {
     let at = time::OffsetDateTime::from_unix_timestamp(1_795_334_400)?;
     let value = |kind: Kind| match kind {

@@ -1,4 +1,4 @@
-//! Dollars per million measurements, reckoned from measured times and list prices.
+//! Dollars per million measurements, computed from measured times and list prices.
 
 use std::fmt::Write as _;
 
@@ -20,11 +20,11 @@ const S3_SECONDS: f64 = 0.1;
 const OBJECTS_AT_ONCE: f64 = 32.0;
 const RECORDS: f64 = 3.0;
 
-/// Reckons what a million measurements cost.
+/// Computes what a million measurements cost.
 ///
 /// # Errors
 /// Where the function has not been measured yet.
-pub(crate) fn reckon(report: &Report) -> anyhow::Result<Section> {
+pub(crate) fn compute(report: &Report) -> anyhow::Result<Section> {
     let mut table = String::from(
         "| records a batch | parts | invocations | Lambda, GB-s | Lambda | S3 requests | together |\n|---|---|---|---|---|---|---|\n",
     );

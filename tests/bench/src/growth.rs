@@ -46,7 +46,7 @@ impl Keys {
     }
 }
 
-/// Lets the table grow to so many rows, on the server.
+/// Lets the table grow to this many rows, on the server.
 async fn grow(connection: &mut PgConnection, keys: Keys, from: u64, to: u64) -> anyhow::Result<()> {
     let sql = format!(
         "INSERT INTO measurements (session_id, user_id, started_at, device_model, \

@@ -82,7 +82,7 @@ async fn main() -> anyhow::Result<()> {
             Part::ColdStart => cold_start::measure(quick).await?,
             Part::Growth => growth::measure(quick, out).await?,
             Part::Backfill => backfill::measure(quick).await?,
-            Part::Cost => cost::reckon(&report)?,
+            Part::Cost => cost::compute(&report)?,
         };
         println!("{}", section.text);
         for aim in &section.aims {

@@ -18,7 +18,7 @@ pub(crate) struct Section {
     /// In Markdown.
     pub(crate) text: String,
     pub(crate) aims: Vec<Aim>,
-    /// Figures that another part reckons with.
+    /// Figures that another part computes with.
     pub(crate) figures: Vec<(String, f64)>,
 }
 
