@@ -23,7 +23,7 @@ fn fixture(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_small_fixture_from_files_comes_to_the_rows_and_a_replay_changes_nothing() {
+async fn the_small_fixture_from_files_ends_in_its_rows_and_a_replay_changes_nothing() {
     let stores = Stores::unmigrated().await;
     let files = [fixture("small/sessions.jsonl"), fixture("small/scans.jsonl")];
     let arguments = ["file", &files[0], &files[1]];
@@ -228,9 +228,9 @@ async fn redrive_applies_what_can_be_applied_now_and_keeps_the_rest() {
     );
     assert_eq!(stores.rejected().await, rejected);
 
-    let mended = backfill(&stores, &["redrive", "--reason", "%too_strict%"]);
-    assert_eq!(mended.status.code(), Some(0), "{mended:?}");
-    assert!(text(&mended.stdout).contains(&format!("{refused} records removed")), "{mended:?}");
+    let fixed = backfill(&stores, &["redrive", "--reason", "%too_strict%"]);
+    assert_eq!(fixed.status.code(), Some(0), "{fixed:?}");
+    assert!(text(&fixed.stdout).contains(&format!("{refused} records removed")), "{fixed:?}");
     assert_eq!(stores.rows().await, oracle::rows(&records));
     assert_eq!(parsed(&stores.objects().await), oracle::objects(&stores.rows().await));
     assert!(stores.rejected().await <= bad && stores.rejected().await > 10);
@@ -287,7 +287,7 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
 }
 
 #[tokio::test]
-async fn objects_are_brought_up_to_their_rows_after_a_bucket_was_restored() {
+async fn objects_are_updated_from_their_rows_after_a_bucket_was_restored() {
     let stores = Stores::fresh().await;
     let (sessions, scans) = generate::day(SMALL);
     let records = [sessions, scans].concat();

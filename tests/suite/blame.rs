@@ -318,7 +318,7 @@ const OLDER: &str = "2026-10-01T00:00:00.000";
 
 /// A failover to a replica of a global table whose stream is older than the first one's.
 #[tokio::test]
-async fn a_change_that_is_older_by_version_and_was_created_later_is_told() {
+async fn a_newer_change_with_an_older_version_is_counted_and_logged() {
     let stores = Stores::fresh().await;
     let projector = stores.projector_without_archive(&stores.database_url, 1);
     let at = |label: &str, number: u128, created_at: i64, user: &str| {

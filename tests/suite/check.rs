@@ -12,7 +12,7 @@ use testkit::stream_server::{Fault, StreamServer};
 
 /// A replay that has begun in time goes on although the margin is used up; a new one does not begin.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_began_in_time_goes_on_when_the_snapshot_grows_old() {
+async fn a_replay_that_began_in_time_resumes_once_the_snapshot_is_too_old() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let enabled = label(now() - 3 * 24 * 3600);
     let arn = server.add_stream(Table::Sessions, &enabled);
@@ -91,7 +91,7 @@ async fn the_check_says_whether_the_gap_is_covered_and_who_reads() {
         text(&crowded.stdout).contains("2 event source mappings read it already"),
         "{crowded:?}"
     );
-    // A backfill beside two mappings is throttled, and closes the gap all the same.
+    // A backfill beside two mappings is throttled, and still closes the gap.
     let snapshot = rfc3339(now() - 5 * 3600);
     assert_code(&output(stream(&stores, &server, &["--snapshot-time", &snapshot])).await, 0);
     server.set_event_source_mappings(&arns[1], None);
@@ -120,7 +120,7 @@ async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
 /// A database restored from a snapshot has the checkpoints of an earlier backfill of its own; another
 /// archive lacks the objects of what is behind a checkpoint.
 #[tokio::test(flavor = "multi_thread")]
-async fn checkpoints_of_another_life_are_not_used() {
+async fn checkpoints_of_another_snapshot_or_archive_are_ignored() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
     let enabled = label(now() - 3 * 24 * 3600);
     let record = session("s1", "u").place(&enabled, 1);

@@ -34,7 +34,7 @@ fn history(records: &[Json]) -> BTreeMap<String, Vec<(String, Json)>> {
 }
 
 #[tokio::test]
-async fn shards_close_and_their_children_go_on() {
+async fn shards_close_and_their_children_continue() {
     let dynamodb = DynamoDb::at(&service("DYNAMODB_LOCAL_URL"));
     let suffix = format!("{:016x}", fastrand::u64(..));
     let sessions = format!("sessions-{suffix}");
@@ -168,7 +168,7 @@ fn without_history(mut rows: Rows) -> Rows {
 
 /// A day of sessions in two real tables: written, changed and removed over three generations of shards.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_tables_over_generations_of_shards_come_to_their_history_and_their_content() {
+async fn two_tables_over_generations_of_shards_end_in_the_fold_of_their_history() {
     const SESSIONS: usize = 5_000;
     let dynamodb = DynamoDb::at(&service("DYNAMODB_LOCAL_URL"));
     let stores = Stores::fresh().await;

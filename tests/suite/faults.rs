@@ -222,7 +222,7 @@ async fn an_outage_of_s3_fails_the_batch_soon_and_whole() {
 
 /// A rejected record that cannot be stored is not acknowledged.
 #[tokio::test]
-async fn a_record_is_not_acknowledged_before_it_is_set_aside() {
+async fn a_record_is_not_acknowledged_before_its_rejection_is_stored() {
     let stores = Stores::fresh().await;
     let projector = stores.projector_without_archive(&stores.database_url, 1);
     let mut records = records(3);

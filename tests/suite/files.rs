@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use testkit::emulator::{binary, event};
 use testkit::oracle;
 use testkit::records::{LABEL, Record, session};
-use testkit::runs::{assert_code, backfill, counted, signal, text};
+use testkit::runs::{assert_code, backfill, counted, signal, text, watched};
 use testkit::services::Stores;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
@@ -153,7 +153,7 @@ async fn every_case_ends_as_it_should() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_binary_names_its_attribute() {
+async fn a_malformed_binary_is_rejected_and_the_reason_names_its_attribute() {
     let stores = Stores::fresh().await;
     assert_code(&backfill(&stores, &["file", &case("E06-binary-forms.json")]), 3);
     let named = "SELECT count(*) FROM rejected_records WHERE reason LIKE '%the attribute mesh%'";
@@ -333,7 +333,7 @@ fn a_file_without_line_breaks_takes_bounded_memory() {
 }
 
 #[tokio::test]
-async fn standard_input_is_read_plain_and_packed() {
+async fn standard_input_is_read_plain_and_compressed() {
     let stores = Stores::fresh().await;
     let records = sessions(0..4);
     for (content, of) in [
@@ -403,7 +403,7 @@ fn no_files_no_documents_and_no_records_are_told_apart() {
 
 /// Its files are read once, as those of the folder around it.
 #[test]
-fn a_folder_within_another_that_is_given_too_is_not_taken_for_empty() {
+fn a_folder_given_beside_its_parent_is_not_taken_for_empty() {
     let folder = Folder::new();
     folder.put("day/sub/deep/a.jsonl", lines(&sessions(0..1)));
     fs::create_dir(folder.path("day/none")).expect("a folder");
@@ -421,8 +421,7 @@ fn a_folder_within_another_that_is_given_too_is_not_taken_for_empty() {
 }
 
 #[tokio::test]
-async fn records_of_another_table_hold_up_no_others_and_are_a_wrong_variable_if_there_are_no_others()
- {
+async fn foreign_records_hold_up_no_others_and_alone_mean_a_wrong_variable() {
     let (stores, folder) = (Stores::fresh().await, Folder::new());
     let records = sessions(0..2);
     let foreign = records[0].json.replace("table/sessions/", "table/orders/");
@@ -456,14 +455,9 @@ async fn rows(stores: &Stores, count: usize) {
 }
 
 fn from_standard_input(stores: &Stores) -> Child {
-    tokio::process::Command::new(binary("backfill"))
-        .args(["file", "--batch-size", "2", "-"])
-        .env("DATABASE_URL", &stores.database_url)
+    watched(stores, &["file", "--batch-size", "2", "-"])
         .env_remove("ARCHIVE_BUCKET")
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .expect("backfill runs")
 }
@@ -499,13 +493,8 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
     let mut holder = stores.connect().await;
     let lock = "BEGIN; LOCK TABLE measurements IN EXCLUSIVE MODE";
     sqlx::raw_sql(lock).execute(&mut holder).await.expect("a lock");
-    let mut run = tokio::process::Command::new(binary("backfill"))
-        .args(["file", "--batch-size", "10", &path])
-        .env("DATABASE_URL", &stores.database_url)
+    let mut run = watched(&stores, &["file", "--batch-size", "10", &path])
         .env_remove("ARCHIVE_BUCKET")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .expect("backfill runs");
     let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted \
@@ -539,7 +528,7 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
 /// A batch that finishes after the signal gave the next one the whole grace period again, and the run was killed
 /// without its summary.
 #[tokio::test]
-async fn a_batch_that_finishes_after_a_signal_does_not_put_the_end_off() {
+async fn a_batch_that_finishes_after_a_signal_does_not_delay_the_end() {
     let (stores, folder) = (Stores::fresh().await, Folder::new());
     let path = folder.put("a.jsonl", lines(&sessions(0..2)));
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -549,13 +538,8 @@ async fn a_batch_that_finishes_after_a_signal_does_not_put_the_end_off() {
         END $$;
         CREATE TRIGGER slow BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION slow()";
     sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
-    let run = tokio::process::Command::new(binary("backfill"))
-        .args(["file", "--batch-size", "1", &path])
-        .env("DATABASE_URL", &stores.database_url)
+    let run = watched(&stores, &["file", "--batch-size", "1", &path])
         .env_remove("ARCHIVE_BUCKET")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .expect("backfill runs");
     let sleeping = "SELECT count(*) FROM pg_stat_activity \
@@ -574,7 +558,7 @@ async fn a_batch_that_finishes_after_a_signal_does_not_put_the_end_off() {
 }
 
 #[tokio::test]
-async fn a_run_that_an_error_stops_says_which_files_are_done() {
+async fn a_run_that_an_error_stops_names_the_files_that_are_done() {
     let (stores, folder) = (Stores::fresh().await, Folder::new());
     let records = sessions(0..4);
     for (index, record) in records.iter().enumerate() {

@@ -28,7 +28,7 @@ fn log_lines(lambda: &Lambda) -> Vec<Json> {
 }
 
 #[tokio::test]
-async fn the_small_fixture_through_the_runtime_api_comes_to_the_rows_and_objects() {
+async fn the_small_fixture_through_the_runtime_api_ends_in_its_rows_and_objects() {
     let stores = Stores::fresh().await;
     let lambda = start(&stores).await;
     let (sessions, scans) = generate::day(SMALL);

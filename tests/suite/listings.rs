@@ -30,9 +30,18 @@ async fn one_shard(minutes_ago: &[i64]) -> (StreamServer, String, Vec<Record>) {
     (server, arn, records.collect())
 }
 
+/// A server with a closed shard of four records, each a page of its own, and its child.
+async fn one_closed_shard() -> (StreamServer, Vec<Record>) {
+    let (server, arn, records) = one_shard(&[50, 40, 30, 20]).await;
+    server.put(&arn, "shardId-a", &records);
+    server.roll(&arn, "shardId-a", "shardId-b");
+    server.set_page_size(1);
+    (server, records)
+}
+
 /// A snapshot that is younger than what was read, and a listing that omits the shard: two runs in a row.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shard_with_a_checkpoint_is_read_on_although_the_listing_omits_it() {
+async fn a_shard_with_a_checkpoint_is_read_even_if_the_listing_omits_it() {
     let stores = Stores::fresh().await;
     let (server, arn, records) = one_shard(&[180, 30, 20]).await;
     server.put(&arn, "shardId-a", &records[..1]);
@@ -86,10 +95,7 @@ async fn a_parent_that_the_listing_omits_is_read_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_is_not_found_for_a_moment_is_asked_for_again() {
     let stores = Stores::fresh().await;
-    let (server, arn, records) = one_shard(&[50, 40, 30, 20]).await;
-    server.put(&arn, "shardId-a", &records);
-    server.roll(&arn, "shardId-a", "shardId-b");
-    server.set_page_size(1);
+    let (server, records) = one_closed_shard().await;
     server.set_rule(|call| match (call.operation, call.earlier) {
         ("GetRecords", 2..=3) => Fault::Error(400, "ResourceNotFoundException"),
         _ => Fault::Pass,
@@ -104,10 +110,7 @@ async fn a_shard_that_is_not_found_for_a_moment_is_asked_for_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_young_shard_that_is_not_found_fails_the_run_and_is_read_by_the_next() {
     let stores = Stores::fresh().await;
-    let (server, arn, records) = one_shard(&[50, 40, 30, 20]).await;
-    server.put(&arn, "shardId-a", &records);
-    server.roll(&arn, "shardId-a", "shardId-b");
-    server.set_page_size(1);
+    let (server, records) = one_closed_shard().await;
     server.set_rule(|call| match (call.operation, call.earlier) {
         ("GetRecords" | "GetShardIterator", 2..) => Fault::Error(400, "ResourceNotFoundException"),
         _ => Fault::Pass,
@@ -249,7 +252,7 @@ async fn an_omitted_parent_that_fails_at_first_is_asked_for_again() {
 
 /// An open shard that seemed caught up, and that later listings show only as the parent of its child.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_assumed_shard_that_drops_out_of_the_listing_is_read_on_and_so_is_its_child() {
+async fn an_assumed_shard_that_the_listing_drops_is_still_read_and_so_is_its_child() {
     let stores = Stores::fresh().await;
     let (server, arn, records) = one_shard(&[50, 40]).await;
     server.put(&arn, "shardId-a", &records[..1]);

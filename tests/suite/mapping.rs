@@ -165,7 +165,7 @@ async fn a_session_that_a_store_refuses_holds_its_batch_up_and_is_applied_from_t
     );
     assert!(seen.partial_failures >= 4, "{} partial failures", seen.partial_failures);
 
-    sqlx::raw_sql("DROP TRIGGER broken ON measurements").execute(&mut owner).await.expect("mended");
+    sqlx::raw_sql("DROP TRIGGER broken ON measurements").execute(&mut owner).await.expect("fixed");
     let output = replay_destination(&stores, &destination).await;
     let rejected = seen.given_up.iter().any(|record| record.malformed);
     assert_code(&output, if rejected { 3 } else { 0 });

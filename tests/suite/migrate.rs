@@ -18,6 +18,13 @@ async fn run_sql(stores: &Stores, sql: &str) {
     sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect("PostgreSQL takes it");
 }
 
+/// Takes the newest migration out of the ledger.
+const FORGET_NEWEST: &str = "DELETE FROM _sqlx_migrations WHERE version = 20261127000000";
+
+/// Takes away what the newest migration made.
+const UNDO_NEWEST: &str = "ALTER TABLE rejected_records \
+    DROP COLUMN discarded_at CASCADE, DROP COLUMN discarded_why CASCADE";
+
 /// Creates a role, and gives the stores as it reaches them.
 async fn role(stores: &Stores) -> (String, Stores) {
     let role = format!("migrate_test_{:08x}", fastrand::u32(..));
@@ -86,16 +93,15 @@ async fn a_ledger_that_does_not_fit_stops_both_runs_and_names_the_remedy() {
 /// A dry run that said "pending" of what the real run would stumble over would be worse than none.
 #[tokio::test]
 async fn what_a_pending_migration_makes_or_changes_is_looked_for_before_anything_is_changed() {
-    let without_last = "DELETE FROM _sqlx_migrations WHERE version = 20261127000000";
     for (change, message) in [
         (
-            without_last.to_owned(),
+            FORGET_NEWEST.to_owned(),
             "the column rejected_records.discarded_at exists, but _sqlx_migrations does not have the migration \
              20261127000000 that makes it: restore _sqlx_migrations",
         ),
         (
             format!(
-                "{without_last}; ALTER TABLE rejected_records DROP COLUMN discarded_at, DROP COLUMN discarded_why, \
+                "{FORGET_NEWEST}; ALTER TABLE rejected_records DROP COLUMN discarded_at, DROP COLUMN discarded_why, \
                  ADD CONSTRAINT rejected_records_discarded CHECK (true)"
             ),
             "beginning with ALTER TABLE rejected_records DROP CONSTRAINT rejected_records_discarded",
@@ -107,7 +113,7 @@ async fn what_a_pending_migration_makes_or_changes_is_looked_for_before_anything
             "the index measurements_user_started_at exists",
         ),
         (
-            format!("{without_last}; DROP TABLE rejected_records"),
+            format!("{FORGET_NEWEST}; DROP TABLE rejected_records"),
             "changes the table rejected_records, which does not exist",
         ),
     ] {
@@ -131,14 +137,9 @@ async fn what_a_pending_migration_makes_or_changes_is_looked_for_before_anything
 
 /// The advice for a migration that failed halfway leads to the end.
 #[tokio::test]
-async fn what_was_undone_is_made_again() {
+async fn an_undone_migration_is_applied_again() {
     let stores = Stores::fresh().await;
-    run_sql(
-        &stores,
-        "ALTER TABLE rejected_records DROP COLUMN discarded_at CASCADE, DROP COLUMN discarded_why CASCADE; \
-         DELETE FROM _sqlx_migrations WHERE version = 20261127000000",
-    )
-    .await;
+    run_sql(&stores, &format!("{FORGET_NEWEST}; {UNDO_NEWEST}")).await;
     for arguments in [&["migrate", "--dry-run"][..], &["migrate"]] {
         assert_code(&backfill(&stores, arguments), 0);
     }
@@ -146,7 +147,7 @@ async fn what_was_undone_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_login_without_rights_on_the_ledger_or_the_tables_is_told_whose_they_are() {
+async fn a_login_without_rights_is_told_who_owns_the_ledger_and_the_tables() {
     let stores = Stores::fresh().await;
     let (login, as_login) = role(&stores).await;
     run_sql(&stores, &format!("GRANT CREATE ON SCHEMA public TO {login}")).await;
@@ -154,11 +155,7 @@ async fn a_login_without_rights_on_the_ledger_or_the_tables_is_told_whose_they_a
     assert_stopped(&as_login, &[], 2, &format!("cannot read the table _sqlx_migrations: {owner}"));
     run_sql(
         &stores,
-        &format!(
-            "GRANT SELECT ON _sqlx_migrations TO {login}; \
-             DELETE FROM _sqlx_migrations WHERE version = 20261127000000; \
-             ALTER TABLE rejected_records DROP COLUMN discarded_at CASCADE, DROP COLUMN discarded_why CASCADE"
-        ),
+        &format!("GRANT SELECT ON _sqlx_migrations TO {login}; {FORGET_NEWEST}; {UNDO_NEWEST}"),
     )
     .await;
     assert_stopped(&as_login, &[], 2, &format!("cannot write the table _sqlx_migrations: {owner}"));
@@ -169,14 +166,9 @@ async fn a_login_without_rights_on_the_ledger_or_the_tables_is_told_whose_they_a
 
 /// What only the run itself can meet has a remedy too: here, a lock.
 #[tokio::test]
-async fn a_migration_that_waits_for_a_lock_in_vain_says_where_to_look() {
+async fn a_migration_that_cannot_get_its_lock_says_where_to_look() {
     let stores = Stores::fresh().await;
-    run_sql(
-        &stores,
-        "ALTER TABLE rejected_records DROP COLUMN discarded_at CASCADE, DROP COLUMN discarded_why CASCADE; \
-         DELETE FROM _sqlx_migrations WHERE version = 20261127000000",
-    )
-    .await;
+    run_sql(&stores, &format!("{FORGET_NEWEST}; {UNDO_NEWEST}")).await;
     let mut user = stores.connect().await;
     let lock = "BEGIN; LOCK TABLE rejected_records IN ACCESS SHARE MODE";
     sqlx::raw_sql(lock).execute(&mut user).await.expect("a lock");

@@ -1,15 +1,14 @@
 //! `backfill objects`: the object of every row, whatever fails in between.
 
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use testkit::emulator::binary;
 use testkit::gates::TcpGate;
 use testkit::oracle;
 use testkit::records::{LABEL, Record, session};
-use testkit::runs::{assert_code, backfill, counted, signal, text};
+use testkit::runs::{assert_code, backfill, counted, output, signal, text, watched};
 use testkit::s3_gate::{Fault, S3Gate};
 use testkit::services::{Stores, apply_all, aws, parsed, service};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -32,22 +31,9 @@ async fn assert_all_objects(stores: &Stores) {
 }
 
 fn objects(stores: &Stores, s3_url: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary("backfill"));
+    let mut command = watched(stores, &[&["objects"], arguments].concat());
+    command.env("AWS_ENDPOINT_URL_S3", s3_url);
     command
-        .arg("objects")
-        .args(arguments)
-        .env("DATABASE_URL", &stores.database_url)
-        .env("ARCHIVE_BUCKET", &stores.bucket)
-        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-        .env("AWS_ENDPOINT_URL_S3", s3_url)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-}
-
-async fn output(mut command: Command) -> Output {
-    command.output().await.expect("backfill runs")
 }
 
 /// The arguments with which the run said to resume, on a line below its cause, if it failed.
@@ -73,7 +59,7 @@ async fn resume(stores: &Stores, ended: &Output) -> Output {
 
 /// The hint named the page, and an object that was left before it was never written.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_command_that_resumes_skips_nothing_that_was_left() {
+async fn the_command_that_resumes_skips_no_remaining_object() {
     let stores = rows(1_050).await;
     let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
     gate.set_rule(|seen| match (seen.method, seen.path.rsplit('/').next()) {

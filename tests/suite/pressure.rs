@@ -137,7 +137,7 @@ async fn a_slow_database_means_slow_progress_in_every_command() {
 
 /// Six lanes over the same rows, one of which somebody has locked.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_locked_row_keeps_nobody_else_out_and_no_connections_pile_up() {
+async fn one_locked_row_blocks_no_other_and_no_connections_pile_up() {
     let stores = Stores::fresh().await;
     let records = sessions(100);
     apply(&stores.projector_without_archive(&stores.database_url, 1), &records).await;
@@ -228,7 +228,7 @@ async fn a_locked_table_fails_the_batch_soon() {
 
 /// The other table may be as slow, and one rejection that it does not take keeps no other out.
 #[tokio::test]
-async fn rejections_make_slow_progress_too_and_keep_each_other_out_of_nothing() {
+async fn rejections_make_slow_progress_too_and_block_each_other_from_nothing() {
     let stores = Stores::fresh().await;
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF new.sequence_number LIKE '%00017' THEN RAISE EXCEPTION 'corrupt' USING ERRCODE = 'XX001'; END IF;
@@ -311,7 +311,7 @@ async fn limits_and_durability_are_set_on_each_connection() {
 
 /// One row that cannot be read kept 39 healthy sessions out.
 #[tokio::test]
-async fn one_corrupt_row_keeps_nobody_else_out() {
+async fn one_corrupt_row_blocks_no_other() {
     let stores = Stores::fresh().await;
     let corrupt = "CREATE FUNCTION corrupt() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = 'XX001'; END $$;
@@ -406,7 +406,7 @@ async fn a_slow_s3_does_not_hold_an_invocation_beyond_its_time() {
 /// Rolled back for another, a statement of another server connection, a table that was altered under a prepared
 /// statement: the same statement goes through at the next try.
 #[tokio::test]
-async fn what_only_concerns_the_moment_is_tried_again_in_place() {
+async fn transient_errors_are_retried_in_place() {
     let stores = Stores::fresh().await;
     let projector = stores.projector().await;
     let mut owner = stores.connect().await;
@@ -434,7 +434,7 @@ async fn what_only_concerns_the_moment_is_tried_again_in_place() {
 
 /// After a failover the warm connection leads to the old primary, which is read-only.
 #[tokio::test]
-async fn a_read_only_database_is_left_for_a_new_connection() {
+async fn a_connection_to_a_read_only_database_is_replaced() {
     let stores = Stores::fresh().await;
     let records = sessions(2);
     apply(&stores.projector_without_archive(&stores.database_url, 1), &records[..1]).await;

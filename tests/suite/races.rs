@@ -135,7 +135,7 @@ async fn two_puts_that_were_both_held_back_end_in_the_newest_row_in_each_order()
 /// PUT for it. The redelivery waits for its lock, finds nothing to write, and must not take the
 /// versions that it saw before for the row's.
 #[tokio::test]
-async fn a_commit_whose_writer_is_gone_is_archived_by_whom_it_overtook() {
+async fn a_commit_whose_writer_is_gone_is_archived_by_the_writer_it_overtook() {
     for earlier in [false, true] {
         let race = Race::start().await;
         let newest = session("s1", "new").place(LABEL, 2);
@@ -271,7 +271,7 @@ async fn two_databases_that_write_one_bucket_never_take_a_part_back() {
 /// As above, where what the other database knows better is that everything was removed: the object
 /// ends in the very bytes that the row alone would give.
 #[tokio::test]
-async fn a_part_written_into_another_databases_tombstone_keeps_when_the_rest_was_removed() {
+async fn a_part_written_into_another_databases_tombstone_keeps_the_time_of_the_removal() {
     let old = Stores::fresh().await;
     let new = Stores { bucket: old.bucket.clone(), ..Stores::fresh().await };
     let alone = Stores::fresh().await;

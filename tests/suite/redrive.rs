@@ -1,15 +1,14 @@
 //! `backfill redrive`: rejected records again, and what becomes of those that stay.
 
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
 use projector::deadline::Deadline;
-use testkit::emulator::binary;
 use testkit::gates::TcpGate;
 use testkit::oracle;
 use testkit::records::{LABEL, Record, arn, removal, scan, session};
-use testkit::runs::{assert_code, backfill, counted, signal, text};
+use testkit::runs::{assert_code, backfill, counted, signal, text, watched};
 use testkit::s3_gate::{Fault, S3Gate};
 use testkit::services::{Stores, apply, service};
 use tokio::sync::Notify;
@@ -51,7 +50,7 @@ fn malformed(mut record: Record) -> Record {
 }
 
 #[tokio::test]
-async fn a_record_of_another_table_stays_and_keeps_no_other_out() {
+async fn a_record_of_another_table_stays_and_blocks_no_other() {
     let stores = Stores::fresh().await;
     let records = good(&stores, 3).await;
     let foreign = records[0].json.replace(&arn("sessions", LABEL), &arn("orders", LABEL));
@@ -324,14 +323,9 @@ async fn through_gates(stores: &Stores, meanwhile: impl AsyncFnOnce(&TcpGate)) -
         let first = seen.method == "PUT" && seen.path.ends_with("/s0001.json") && seen.earlier == 0;
         if first { Fault::Hold(Arc::clone(&released)) } else { Fault::Pass }
     });
-    let child = tokio::process::Command::new(binary("backfill"))
-        .arg("redrive")
-        .env("DATABASE_URL", &stores.with_database_at(&database.address.to_string()).database_url)
-        .env("ARCHIVE_BUCKET", &stores.bucket)
+    let gated = stores.with_database_at(&database.address.to_string());
+    let child = watched(&gated, &["redrive"])
         .env("AWS_ENDPOINT_URL_S3", &s3.url)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .expect("backfill runs");
     let going_on = async {
@@ -384,14 +378,8 @@ async fn a_signal_ends_the_run_with_a_summary_and_the_next_one_resumes() {
         "PUT" => Fault::Delay(Duration::from_millis(200)),
         _ => Fault::Pass,
     });
-    let child = tokio::process::Command::new(binary("backfill"))
-        .arg("redrive")
-        .env("DATABASE_URL", &stores.database_url)
-        .env("ARCHIVE_BUCKET", &stores.bucket)
+    let child = watched(&stores, &["redrive"])
         .env("AWS_ENDPOINT_URL_S3", &gate.url)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .expect("backfill runs");
     gate.until("PUT", 110).await;
@@ -411,22 +399,15 @@ async fn a_signal_ends_the_run_with_a_summary_and_the_next_one_resumes() {
 
 /// It claimed that nothing was applied.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_a_signal_cuts_off_is_said_not_to_be_counted() {
+async fn a_batch_that_a_signal_cuts_off_is_reported_as_not_counted() {
     let stores = Stores::fresh().await;
     let records = good(&stores, 6).await;
     apply(&stores.projector().await, &[scan("s0003", "left", "245.3").place(LABEL, 1)]).await;
     let mut owner = stores.connect().await;
     let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's0003' FOR UPDATE";
     sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
-    let child = tokio::process::Command::new(binary("backfill"))
-        .arg("redrive")
-        .env("DATABASE_URL", &stores.database_url)
-        .env_remove("ARCHIVE_BUCKET")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("backfill runs");
+    let child =
+        watched(&stores, &["redrive"]).env_remove("ARCHIVE_BUCKET").spawn().expect("backfill runs");
     while stores.rows().await.len() < records.len() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -474,16 +455,7 @@ async fn a_signal_is_heard_while_the_database_is_away() {
         ("redrive", "stopped by a signal before the first record was tried"),
         ("objects", "stopped by a signal: run the same command again, which resumes"),
     ] {
-        let child = tokio::process::Command::new(binary("backfill"))
-            .arg(command)
-            .env("DATABASE_URL", &away.database_url)
-            .env("ARCHIVE_BUCKET", &stores.bucket)
-            .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("backfill runs");
+        let child = watched(&away, &[command]).spawn().expect("backfill runs");
         // Until it waits for the connection.
         tokio::time::sleep(Duration::from_secs(2)).await;
         signal(&child, "TERM");

@@ -34,7 +34,7 @@ fn malformed(mut record: Record, from: &str, to: &str) -> Record {
 }
 
 #[tokio::test]
-async fn one_bad_record_among_10_000_is_set_aside_alone() {
+async fn one_bad_record_among_10_000_is_rejected_alone() {
     let good: Vec<Record> = (0..10_000)
         .map(|index| session(&format!("s{index:05}"), "u").place(LABEL, 1 + index))
         .collect();

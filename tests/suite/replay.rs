@@ -35,7 +35,7 @@ fn small() -> Vec<Record> {
 }
 
 #[tokio::test]
-async fn every_order_and_cut_comes_to_the_same_rows_and_the_same_bytes() {
+async fn every_order_and_cut_ends_in_the_same_rows_and_the_same_bytes() {
     let given = small();
     let (sessions, scans) = generate::day(SMALL);
     let reversed_by_table = [scans, sessions].concat();

@@ -48,7 +48,7 @@ async fn a_database_without_the_tables_says_what_to_run() {
 
 /// A script that reads JSON gets JSON, whatever is wrong.
 #[tokio::test]
-async fn json_is_json_also_if_the_database_cannot_be_read() {
+async fn the_json_is_valid_even_if_the_database_cannot_be_read() {
     let stores = Stores::unmigrated().await;
     let nowhere = stores.with_database_at("127.0.0.1:1");
     for (stores, code, problem) in

@@ -55,7 +55,7 @@ fn rust_files(text: &str) -> BTreeSet<String> {
 
 /// A decision that can be tested in a table is one that looks at nothing but its arguments.
 #[test]
-fn what_calls_itself_pure_asks_nobody_and_knows_no_time() {
+fn pure_modules_do_no_io_and_know_no_time() {
     const FORBIDDEN: [&str; 9] = [
         ".await",
         "tokio::",

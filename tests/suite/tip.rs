@@ -67,7 +67,7 @@ async fn only_a_later_record_shows_that_a_shard_is_caught_up() {
 
 /// A new iterator walks through the empty part of the shard again.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expired_iterator_before_the_first_record_begins_the_count_again() {
+async fn an_expired_iterator_before_the_first_record_restarts_the_count() {
     let stores = Stores::fresh().await;
     let (server, records) = one_shard(3).await;
     // Ten count as the tip.

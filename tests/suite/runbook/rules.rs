@@ -38,7 +38,7 @@ fn quoted(block: &Block) -> String {
 
 /// With `--output text` the command line asks the query of each page of an answer by itself.
 #[test]
-fn no_question_about_all_is_asked_of_each_page() {
+fn no_query_over_all_results_runs_per_page() {
     let about_all = ["sort_by(", "max_by(", "min_by(", "length(", "sum(", "max(", "min(", "[-"];
     let mut asked = 0;
     for (name, text) in sources() {

@@ -28,22 +28,30 @@ pub fn backfill(stores: &Stores, arguments: &[&str]) -> Output {
         .expect("backfill runs")
 }
 
-/// A command of `backfill` whose streams are this server's.
+/// A command of `backfill` on these stores, to start and to watch. It ends with the test.
 #[must_use]
-pub fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
+pub fn watched(stores: &Stores, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary("backfill"));
     command
         .args(arguments)
         .env("DATABASE_URL", &stores.database_url)
         .env("ARCHIVE_BUCKET", &stores.bucket)
         .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-        .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &server.url)
-        .env("AWS_ENDPOINT_URL_LAMBDA", &server.url)
-        .env("AWS_ENDPOINT_URL_DYNAMODB", &server.url)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    command
+}
+
+/// A command of `backfill` whose streams are this server's.
+#[must_use]
+pub fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
+    let mut command = watched(stores, arguments);
+    command
+        .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &server.url)
+        .env("AWS_ENDPOINT_URL_LAMBDA", &server.url)
+        .env("AWS_ENDPOINT_URL_DYNAMODB", &server.url);
     command
 }
 

@@ -195,7 +195,7 @@ impl Stores {
         self.projector_at(&service("AWS_ENDPOINT_URL"), 1).await
     }
 
-    /// A projector whose S3 is at this URL, with so many connections to the database.
+    /// A projector whose S3 is at this URL, with this many connections to the database.
     pub async fn projector_at(&self, s3_url: &str, connections: usize) -> Projector {
         let archive =
             ArchiveConfig { bucket: self.bucket.clone(), prefix: "measurements/".to_owned() };

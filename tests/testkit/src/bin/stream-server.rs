@@ -15,7 +15,7 @@ struct Arguments {
     /// The same seed gives the same day.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Let every scan carry a mesh of so many bytes.
+    /// Let every scan carry a mesh of this many bytes.
     #[arg(long, default_value_t = 0)]
     mesh_bytes: usize,
     /// Over how many lineages of shards each table's items are spread.
