@@ -1,7 +1,6 @@
 //! The archive stage: objects of new rows, against the same bodies by a bare client of the same SDK.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -16,7 +15,7 @@ use testkit::records::LABEL;
 use testkit::services::{Stores, s3, service};
 
 use crate::measure::{median, quantile, ratios};
-use crate::plot::Plot;
+use crate::plot::{self, Plot};
 use crate::report::{Aim, Section};
 use crate::servers::MemoryS3;
 
@@ -136,7 +135,7 @@ impl Rates {
 ///
 /// # Errors
 /// Where S3 refuses, or the results cannot be written.
-pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let memory = MemoryS3::start().await?;
     let stores = Stores::fresh().await;
     let stand_in = service("AWS_ENDPOINT_URL");
@@ -175,21 +174,29 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
             format!("archive, {bytes} bytes an object, S3 {server}: PUTs/s by a bare client's");
         aims.push(Aim::at_least(what, 0.9, middle(0.5)));
         series.push((
-            format!("{server}, {bytes} B"),
+            format!("{server}, {} B", plot::thousands(bytes as f64)),
             ratios.iter().map(|ratio| (0.0, *ratio)).collect(),
         ));
     }
-    Plot {
-        title: "PUTs a second, by a bare client's (dashed)",
-        x: "server and object",
-        y: "ratio",
+    let plot = Plot {
+        file: "archive.svg".to_owned(),
+        kind: plot::Kind::Ratios,
+        title: "PUTs per second, relative to a bare client (dashed)".to_owned(),
+        x: "server and object".to_owned(),
+        y: "ratio".to_owned(),
         series,
-    }
-    .ratios(&out.join("archive.svg"))?;
+    };
     let text = format!(
         "Objects of new rows, 32 at once, {rounds} rounds: the body made of the row, its metadata, a PUT with \
 `If-None-Match: *`; against a bare client of the same SDK that has the same bodies ready. Rows as large as these come from the upsert only in \
 batches of up to 8; in larger ones each is read from the database first, 8 at a time, which is not in the figure.\n\n{table}\n![ratios](archive.svg)\n"
     );
-    Ok(Section { order: 3, title: "The archive stage".to_owned(), text, aims, figures: Vec::new() })
+    Ok(Section {
+        order: 3,
+        title: "The archive stage".to_owned(),
+        text,
+        aims,
+        figures: Vec::new(),
+        plot: Some(plot),
+    })
 }

@@ -90,6 +90,7 @@ to an S3 in memory.\n\n{table}"
         text,
         aims: Vec::new(),
         figures: Vec::new(),
+        plot: None,
     })
 }
 

@@ -151,5 +151,12 @@ region and credentials from Lambda's environment and asks nobody for them.\n",
         Aim::at_most("resident memory after an event of 6 MB", 96.0, peak_mb, "MB"),
     ];
     let figures = vec![("memory_mb".to_owned(), peak_mb)];
-    Ok(Section { order: 5, title: "Cold start, size, memory".to_owned(), text, aims, figures })
+    Ok(Section {
+        order: 5,
+        title: "Cold start, size, memory".to_owned(),
+        text,
+        aims,
+        figures,
+        plot: None,
+    })
 }

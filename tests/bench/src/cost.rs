@@ -74,5 +74,12 @@ batch of thousands and little of one of ten, takes up to seven times as long. Re
 Streams are free; a `backfill stream` pays $0.02 for each 100,000 GetRecords of up to 1 MB (Amazon DynamoDB pricing). S3 is most of \
 it: a longer batching window, so that the parts of a measurement come together, saves more than anything in the function.\n"
     );
-    Ok(Section { order: 8, title: "Cost".to_owned(), text, aims: Vec::new(), figures: Vec::new() })
+    Ok(Section {
+        order: 8,
+        title: "Cost".to_owned(),
+        text,
+        aims: Vec::new(),
+        figures: Vec::new(),
+        plot: None,
+    })
 }

@@ -5,7 +5,6 @@
 //! compare and no answer to give.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -20,7 +19,7 @@ use testkit::records::{LABEL, Record, scan, session};
 use testkit::services::Stores;
 
 use crate::measure::{median, quantile, ratios};
-use crate::plot::Plot;
+use crate::plot::{self, Plot};
 use crate::report::{Aim, Section};
 
 /// Sessions a batch, each with all three parts: 30,000 records.
@@ -255,7 +254,7 @@ async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
 ///
 /// # Errors
 /// Where a service refuses, or the results cannot be written.
-pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let rounds = if quick { 9 } else { 25 };
     let mut table = String::from(
         "| batch | guarded, rows/s | ceiling, rows/s | ratio | middle half | over two connections | rows returned | WAL, bytes a row |\n|---|---|---|---|---|---|---|---|\n",
@@ -288,13 +287,14 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
         }
         series.push((shape.name().to_owned(), one.iter().map(|ratio| (0.0, *ratio)).collect()));
     }
-    Plot {
-        title: "Guarded upsert, by the ceiling (dashed)",
-        x: "batch of 10,000 sessions",
-        y: "ratio",
+    let plot = Plot {
+        file: "database.svg".to_owned(),
+        kind: plot::Kind::Ratios,
+        title: "Guarded upsert, relative to the ceiling (dashed)".to_owned(),
+        x: "batch of 10,000 sessions".to_owned(),
+        y: "ratio".to_owned(),
         series,
-    }
-    .ratios(&out.join("database.svg"))?;
+    };
     let text = format!(
         "A folded batch of {BATCH} sessions, each with its three parts, → committed rows known, over one warm connection, \
 into a table of {LOADED} rows; {rounds} rounds. The ceiling is the same arrays by the same kind of statement without any \
@@ -307,5 +307,6 @@ The WAL is that of pages, without commits and page images.\n\n{table}\n![ratios]
         text,
         aims,
         figures: Vec::new(),
+        plot: Some(plot),
     })
 }

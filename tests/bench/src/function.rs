@@ -2,7 +2,6 @@
 //! round trips made alone.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -21,7 +20,7 @@ use testkit::runtime_api::Function;
 use testkit::services::{Stores, s3};
 
 use crate::measure::{cpu_ms, median, quantile};
-use crate::plot::Plot;
+use crate::plot::{self, Plot};
 use crate::report::{Aim, Section};
 use crate::servers::{self, MemoryS3};
 
@@ -199,7 +198,7 @@ async fn round_trips(s3_server: &MemoryS3, rounds: usize) -> anyhow::Result<(f64
 ///
 /// # Errors
 /// Where a service refuses, or the results cannot be written.
-pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let s3 = MemoryS3::start().await?;
     let mut table = String::from(
         "| records a batch | archive | records/s | p50, ms | p99, ms | COPY of its rows, ms | COPY / function | CPU of the function, ms | of PostgreSQL, ms |\n|---|---|---|---|---|---|---|---|---|\n",
@@ -248,8 +247,14 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
     let (statement, put) = round_trips(&s3, if quick { 200 } else { 400 }).await?;
     let added = one_record_ms - statement - put;
     aims.push(Aim::at_most("function, one record: added to its two round trips", 1.0, added, "ms"));
-    Plot { title: "The whole function", x: "records a batch", y: "records/s", series }
-        .lines(&out.join("function.svg"))?;
+    let plot = Plot {
+        file: "function.svg".to_owned(),
+        kind: plot::Kind::Lines,
+        title: "The whole function".to_owned(),
+        x: "records per batch".to_owned(),
+        y: "records/s".to_owned(),
+        series,
+    };
     let text = format!(
         "The release binary over a Runtime API in this process (`tests/testkit/src/runtime_api.rs`), new sessions, one \
 connection; objects go to an S3 in memory (`tests/testkit/src/memory_s3.rs`), for the tests' stand-in would be all that \
@@ -260,5 +265,12 @@ that, to read the event costs as much again, and one waits for the other. With t
 nearly all of it.\n\n\
 ![records/s](function.svg)\n"
     );
-    Ok(Section { order: 2, title: "The whole function".to_owned(), text, aims, figures })
+    Ok(Section {
+        order: 2,
+        title: "The whole function".to_owned(),
+        text,
+        aims,
+        figures,
+        plot: Some(plot),
+    })
 }

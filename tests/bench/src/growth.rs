@@ -1,7 +1,6 @@
 //! Mixed batches while the table grows: keys that are random (UUIDs of version 4), and keys in order of time.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::ensure;
@@ -14,7 +13,7 @@ use testkit::records::{LABEL, scan, session};
 use testkit::services::Stores;
 
 use crate::measure::median;
-use crate::plot::Plot;
+use crate::plot::{self, Plot};
 use crate::report::Section;
 
 /// Sessions a batch, half of them new.
@@ -77,7 +76,7 @@ async fn keys_of(
 ///
 /// # Errors
 /// Where PostgreSQL refuses, or the results cannot be written.
-pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let sizes: &[u64] =
         if quick { &[30_000, 100_000, 300_000] } else { &[100_000, 1_000_000, 10_000_000] };
     let rounds = if quick { 5 } else { 12 };
@@ -140,13 +139,14 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
         }
         series.push((keys.name().to_owned(), points));
     }
-    Plot {
-        title: "Mixed batches while the table grows",
-        x: "rows in the table",
-        y: "rows/s",
+    let plot = Plot {
+        file: "growth.svg".to_owned(),
+        kind: plot::Kind::Lines,
+        title: "Mixed batches while the table grows".to_owned(),
+        x: "rows in the table".to_owned(),
+        y: "rows/s".to_owned(),
         series,
-    }
-    .lines(&out.join("growth.svg"))?;
+    };
     let text = format!(
         "Batches of {BATCH} sessions, half of them new, the others anywhere in the table; shared_buffers 256 MB, everything in the \
 machine's memory.\n\n{table}\n![rows/s](growth.svg)\n\n\
@@ -161,6 +161,7 @@ indexes. Partitions would cut the depth of the index and not the number of pages
         text,
         aims: Vec::new(),
         figures: Vec::new(),
+        plot: Some(plot),
     })
 }
 

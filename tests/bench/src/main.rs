@@ -31,6 +31,9 @@ struct Arguments {
     /// Fewer rounds, smaller tables: all parts in under five minutes.
     #[arg(long)]
     quick: bool,
+    /// Measures nothing, and draws the plots again from the results.
+    #[arg(long, conflicts_with_all = ["parts", "quick"])]
+    plots_only: bool,
     /// Where the results go.
     #[arg(long, value_name = "FOLDER", default_value = "docs/bench")]
     out: PathBuf,
@@ -70,17 +73,20 @@ async fn main() -> anyhow::Result<()> {
     if parts.is_empty() {
         parts = Part::value_variants().to_vec();
     }
-    let (quick, out) = (arguments.quick, arguments.out.as_path());
-    let mut report = Report::open(out)?;
+    let quick = arguments.quick;
+    let mut report = Report::open(&arguments.out)?;
+    if arguments.plots_only {
+        return report.draw();
+    }
     for part in parts {
         eprintln!("measuring: {part:?} ...");
         let section = match part {
-            Part::Database => Box::pin(database::measure(quick, out)).await?,
-            Part::Function => function::measure(quick, out).await?,
-            Part::Archive => archive::measure(quick, out).await?,
-            Part::Peers => peers::measure(quick, out).await?,
+            Part::Database => Box::pin(database::measure(quick)).await?,
+            Part::Function => function::measure(quick).await?,
+            Part::Archive => archive::measure(quick).await?,
+            Part::Peers => peers::measure(quick).await?,
             Part::ColdStart => cold_start::measure(quick).await?,
-            Part::Growth => growth::measure(quick, out).await?,
+            Part::Growth => growth::measure(quick).await?,
             Part::Backfill => backfill::measure(quick).await?,
             Part::Cost => cost::compute(&report)?,
         };

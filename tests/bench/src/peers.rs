@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
-use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
@@ -17,7 +16,7 @@ use testkit::services::{Stores, service};
 use tokio::process::Command;
 
 use crate::measure::{self, median, ratios, status_mb};
-use crate::plot::Plot;
+use crate::plot::{self, Plot};
 use crate::report::{Aim, Section};
 use crate::servers::{self, MemoryS3};
 
@@ -196,7 +195,7 @@ struct Speeds {
 ///
 /// # Errors
 /// Where one does not start or fails, or the results cannot be written.
-pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> {
+pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let sessions = if quick { 400 } else { 2_000 };
     let (of_sessions, scans) =
         generate::day(Day { seed: 3, sessions, malformed: false, mesh_bytes: 0 });
@@ -269,8 +268,14 @@ pub(crate) async fn measure(quick: bool, out: &Path) -> anyhow::Result<Section> 
             }
         }
     }
-    Plot { title: "Rows and objects, in order", x: "records a batch", y: "records/s", series }
-        .lines(&out.join("peers.svg"))?;
+    let plot = Plot {
+        file: "peers.svg".to_owned(),
+        kind: plot::Kind::Lines,
+        title: "Rows and objects, in order".to_owned(),
+        x: "records per batch".to_owned(),
+        y: "records/s".to_owned(),
+        series,
+    };
     let text = format!(
         "A day of {sessions} sessions, {} records in order and once, in batches of 100 for the first table. Rows that are wrong \
 at the end:\n\n{correctness}\nTheirs are in `tests/peers/`, with what else they do not defend against. Speed where nothing \
@@ -283,5 +288,6 @@ goes wrong, after a quarter as many records of another day, objects to an S3 in 
         text,
         aims,
         figures: Vec::new(),
+        plot: Some(plot),
     })
 }

@@ -1,12 +1,18 @@
-//! Plots of results, as SVG.
+//! Plots of results, as SVG. What they show is kept with the results, so that they can be drawn again
+//! without measuring again.
 
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::anyhow;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
+use serde::{Deserialize, Serialize};
 
-const SIZE: (u32, u32) = (720, 360);
+const SIZE: (u32, u32) = (760, 360);
+/// The legend has a column of its own beside the chart, where it covers no data.
+const LEGEND_WIDTH: u32 = 200;
+const GRID: RGBColor = RGBColor(226, 226, 226);
 const COLOURS: [RGBColor; 6] = [
     RGBColor(31, 119, 180),
     RGBColor(255, 127, 14),
@@ -16,131 +22,182 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(110, 110, 110),
 ];
 
+type Drawn<'a> = Result<(), Box<dyn std::error::Error + 'a>>;
+
 /// What a plot shows.
-#[derive(Debug)]
-pub(crate) struct Plot<'a> {
-    pub(crate) title: &'a str,
-    pub(crate) x: &'a str,
-    pub(crate) y: &'a str,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plot {
+    /// Its file, in the folder of results.
+    pub(crate) file: String,
+    pub(crate) kind: Kind,
+    pub(crate) title: String,
+    pub(crate) x: String,
+    pub(crate) y: String,
     /// A name and its points.
     pub(crate) series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-impl Plot<'_> {
-    /// Lines with a dot a point; both axes are logarithmic.
+/// How a plot is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// Lines with a dot per point; both axes are logarithmic.
+    Lines,
+    /// A column per series: a dot per round (the second of each pair), a bar at the median, and a
+    /// dashed line at 1.
+    Ratios,
+}
+
+impl Plot {
+    /// Draws it into a folder.
     ///
     /// # Errors
-    /// Where the file cannot be written.
-    pub(crate) fn lines(&self, path: &Path) -> anyhow::Result<()> {
-        let points = || self.series.iter().flat_map(|(_, points)| points);
-        let range = |of: fn(&(f64, f64)) -> f64| {
-            let (low, high) = points()
-                .map(of)
-                .fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
-            (low / 1.3)..(high * 1.3)
-        };
-        let root = SVGBackend::new(path, SIZE).into_drawing_area();
-        let draw = || -> Result<(), Box<dyn std::error::Error + '_>> {
-            root.fill(&WHITE)?;
-            let mut chart = ChartBuilder::on(&root)
-                .caption(self.title, ("sans-serif", 16))
-                .margin(12)
-                .x_label_area_size(36)
-                .y_label_area_size(72)
-                .build_cartesian_2d(
-                    range(|point| point.0).log_scale(),
-                    range(|point| point.1).log_scale(),
-                )?;
-            chart.configure_mesh().x_desc(self.x).y_desc(self.y).draw()?;
-            for ((name, points), colour) in self.series.iter().zip(COLOURS) {
-                chart
-                    .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
-                    .label(name)
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour));
-                chart.draw_series(
-                    points.iter().map(|point| Circle::new(*point, 3, colour.filled())),
-                )?;
-            }
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::LowerRight)
-                .background_style(WHITE.mix(0.8))
-                .border_style(BLACK)
-                .draw()?;
-            root.present()?;
-            Ok(())
-        };
-        draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+    /// If the file cannot be written.
+    pub(crate) fn draw(&self, folder: &Path) -> anyhow::Result<()> {
+        let path = folder.join(&self.file);
+        let root = SVGBackend::new(&path, SIZE).into_drawing_area();
+        let drawn = root.fill(&WHITE).map_err(Into::into).and_then(|()| match self.kind {
+            Kind::Lines => self.lines(&root),
+            Kind::Ratios => self.ratios(&root),
+        });
+        let drawn = drawn.and_then(|()| root.present().map_err(Into::into));
+        drawn.map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
     }
 
-    /// Each series is a column: a dot a round (the second of each pair), a bar at their median, and a dashed line at 1.
-    ///
-    /// # Errors
-    /// Where the file cannot be written.
-    pub(crate) fn ratios(&self, path: &Path) -> anyhow::Result<()> {
-        let top = self
-            .series
-            .iter()
-            .flat_map(|(_, points)| points)
-            .fold(1.0, |top: f64, point| top.max(point.1));
+    fn lines<'a>(&self, root: &Area<'a>) -> Drawn<'a> {
+        let xs = self.series.iter().flat_map(|(_, points)| points).map(|point| point.0);
+        let ys = self.series.iter().flat_map(|(_, points)| points).map(|point| point.1);
+        let (xs, ys) = (around(xs), around(ys));
+        let (x_ticks, y_ticks) = (ticks(&xs), ticks(&ys));
+        let mut chart = ChartBuilder::on(root)
+            .caption(&self.title, ("sans-serif", 16))
+            .margin(12)
+            .margin_right(LEGEND_WIDTH)
+            .x_label_area_size(36)
+            .y_label_area_size(72)
+            .build_cartesian_2d(
+                xs.log_scale().with_key_points(x_ticks),
+                ys.log_scale().with_key_points(y_ticks),
+            )?;
+        chart
+            .configure_mesh()
+            .light_line_style(WHITE)
+            .bold_line_style(GRID)
+            .x_desc(&self.x)
+            .y_desc(&self.y)
+            .x_label_formatter(&|x| thousands(*x))
+            .y_label_formatter(&|y| thousands(*y))
+            .draw()?;
+        for ((_, points), colour) in self.series.iter().zip(COLOURS) {
+            let line = LineSeries::new(points.iter().copied(), colour.stroke_width(2));
+            chart.draw_series(line)?;
+            let dots = points.iter().map(|point| Circle::new(*point, 3, colour.filled()));
+            chart.draw_series(dots)?;
+        }
+        self.legend(root)
+    }
+
+    /// The names, in the order in which the lines end, from the top.
+    fn legend<'a>(&self, root: &Area<'a>) -> Drawn<'a> {
+        let mut named: Vec<_> = self.series.iter().zip(COLOURS).collect();
+        let end = |points: &[(f64, f64)]| points.last().map_or(0.0, |point| point.1);
+        named.sort_by(|((_, one), _), ((_, other), _)| end(other).total_cmp(&end(one)));
+        let left = i32::try_from(SIZE.0 - LEGEND_WIDTH + 14)?;
+        for (((name, _), colour), row) in named.into_iter().zip(0..) {
+            let y = 48 + 20 * row;
+            root.draw(&PathElement::new([(left, y), (left + 18, y)], colour.stroke_width(2)))?;
+            root.draw(&Circle::new((left + 9, y), 3, colour.filled()))?;
+            root.draw(&Text::new(name.as_str(), (left + 26, y - 5), ("sans-serif", 13)))?;
+        }
+        Ok(())
+    }
+
+    fn ratios<'a>(&self, root: &Area<'a>) -> Drawn<'a> {
+        let ratios = self.series.iter().flat_map(|(_, points)| points).map(|point| point.1);
+        let top = ratios.fold(1.0, f64::max);
         let columns = self.series.len() as f64;
-        let root = SVGBackend::new(path, SIZE).into_drawing_area();
-        let draw = || -> Result<(), Box<dyn std::error::Error + '_>> {
-            root.fill(&WHITE)?;
-            let mut chart = ChartBuilder::on(&root)
-                .caption(self.title, ("sans-serif", 16))
-                .margin(12)
-                .x_label_area_size(36)
-                .y_label_area_size(60)
-                .build_cartesian_2d(0.0..columns, 0.0..top * 1.1)?;
-            let names = |x: &f64| {
-                let index = self
-                    .series
-                    .iter()
-                    .enumerate()
-                    .find(|(index, _)| (*index as f64 + 0.5 - x).abs() < 0.01);
-                index.map_or_else(String::new, |(_, (name, _))| name.clone())
-            };
-            chart
-                .configure_mesh()
-                .disable_x_mesh()
-                .x_labels(self.series.len() * 2 + 1)
-                .x_label_formatter(&names)
-                .x_desc(self.x)
-                .y_desc(self.y)
-                .draw()?;
-            chart.draw_series(DashedLineSeries::new(
-                [(0.0, 1.0), (columns, 1.0)],
-                6,
-                4,
-                BLACK.into(),
-            ))?;
-            for (index, (_, points)) in self.series.iter().enumerate() {
-                let middle = index as f64 + 0.5;
-                let colour = COLOURS[index % COLOURS.len()];
-                chart.draw_series(points.iter().map(|(_, ratio)| {
-                    Circle::new((middle, *ratio), 3, colour.mix(0.4).filled())
-                }))?;
-                let median = crate::measure::median(points.iter().map(|point| point.1));
-                bar(&mut chart, middle, median)?;
-            }
-            root.present()?;
-            Ok(())
+        let mut chart = ChartBuilder::on(root)
+            .caption(&self.title, ("sans-serif", 16))
+            .margin(12)
+            .x_label_area_size(36)
+            .y_label_area_size(60)
+            .build_cartesian_2d(0.0..columns, 0.0..top * 1.1)?;
+        // Every second tick is the middle of a column, and has its name.
+        let name = |x: &f64| {
+            let (index, rest) = (x.floor(), x.fract());
+            let named = self.series.get(index as usize).filter(|_| (rest - 0.5).abs() < 0.01);
+            named.map_or_else(String::new, |(name, _)| name.clone())
         };
-        draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(WHITE)
+            .bold_line_style(GRID)
+            .x_labels(self.series.len() * 2 + 1)
+            .x_label_formatter(&name)
+            .y_label_formatter(&|y| format!("{y:.1}"))
+            .x_desc(&self.x)
+            .y_desc(&self.y)
+            .draw()?;
+        let one = [(0.0, 1.0), (columns, 1.0)];
+        chart.draw_series(DashedLineSeries::new(one, 6, 4, BLACK.into()))?;
+        for (index, (_, points)) in self.series.iter().enumerate() {
+            let middle = index as f64 + 0.5;
+            let colour = COLOURS[index % COLOURS.len()].mix(0.4).filled();
+            let dots = points.iter().map(|point| Circle::new((middle, point.1), 3, colour));
+            chart.draw_series(dots)?;
+            let median = crate::measure::median(points.iter().map(|point| point.1));
+            // The value is on that side of its bar where the dashed line does not run through it.
+            bar(&mut chart, middle, median, if median > 1.0 { top * 0.05 } else { -top * 0.01 })?;
+        }
+        Ok(())
     }
 }
 
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn bar<'b>(
-    chart: &mut Chart<'_, 'b>,
+/// The bar at a median, and its value beside the right end, this much higher.
+fn bar<'a>(
+    chart: &mut ChartContext<'_, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
     middle: f64,
     median: f64,
-) -> Result<(), DrawingAreaErrorKind<<SVGBackend<'b> as DrawingBackend>::ErrorType>> {
+    higher: f64,
+) -> Drawn<'a> {
     let ends = [(middle - 0.2, median), (middle + 0.2, median)];
     chart.draw_series([PathElement::new(ends, BLACK.stroke_width(2))])?;
-    let label = Text::new(format!("{median:.2}"), (middle + 0.22, median), ("sans-serif", 13));
+    let at = (middle + 0.13, median + higher);
+    let label = Text::new(format!("{median:.2}"), at, ("sans-serif", 13));
     chart.draw_series([label])?;
     Ok(())
+}
+
+/// From a little below the least value to a little above the greatest.
+fn around(values: impl Iterator<Item = f64>) -> Range<f64> {
+    let ends =
+        values.fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
+    (ends.0 / 1.3)..(ends.1 * 1.3)
+}
+
+/// The powers of ten within a range; if they are few, also twice and five times each, or all digits.
+fn ticks(range: &Range<f64>) -> Vec<f64> {
+    let steps = |factors: &[f64]| -> Vec<f64> {
+        let (low, high) = (range.start.log10().floor() as i32, range.end.log10().ceil() as i32);
+        let of = |power: i32| factors.iter().map(move |factor| factor * 10_f64.powi(power));
+        (low..=high).flat_map(of).filter(|tick| range.contains(tick)).collect()
+    };
+    let all = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
+    let coarse = [&[1.0][..], &[1.0, 2.0, 5.0]].map(steps);
+    coarse.into_iter().find(|ticks| ticks.len() >= 3).unwrap_or_else(|| steps(&all))
+}
+
+/// A whole number with a comma before each three digits: 10,000.
+pub(crate) fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::measure;
+use crate::plot::Plot;
 
 /// What one part came to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub(crate) struct Section {
     pub(crate) aims: Vec<Aim>,
     /// Figures that another part computes with.
     pub(crate) figures: Vec<(String, f64)>,
+    /// Its picture, which `text` shows.
+    #[serde(default)]
+    pub(crate) plot: Option<Plot>,
 }
 
 /// What should be reached, and what was.
@@ -93,7 +97,17 @@ impl Report {
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
         };
         write("results.json", &serde_json::to_string_pretty(&self.sections)?)?;
-        write("README.md", &self.markdown()?)
+        write("README.md", &self.markdown()?)?;
+        self.draw()
+    }
+
+    /// Draws every plot from what is stored.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub(crate) fn draw(&self) -> anyhow::Result<()> {
+        let mut plots = self.sections.iter().filter_map(|section| section.plot.as_ref());
+        plots.try_for_each(|plot| plot.draw(&self.folder))
     }
 
     fn markdown(&self) -> anyhow::Result<String> {
