@@ -123,9 +123,9 @@ impl Plot {
             .build_cartesian_2d(0.0..columns, 0.0..top * 1.1)?;
         // Every second tick is the middle of a column, and has its name.
         let name = |x: &f64| {
-            let (index, rest) = (x.floor(), x.fract());
-            let named = self.series.get(index as usize).filter(|_| (rest - 0.5).abs() < 0.01);
-            named.map_or_else(String::new, |(name, _)| name.clone())
+            let mut middles = self.series.iter().enumerate();
+            let named = middles.find(|(index, _)| (*index as f64 + 0.5 - x).abs() < 0.01);
+            named.map_or_else(String::new, |(_, (name, _))| name.clone())
         };
         chart
             .configure_mesh()
@@ -180,9 +180,8 @@ fn around(values: impl Iterator<Item = f64>) -> Range<f64> {
 /// The powers of ten within a range; if they are few, also twice and five times each, or all digits.
 fn ticks(range: &Range<f64>) -> Vec<f64> {
     let steps = |factors: &[f64]| -> Vec<f64> {
-        let (low, high) = (range.start.log10().floor() as i32, range.end.log10().ceil() as i32);
         let of = |power: i32| factors.iter().map(move |factor| factor * 10_f64.powi(power));
-        (low..=high).flat_map(of).filter(|tick| range.contains(tick)).collect()
+        (-6..12).flat_map(of).filter(|tick| range.contains(tick)).collect()
     };
     let all = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
     let coarse = [&[1.0][..], &[1.0, 2.0, 5.0]].map(steps);
