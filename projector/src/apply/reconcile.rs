@@ -95,7 +95,7 @@ impl From<Upserted> for Known {
                 let row = match held {
                     Held::Row(row) => Some(row),
                     // It is too large to have come with the others, or was not asked for.
-                    Held::Versions(_) | Held::Patch => None,
+                    Held::Versions(_) | Held::AtLeastPatch => None,
                 };
                 Self { no_object: inserted, row, versions: None }
             }
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(written(true, of_row()), known(true, Some(row.clone())));
         assert_eq!(written(false, of_row()), known(false, Some(row.clone())));
         assert_eq!(written(true, Held::Versions(held.clone())), known(true, None));
-        assert_eq!(written(false, Held::Patch), known(false, None));
+        assert_eq!(written(false, Held::AtLeastPatch), known(false, None));
         let unchanged = Known::from(Upserted::Unchanged(held.clone()));
         assert_eq!(unchanged, Known { versions: Some(held), ..Known::default() });
     }

@@ -1,8 +1,8 @@
 //! The shape of the read model: ONE list of columns.
 //!
 //! [`SESSION_FIELDS`] and [`SCAN_FIELDS`] drive the decoding of an image, the upsert, the decoding
-//! of a row and the JSON object. A new attribute is one line here and one migration; nothing else
-//! can forget it.
+//! of a row and the JSON object; production code reads no other list. The other places that a new
+//! column touches: docs/how-to.md, Add a column.
 
 use std::sync::LazyLock;
 

@@ -82,13 +82,11 @@ pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
                 None => body.member(&column.name, &())?,
                 Some(Value::Bytes(bytes)) => body.binary_member(&column.name, bytes)?,
                 Some(Value::Timestamp(time)) => body.member(&column.name, &rfc3339(*time)?)?,
-                Some(Value::Text(text)) if column.kind == Kind::Text => {
-                    body.member(&column.name, text)?;
-                }
                 // A number and JSON stand in the body to the letter as in the row.
-                Some(Value::Text(json)) => {
+                Some(Value::Text(json)) if is_json(column.kind) => {
                     body.member(&column.name, serde_json::from_str::<&RawValue>(json)?)?;
                 }
+                Some(Value::Text(text)) => body.member(&column.name, text)?,
             }
         }
         body.member("versions", &NamedVersions(&row.versions))?;
@@ -100,6 +98,14 @@ pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
     }
     body.bytes.push(b'}');
     Ok(body.bytes)
+}
+
+/// Whether the text of a value of this kind is JSON already.
+fn is_json(kind: Kind) -> bool {
+    match kind {
+        Kind::Millimetres | Kind::Attributes => true,
+        Kind::Text | Kind::Timestamp | Kind::Bytes => false,
+    }
 }
 
 struct Body {

@@ -14,8 +14,11 @@ pub enum Part {
 }
 
 impl Part {
+    /// How many parts a measurement has.
+    pub const COUNT: usize = 3;
+
     /// All parts, in column order.
-    pub const ALL: [Self; 3] = [Self::Session, Self::Left, Self::Right];
+    pub const ALL: [Self; Self::COUNT] = [Self::Session, Self::Left, Self::Right];
 
     /// `session`, `left` or `right`: the prefix of the part's version and change time.
     #[must_use]
@@ -30,12 +33,27 @@ impl Part {
 
 /// One value for each part, in column order. Only a [`Part`] is an index, so no index is out of range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PerPart<T>([T; 3]);
+pub struct PerPart<T>([T; Part::COUNT]);
 
 impl<T> PerPart<T> {
     /// The value that `of` gives for each part.
     pub fn from_fn(of: impl FnMut(Part) -> T) -> Self {
         Self(Part::ALL.map(of))
+    }
+
+    /// As [`PerPart::from_fn`], if `of` can fail.
+    ///
+    /// # Errors
+    /// The first error of `of`.
+    pub fn try_from_fn<E>(mut of: impl FnMut(Part) -> Result<T, E>) -> Result<Self, E>
+    where
+        T: Default,
+    {
+        let mut values = Self::from_fn(|_| T::default());
+        for part in Part::ALL {
+            values[part] = of(part)?;
+        }
+        Ok(values)
     }
 
     /// Another value for each part, made of this one.
@@ -57,14 +75,14 @@ impl PerPart<Option<String>> {
     }
 }
 
-impl<T> From<[T; 3]> for PerPart<T> {
+impl<T> From<[T; Part::COUNT]> for PerPart<T> {
     /// Values in column order, as a statement returns them.
-    fn from(values: [T; 3]) -> Self {
+    fn from(values: [T; Part::COUNT]) -> Self {
         Self(values)
     }
 }
 
-impl<T> From<PerPart<T>> for [T; 3] {
+impl<T> From<PerPart<T>> for [T; Part::COUNT] {
     fn from(values: PerPart<T>) -> Self {
         values.0
     }

@@ -34,9 +34,8 @@ pub enum Held {
     Row(Box<Measurement>),
     /// Its versions alone: it is too large to come with others, or it holds a part of a later stream.
     Versions(Versions),
-    /// What was sent. Rows were not asked for, and each part is from a stream that was sent, so if it is not the
-    /// patch's then it is newer.
-    Patch,
+    /// Not looked at, because there is no archive. The row holds the patch; any part that differs is newer.
+    AtLeastPatch,
 }
 
 /// What the upsert made of one session of the batch.
@@ -62,7 +61,7 @@ impl Upserted {
             Self::Written { held: Held::Versions(versions), .. } | Self::Unchanged(versions) => {
                 Some(versions)
             }
-            Self::Written { held: Held::Patch, .. } => None,
+            Self::Written { held: Held::AtLeastPatch, .. } => None,
         }
     }
 }
@@ -113,7 +112,7 @@ async fn ask(
         arguments.add(keys.as_slice())?;
         Ok(arguments)
     };
-    let rows = lease.fetch(statement::VERSIONS, arguments).await?;
+    let rows = lease.fetch(&statement::VERSIONS, arguments).await?;
     mark(sessions, &rows, upserted, Upserted::Unchanged)
 }
 
@@ -126,13 +125,11 @@ fn mark(
 ) -> Result<(), Error> {
     for row in rows {
         let (keys, versions) = versions(row).map_err(Error::Database)?;
-        let [mut of_session, mut of_left, mut of_right] = versions.map(Vec::into_iter).into();
+        let mut versions = versions.map(Vec::into_iter);
         for session_id in keys {
-            let mut held =
-                || Some(Versions::from([of_session.next()?, of_left.next()?, of_right.next()?]));
-            let (Some(place), Some(held)) = (place_of(sessions, &session_id), held()) else {
-                continue;
-            };
+            // The arrays are equally long.
+            let held = Versions::from_fn(|part| versions[part].next().flatten());
+            let Some(place) = place_of(sessions, &session_id) else { continue };
             if !newer(&sessions[place].patch, &held.as_deref()) {
                 upserted[place] = Some(marked(held));
             }
@@ -151,8 +148,7 @@ fn versions(row: &PgRow) -> Result<FoundVersions, sqlx::Error> {
         row.try_get::<Option<Vec<Option<String>>>, _>(1 + part as usize)
             .map(Option::unwrap_or_default)
     };
-    let versions = [of_part(Part::Session)?, of_part(Part::Left)?, of_part(Part::Right)?];
-    Ok((keys.unwrap_or_default(), versions.into()))
+    Ok((keys.unwrap_or_default(), PerPart::try_from_fn(of_part)?))
 }
 
 /// Which of these sessions have a row that somebody else has locked right now.
@@ -187,10 +183,10 @@ pub async fn change_times(
         arguments.add(session_ids)?;
         Ok(arguments)
     };
-    let rows = database.fetch(statement::CHANGE_TIMES, arguments, deadline).await?;
+    let rows = database.fetch(&statement::CHANGE_TIMES, arguments, deadline).await?;
     let times = |row: &PgRow| {
-        let times = [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?];
-        Ok((row.try_get(0)?, PerPart::from(times)))
+        let times = PerPart::try_from_fn(|part| row.try_get(1 + part as usize))?;
+        Ok((row.try_get(0)?, times))
     };
     rows.iter().map(times).collect::<Result<_, _>>().map_err(Error::Database)
 }
@@ -261,7 +257,8 @@ async fn write_returning_nothing(
         let written: Option<Vec<String>> = row.try_get(0).map_err(Error::Database)?;
         for session_id in written.unwrap_or_default() {
             if let Some(place) = place_of(sessions, &session_id) {
-                upserted[place] = Some(Upserted::Written { inserted: false, held: Held::Patch });
+                let held = Held::AtLeastPatch;
+                upserted[place] = Some(Upserted::Written { inserted: false, held });
             }
         }
         let later: Option<Vec<String>> = row.try_get(1).map_err(Error::Database)?;
@@ -275,7 +272,7 @@ async fn write_returning_nothing(
         arguments.add(of_later_stream.as_slice())?;
         Ok(arguments)
     };
-    let rows = lease.fetch(statement::VERSIONS, keys).await?;
+    let rows = lease.fetch(&statement::VERSIONS, keys).await?;
     let written = |versions| Upserted::Written { inserted: false, held: Held::Versions(versions) };
     mark(sessions, &rows, upserted, written)
 }
@@ -376,11 +373,10 @@ fn measurement(row: &PgRow) -> Result<Option<Measurement>, Error> {
 }
 
 fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
-    const WHOLE: usize = 5;
-    if !row.try_get::<bool, _>(WHOLE)? {
+    if !row.try_get::<bool, _>(statement::WHOLE)? {
         return Ok(None);
     }
-    let mut index = WHOLE;
+    let mut index = statement::WHOLE;
     let mut documents = PerPart::<Option<Document>>::default();
     for part in Part::ALL {
         let mut present = true;
@@ -416,5 +412,5 @@ fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
 
 /// The versions of a row that `row_columns` of the statement selects, whole or not.
 fn versions_of(row: &PgRow) -> Result<PerPart<Option<&str>>, sqlx::Error> {
-    Ok([row.try_get(2)?, row.try_get(3)?, row.try_get(4)?].into())
+    PerPart::try_from_fn(|part| row.try_get(statement::FIRST_VERSION + part as usize))
 }

@@ -21,10 +21,13 @@ pub(super) static UPSERT: LazyLock<String> = LazyLock::new(|| upsert(false));
 
 /// The versions that the rows of some keys hold: one row of arrays, which costs the client a fifth of
 /// what as many rows cost.
-pub(super) const VERSIONS: &str =
-    "SELECT array_agg(session_id), array_agg(session_version), array_agg(left_version), array_agg(right_version)
-FROM measurements
-WHERE session_id = ANY($1::text[])";
+pub(super) static VERSIONS: LazyLock<String> = LazyLock::new(|| {
+    let versions = Part::ALL.map(|part| format!("array_agg({}_version)", part.name()));
+    format!(
+        "SELECT array_agg(session_id), {}\nFROM measurements\nWHERE session_id = ANY($1::text[])",
+        list(versions, ", ")
+    )
+});
 
 /// The rows of some keys that somebody else has locked. It locks the others for the moment, as the upsert
 /// does; nobody waits.
@@ -36,10 +39,13 @@ SELECT session_id FROM measurements
 WHERE session_id = ANY($1::text[]) AND session_id NOT IN (SELECT session_id FROM free)";
 
 /// When the changes that the rows of some keys hold were made.
-pub(super) const CHANGE_TIMES: &str =
-    "SELECT session_id, session_changed_at, left_changed_at, right_changed_at
-FROM measurements
-WHERE session_id = ANY($1::text[])";
+pub(super) static CHANGE_TIMES: LazyLock<String> = LazyLock::new(|| {
+    let times = Part::ALL.map(|part| format!("{}_changed_at", part.name()));
+    format!(
+        "SELECT session_id, {}\nFROM measurements\nWHERE session_id = ANY($1::text[])",
+        list(times, ", ")
+    )
+});
 
 /// Rows by key.
 pub(super) static READ: LazyLock<String> = LazyLock::new(|| {
@@ -68,6 +74,14 @@ fn cast(kind: Kind) -> &'static str {
     }
 }
 
+/// What a column of an answer is cast to: numbers and JSON come back as they went, as text.
+fn answer_cast(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Millimetres | Kind::Attributes => "::text",
+        Kind::Text | Kind::Timestamp | Kind::Bytes => "",
+    }
+}
+
 fn list(items: impl IntoIterator<Item = String>, separator: &str) -> String {
     items.into_iter().collect::<Vec<_>>().join(separator)
 }
@@ -82,6 +96,12 @@ fn part_newer(part: Part, new: &str, old: &str) -> String {
     let name = part.name();
     format!("{new}{name}_version > coalesce({old}{name}_version, '')")
 }
+
+/// Where the versions of a row begin in what [`row_columns`] selects.
+pub(super) const FIRST_VERSION: usize = 2;
+
+/// Where it says whether the row is whole; its columns follow.
+pub(super) const WHOLE: usize = FIRST_VERSION + Part::COUNT;
 
 /// What a row of the answer is made of, in the order in which the row is decoded:
 /// key, whether it was inserted, versions, whether the row is whole, its columns, change times.
@@ -103,15 +123,14 @@ fn row_columns(inserted: &str, everything: &str) -> String {
     let whole = list(every.map(|small| format!("({small}) IS NOT FALSE")), "\n        AND ");
     write!(sql, ",\n    ({everything} OR ({whole})) AS whole").expect("a string takes all");
     for column in COLUMNS.iter() {
-        let (name, kind) = (&column.name, column.kind);
-        let text = if kind == Kind::Attributes { "::text" } else { "" };
+        let (name, cast) = (&column.name, answer_cast(column.kind));
         sql.push_str(",\n    ");
-        match (kind, small(column)) {
-            (Kind::Millimetres, _) => write!(sql, "m.{name}::text AS {name}"),
-            (_, Some(small)) => {
-                write!(sql, "CASE WHEN {everything} OR {small} THEN m.{name}{text} END AS {name}")
+        match small(column) {
+            Some(small) => {
+                write!(sql, "CASE WHEN {everything} OR {small} THEN m.{name}{cast} END AS {name}")
             }
-            (_, None) => write!(sql, "m.{name}"),
+            None if cast.is_empty() => write!(sql, "m.{name}"),
+            None => write!(sql, "m.{name}{cast} AS {name}"),
         }
         .expect("a string takes all");
     }
@@ -127,10 +146,10 @@ fn row_columns(inserted: &str, everything: &str) -> String {
 /// rows are returned, whether to return also those that are not small; otherwise, for each part, a text above
 /// every version of the oldest stream that was sent and below those of later ones.
 ///
-/// The inner question drops what is not newer before it can lock a row or write WAL. It is asked row by
-/// row, just before the row is written, so that the page is still in the processor's cache; as a join
-/// it cost a quarter of the statement. That its answer may be old is no harm: versions only grow, and
-/// the same guard stands in the conflict clause, where it is checked under the row's lock.
+/// The pre-filter drops what is not newer before it can lock a row or write WAL. It is a subquery that runs row
+/// by row, just before the row is written, so that the page is still in the processor's cache; as a join it cost
+/// a quarter of the statement. That its answer may be old is no harm: versions only grow, and the same guard
+/// stands in the conflict clause, where it is checked under the row's lock.
 ///
 /// The rows are locked in the order of the arrays, which is that of the keys: `unnest` reads its
 /// elements out in storage order (PostgreSQL documentation, "Array Functions and Operators"), and
