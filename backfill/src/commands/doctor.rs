@@ -14,6 +14,7 @@ use aws_config::{Region, SdkConfig};
 use futures_util::future::join_all;
 use projector::archive::Archive;
 use projector::cause::REACH_S3;
+use projector::change::Tables;
 use projector::config::{ArchiveConfig, Config, ConfigError};
 use projector::error::{self, Error};
 use projector::start;
@@ -99,7 +100,8 @@ async fn of_aws(config: &Config, archive_is_wrong: bool) -> Vec<Finding> {
     findings.extend(if region.is_ok() && credentials.is_ok() {
         services(config, &aws, archive_is_wrong).await
     } else {
-        let tables = [&config.tables.sessions, &config.tables.scans];
+        let Tables { sessions, scans } = &config.tables;
+        let tables = [sessions, scans];
         let tables = tables
             .into_iter()
             .flat_map(|table| [format!("table {table}"), format!("readers of {table}")]);
@@ -123,8 +125,8 @@ fn impatient(aws: SdkConfig) -> SdkConfig {
 async fn services(config: &Config, aws: &SdkConfig, archive_is_wrong: bool) -> Vec<Finding> {
     let clock = ServiceClock::default();
     let client = streams::client(aws, &clock);
-    let tables =
-        [("SESSIONS_TABLE", &config.tables.sessions), ("SCANS_TABLE", &config.tables.scans)];
+    let Tables { sessions, scans } = &config.tables;
+    let tables = [("SESSIONS_TABLE", sessions), ("SCANS_TABLE", scans)];
     let tables =
         join_all(tables.map(|(variable, table)| streams::check(&client, aws, variable, table)));
     let (bucket, tables) =

@@ -58,9 +58,10 @@ impl Found {
 
 /// Asks for the streams of both tables and their shards.
 pub(crate) async fn examine(source: &Source, tables: &Tables) -> anyhow::Result<Found> {
+    let Tables { sessions, scans } = tables;
     let (mut sessions, scans) = tokio::try_join!(
-        streams_of(source, "SESSIONS_TABLE", &tables.sessions),
-        streams_of(source, "SCANS_TABLE", &tables.scans),
+        streams_of(source, "SESSIONS_TABLE", sessions),
+        streams_of(source, "SCANS_TABLE", scans),
     )?;
     sessions.extend(scans);
     Ok(Found(sessions))

@@ -61,7 +61,8 @@ impl Following {
     /// The streams that were not known before.
     async fn find(&mut self, remind: bool) -> anyhow::Result<Vec<Arc<StreamRun>>> {
         let mut new = Vec::new();
-        for table in [self.tables.sessions.clone(), self.tables.scans.clone()] {
+        let Tables { sessions, scans } = self.tables.clone();
+        for table in [sessions, scans] {
             let Some(streams) = self.list(&table).await? else {
                 if remind {
                     console::line(&format!(

@@ -197,19 +197,31 @@ pub fn stream_of(arn: &str) -> Option<(&str, &str)> {
     (!table.is_empty() && !label.is_empty()).then_some((table, label))
 }
 
+/// Which of the tables a record is of.
+#[derive(Clone, Copy)]
+enum Table {
+    Sessions,
+    Scans,
+}
+
 impl Tables {
-    /// The table, one of the two, and the label that a stream's ARN names.
-    fn stream_of<'a>(&self, arn: &'a str) -> Result<(&'a str, &'a str), Misconfigured> {
-        let (table, label) =
+    /// Which table a stream's ARN names, the table's name, and the stream's label.
+    fn stream_of<'a>(&self, arn: &'a str) -> Result<(Table, &'a str, &'a str), Misconfigured> {
+        let (name, label) =
             stream_of(arn).ok_or_else(|| Misconfigured::NotAStream(arn.to_owned()))?;
-        if table != self.sessions && table != self.scans {
-            return Err(Misconfigured::UnknownTable {
-                table: table.to_owned(),
-                sessions: self.sessions.clone(),
-                scans: self.scans.clone(),
-            });
-        }
-        Ok((table, label))
+        let Self { sessions, scans } = self;
+        let table = match name {
+            _ if name == sessions => Table::Sessions,
+            _ if name == scans => Table::Scans,
+            _ => {
+                return Err(Misconfigured::UnknownTable {
+                    table: name.to_owned(),
+                    sessions: sessions.clone(),
+                    scans: scans.clone(),
+                });
+            }
+        };
+        Ok((table, name, label))
     }
 }
 
@@ -243,16 +255,15 @@ pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> 
     let Some(arn) = &record.event_source_arn else {
         return Ok(Decoded::Malformed(Malformed::MissingMember("eventSourceARN")));
     };
-    let (table, label) = tables.stream_of(arn)?;
-    let of_sessions = table == tables.sessions;
+    let (table, name, label) = tables.stream_of(arn)?;
     let view_type = record.dynamodb.as_ref().and_then(|images| images.stream_view_type.as_deref());
     if let Some(view_type @ ("KEYS_ONLY" | "OLD_IMAGE")) = view_type {
         return Err(Misconfigured::NoNewImages {
-            table: table.to_owned(),
+            table: name.to_owned(),
             view_type: view_type.to_owned(),
         });
     }
-    Ok(match change(&record, label, of_sessions) {
+    Ok(match change(&record, label, table) {
         Ok(change) => Decoded::Change(change),
         Err(malformed) => Decoded::Malformed(malformed),
     })
@@ -263,9 +274,9 @@ pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> 
 #[must_use]
 pub fn place_of(record: &[u8], tables: &Tables) -> Option<Place> {
     let record: StreamRecord<'_> = serde_json::from_slice(record).ok()?;
-    let (table, label) = tables.stream_of(record.event_source_arn.as_deref()?).ok()?;
+    let (table, _, label) = tables.stream_of(record.event_source_arn.as_deref()?).ok()?;
     let images = record.dynamodb.as_ref()?;
-    let place = place(images, label, table == tables.sessions).ok()?;
+    let place = place(images, label, table).ok()?;
     // With two keys in it, nobody knows whose change it is.
     if let (Some(image), Some(keys)) = (&images.new_image, &images.keys) {
         require_own_image(place.part, image, keys).ok()?;
@@ -273,7 +284,7 @@ pub fn place_of(record: &[u8], tables: &Tables) -> Option<Place> {
     Some(place)
 }
 
-fn place(images: &StreamImages<'_>, label: &str, of_sessions: bool) -> Result<Place, Malformed> {
+fn place(images: &StreamImages<'_>, label: &str, table: Table) -> Result<Place, Malformed> {
     let sequence_number = images
         .sequence_number
         .as_deref()
@@ -281,7 +292,10 @@ fn place(images: &StreamImages<'_>, label: &str, of_sessions: bool) -> Result<Pl
     let version = Version::new(label, sequence_number)?;
     let keys = images.keys.as_ref().ok_or(Malformed::MissingMember("dynamodb.Keys"))?;
     let session_id = session_id(keys)?.to_owned();
-    let part = if of_sessions { Part::Session } else { side(keys)? };
+    let part = match table {
+        Table::Sessions => Part::Session,
+        Table::Scans => side(keys)?,
+    };
     Ok(Place { session_id, part, version })
 }
 
@@ -292,9 +306,9 @@ fn require_own_image(part: Part, image: &Item<'_>, keys: &Item<'_>) -> Result<()
     }
 }
 
-fn change(record: &StreamRecord<'_>, label: &str, of_sessions: bool) -> Result<Change, Malformed> {
+fn change(record: &StreamRecord<'_>, label: &str, table: Table) -> Result<Change, Malformed> {
     let images = record.dynamodb.as_ref().ok_or(Malformed::MissingMember("dynamodb"))?;
-    let Place { session_id, part, version } = place(images, label, of_sessions)?;
+    let Place { session_id, part, version } = place(images, label, table)?;
     let keys = images.keys.as_ref().ok_or(Malformed::MissingMember("dynamodb.Keys"))?;
     let event_name = record.event_name.as_deref().ok_or(Malformed::MissingMember("eventName"))?;
     let document = match event_name {
