@@ -14,7 +14,7 @@ pub(crate) struct ShardCount {
     pub(crate) listed: AtomicUsize,
     /// Children of shards that have been read to their end, not listed yet: counted up before that end
     /// is reported, so that nobody takes a stream for done that is not.
-    pub(crate) expected: AtomicUsize,
+    pub(crate) children_not_listed: AtomicUsize,
 }
 
 /// Where a shard is after a page.
@@ -100,8 +100,9 @@ impl StreamProgress {
 
     /// Every shard that is known is read, to its end or up to the cutoff.
     pub(crate) fn is_done(&self) -> bool {
-        let expected = self.shards.expected.load(Ordering::SeqCst);
-        self.done_before + self.done.len() >= self.shards.listed.load(Ordering::SeqCst) + expected
+        let not_listed = self.shards.children_not_listed.load(Ordering::SeqCst);
+        let known = self.shards.listed.load(Ordering::SeqCst) + not_listed;
+        self.done_before + self.done.len() >= known
     }
 
     pub(crate) fn show(&mut self) {

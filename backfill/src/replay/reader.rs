@@ -39,7 +39,7 @@ const REPORT_EVERY: time::Duration = time::Duration::minutes(10);
 /// How a shard's reading ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ReadOutcome {
-    /// It was closed, and has been read to its end, which is here.
+    /// Nothing more of it can be read: its end was reached, here, or the rest is trimmed away. Its children may start.
     Finished(Position),
     /// A record from after the cutoff has been read.
     PastCutoff,
@@ -188,7 +188,7 @@ impl ShardReader {
             (false, false) => ShardStatus::Behind,
         };
         if ended {
-            self.run.shards.expected.fetch_add(1, Ordering::SeqCst);
+            self.run.shards.children_not_listed.fetch_add(1, Ordering::SeqCst);
         }
         if !records.is_empty() || reaches_cutoff || report_due || ended {
             self.reported_through = self.position.read_through;
@@ -398,7 +398,7 @@ impl ShardReader {
         self.log_trimmed();
         self.context.findings().gone.insert(self.name());
         self.context.findings().assumed.remove(&self.name());
-        self.run.shards.expected.fetch_add(1, Ordering::SeqCst);
+        self.run.shards.children_not_listed.fetch_add(1, Ordering::SeqCst);
         self.iterator = None;
         self.send(Vec::new(), ShardStatus::TrimmedAway, None).await;
         ReadOutcome::Finished(self.position)

@@ -119,7 +119,7 @@ impl StreamReading {
             if checkpoint.finished && reading.lineage.contains(shard) {
                 reading.lineage.finish(shard);
                 if !reading.lineage.has_children(shard) {
-                    run.shards.expected.fetch_add(1, Ordering::SeqCst);
+                    run.shards.children_not_listed.fetch_add(1, Ordering::SeqCst);
                     reading.childless.insert(shard.clone(), Instant::now());
                 }
             }
@@ -235,7 +235,7 @@ impl StreamReading {
                 }
                 self.lineage.finish(&id);
                 if self.lineage.has_children(&id) {
-                    self.run.shards.expected.fetch_sub(1, Ordering::SeqCst);
+                    self.run.shards.children_not_listed.fetch_sub(1, Ordering::SeqCst);
                 } else {
                     self.childless.insert(id, Instant::now());
                 }
@@ -289,7 +289,7 @@ impl StreamReading {
             let keep = !lineage.has_children(shard)
                 && waits_for_child(&run.stream, shard, enabled, patient);
             if !keep {
-                run.shards.expected.fetch_sub(1, Ordering::SeqCst);
+                run.shards.children_not_listed.fetch_sub(1, Ordering::SeqCst);
             }
             keep
         });
