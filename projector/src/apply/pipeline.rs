@@ -433,6 +433,6 @@ pub(super) fn log_unless_fatal(error: Error) -> Result<(), Error> {
     if error.consequence() == Consequence::Fatal {
         return Err(error);
     }
-    tracing::warn!(error = error::chain(&error), "not applied, will be delivered again");
+    tracing::warn!(error = error::chain(&error), "not in both stores, will be delivered again");
     Ok(())
 }
