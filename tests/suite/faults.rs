@@ -6,6 +6,7 @@ use std::time::Duration;
 use projector::apply::{BatchOutcome, Projector};
 use projector::deadline::Deadline;
 use projector::handler::{self, BatchResponse, StreamEvent};
+use projector::start;
 use sqlx::{Connection as _, PgConnection};
 use testkit::emulator::event;
 use testkit::gates::TcpGate;
@@ -218,6 +219,24 @@ async fn an_outage_of_s3_fails_the_batch_soon_and_whole() {
     s3.set_rule(|_| Fault::Pass);
     assert_eq!(reported(&handle(&projector, &records).await), [""; 0]);
     assert_eq!(stores.objects().await.len(), 2_500);
+}
+
+/// S3 takes every request and never answers. A batch of 1,000 sessions takes 40 s under the limits of the real thing
+/// (measured; 20 s when it comes again, because the SDK has no retries left), not the whole time of a function: the
+/// runbook says how soon 100 tries are over.
+#[tokio::test]
+async fn an_s3_that_never_answers_fails_the_batch_long_before_the_deadline() {
+    let stores = Stores::fresh().await;
+    let s3 = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
+    let region = start::region().await.expect("a region");
+    let limits = start::aws_in(region).await.timeout_config().expect("time limits").clone();
+    let projector = stores.projector_at_within(&s3.url, 1, Some(limits)).await;
+    let never = Arc::new(tokio::sync::Notify::new());
+    s3.set_rule(move |_| Fault::Hold(Arc::clone(&never)));
+    let records = records(1_000);
+    let answer = tokio::time::timeout(Duration::from_secs(120), handle(&projector, &records)).await;
+    assert_eq!(reported(&answer.expect("an answer in time")), ["999999999999999999998"]);
+    assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (1_000, 0));
 }
 
 /// A rejected record that cannot be stored is not acknowledged.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use projector::apply::{BatchOutcome, Projector};
 use projector::archive::Archive;
@@ -197,9 +198,23 @@ impl Stores {
 
     /// A projector whose S3 is at this URL, with this many connections to the database.
     pub async fn projector_at(&self, s3_url: &str, connections: usize) -> Projector {
+        self.projector_at_within(s3_url, connections, None).await
+    }
+
+    /// The same, whose calls of S3 have these limits; without, they wait for an answer for ever.
+    pub async fn projector_at_within(
+        &self,
+        s3_url: &str,
+        connections: usize,
+        limits: Option<TimeoutConfig>,
+    ) -> Projector {
         let archive =
             ArchiveConfig { bucket: self.bucket.clone(), prefix: "measurements/".to_owned() };
-        let archive = Archive::new(archive, &aws(s3_url).await);
+        let mut aws = aws(s3_url).await;
+        if let Some(limits) = limits {
+            aws = aws.into_builder().timeout_config(limits).build();
+        }
+        let archive = Archive::new(archive, &aws);
         let mut projector = self.projector_without_archive(&self.database_url, connections);
         projector.archive = Some(archive);
         projector
