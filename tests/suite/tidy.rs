@@ -161,6 +161,70 @@ fn every_source_file_is_on_the_map_and_nothing_on_it_is_missing() {
     assert!(gone.is_empty(), "on the map of ARCHITECTURE.md, and nowhere else: {gone:?}");
 }
 
+/// All files below a folder, by their path in the repository, but for what is built or fetched.
+fn files_below(folder: &Path, files: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if path.is_dir() && !["target", ".git", "node_modules"].contains(&name.as_str()) {
+            files_below(&path, files);
+        } else if path.is_file() {
+            let path = path.strip_prefix(root()).expect("below the root");
+            files.push(path.to_string_lossy().into_owned());
+        }
+    }
+}
+
+/// What of a text looks like a path of the repository: a Rust file, or a path that begins with one of these folders.
+fn paths_in<'a>(text: &'a str, folders: &BTreeSet<&str>) -> Vec<&'a str> {
+    let no_path = |c: char| !(c.is_ascii_alphanumeric() || "._-/".contains(c));
+    let words = text.split(no_path).map(|word| word.trim_end_matches('.'));
+    let looks_like_one = |word: &&str| {
+        let folder = word.split_once('/').map(|(folder, _)| folder);
+        let rust = word.strip_suffix(".rs").is_some_and(|name| !name.is_empty());
+        rust || folder.is_some_and(|folder| folders.contains(folder))
+    };
+    words.filter(looks_like_one).collect()
+}
+
+/// A path from the root must be there as it stands. A shorter one, which only names a Rust file, must be the end of one;
+/// in the how-to, where somebody is about to open it, it must be whole.
+fn leads_somewhere(path: &str, whole: bool, files: &[String], folders: &BTreeSet<&str>) -> bool {
+    let folder = path.split_once('/').map(|(folder, _)| folder);
+    if whole || folder.is_some_and(|folder| folders.contains(folder)) {
+        let path = path.trim_end_matches('/');
+        let below = format!("{path}/");
+        return files.iter().any(|file| file == path || file.starts_with(&below));
+    }
+    let end = format!("/{path}");
+    files.iter().any(|file| file.ends_with(&end))
+}
+
+/// Whoever follows a path wants to be there at once.
+#[test]
+fn every_path_that_a_document_names_is_there() {
+    let mut files = Vec::new();
+    files_below(root(), &mut files);
+    let folders: BTreeSet<&str> =
+        files.iter().filter_map(|file| file.split_once('/')).map(|(folder, _)| folder).collect();
+    let documents = files.iter().filter(|file| {
+        let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
+        file.ends_with(".md") && ["", "docs"].contains(&folder) && *file != "CHANGELOG.md"
+    });
+    let (mut found, mut gone) = (0, Vec::new());
+    for document in documents {
+        let text = read(document);
+        for path in paths_in(&text, &folders) {
+            found += 1;
+            if !leads_somewhere(path, document == "docs/how-to.md", &files, &folders) {
+                gone.push(format!("{document}: {path}"));
+            }
+        }
+    }
+    assert!(gone.is_empty(), "no such path (in the how-to, from the root): {gone:#?}");
+    assert!(found >= 300, "{found}");
+}
+
 /// A guarantee whose test was renamed or deleted is a claim.
 #[test]
 fn every_test_that_is_cited_exists() {
