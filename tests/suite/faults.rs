@@ -234,7 +234,7 @@ async fn an_s3_that_never_answers_fails_the_batch_long_before_the_deadline() {
     let never = Arc::new(tokio::sync::Notify::new());
     s3.set_rule(move |_| Fault::Hold(Arc::clone(&never)));
     let records = records(1_000);
-    let answer = tokio::time::timeout(Duration::from_secs(120), handle(&projector, &records)).await;
+    let answer = tokio::time::timeout(Duration::from_mins(2), handle(&projector, &records)).await;
     assert_eq!(reported(&answer.expect("an answer in time")), ["999999999999999999998"]);
     assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (1_000, 0));
 }

@@ -209,7 +209,9 @@ fn every_path_that_a_document_names_is_there() {
         files.iter().filter_map(|file| file.split_once('/')).map(|(folder, _)| folder).collect();
     let documents = files.iter().filter(|file| {
         let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
-        file.ends_with(".md") && ["", "docs"].contains(&folder) && *file != "CHANGELOG.md"
+        Path::new(file).extension().is_some_and(|ending| ending == "md")
+            && ["", "docs"].contains(&folder)
+            && *file != "CHANGELOG.md"
     });
     let (mut found, mut gone) = (0, Vec::new());
     for document in documents {
