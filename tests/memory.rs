@@ -78,7 +78,7 @@ const FUNCTION_BOUND_BYTES: usize = 128_000_000;
 /// Makes the rows of `sessions` large, each by itself, as no batch of 6 MB could.
 async fn enlarge(stores: &Stores, sets: &str) {
     let sql = format!("UPDATE measurements SET {sets}");
-    sqlx::raw_sql(&sql).execute(&mut stores.connect().await).await.expect("large rows");
+    stores.change(&sql).await;
 }
 
 /// Small changes over large rows: the answer of a statement holds no more of them than fits. What is stored

@@ -16,6 +16,15 @@ pub(crate) fn lacks_privilege(error: &sqlx::Error) -> bool {
     sqlstate(error).as_deref() == Some("42501")
 }
 
+/// PostgreSQL's own words alone: for `backfill migrate`, because the remedies of the projector's statements would send
+/// the operator back to the command that has just failed.
+pub(crate) fn without_remedy(error: Error) -> anyhow::Error {
+    match error {
+        Error::Database(error) => error.into(),
+        error => error.into(),
+    }
+}
+
 /// Runs a statement that takes a number of rows or keys at a time, fewer if that many take too long. Returns
 /// how many it took at most, and its rows.
 pub(crate) async fn page(

@@ -1,10 +1,11 @@
 //! When an answer is due. Lambda ends an invocation at its deadline, whatever is under way, and then
-//! everything in the batch comes again; so every wait of the apply path is cut off before that.
+//! everything in the batch comes again; so every wait of the apply path is cut off before that. Also the one way to wait
+//! no longer than a limit.
 
 use std::ops::Range;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// The longest invocation that Lambda allows (AWS Lambda Developer Guide, "Configure Lambda function
 /// timeout"). A deadline beyond it, or in the past, is an emulator's: Lambda itself ends an invocation then.
@@ -56,9 +57,22 @@ impl Deadline {
     }
 }
 
+/// Waits for `work` for at most `limit`, and then gives it up. One bound for all that may fall silent: `silent` is the
+/// error that says so.
+///
+/// # Errors
+/// Those of `work`, and `silent` once the time is over.
+pub async fn within<T, E>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+    silent: impl FnOnce() -> E,
+) -> Result<T, E> {
+    timeout(limit, work).await.unwrap_or_else(|_| Err(silent()))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Deadline;
+    use super::{Deadline, within};
     use std::time::Duration;
     use tokio::time::Instant;
 
@@ -82,5 +96,14 @@ mod tests {
             assert_eq!(deadline.limit(now, HOUR), Duration::from_secs(15 * 60 - 2));
         }
         assert_eq!(Deadline::NONE.limit(now, HOUR), HOUR);
+    }
+
+    #[tokio::test]
+    async fn what_is_silent_is_given_up_and_what_answers_is_not_changed() {
+        let limit = Duration::from_millis(1);
+        let silent = within(limit, std::future::pending::<Result<(), _>>(), || "silent").await;
+        assert_eq!(silent, Err("silent"));
+        assert_eq!(within(Duration::ZERO, async { Ok(7) }, || "silent").await, Ok(7));
+        assert_eq!(within(HOUR, async { Err::<(), _>("no") }, || "silent").await, Err("no"));
     }
 }

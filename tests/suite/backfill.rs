@@ -196,7 +196,7 @@ async fn redrive_applies_what_can_be_applied_now_and_keeps_the_rest() {
     let json: Vec<&[u8]> = records.iter().map(|record| record.json.as_bytes()).collect();
     let projector = stores.projector().await;
     let run = async |sql: &'static str| {
-        sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect(sql);
+        stores.change(sql).await;
     };
     run("ALTER TABLE measurements ADD CONSTRAINT too_strict CHECK (left_foot_length_mm < 250)")
         .await;
@@ -255,18 +255,18 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
     let stores = Stores::fresh().await;
     let role = format!("backfill_{:08x}", fastrand::u32(..));
     let create = format!("CREATE ROLE {role} LOGIN PASSWORD 'p'");
-    sqlx::raw_sql(&create).execute(&mut stores.connect().await).await.expect("a role");
+    stores.change(&create).await;
     let (_, rest) = stores.database_url.split_once('@').expect("a host");
     let as_role = Stores { database_url: format!("postgres://{role}:p@{rest}"), ..stores.clone() };
     let refused =
         "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
         CREATE TRIGGER no BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION no()";
-    sqlx::raw_sql(refused).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(refused).await;
     let record = session("s1", "u").place(LABEL, 1);
     let projector = stores.projector().await;
     projector.apply(&[record.json.as_bytes()], Deadline::NONE).await.expect("no fatal error");
     let drop = "DROP TRIGGER no ON measurements";
-    sqlx::raw_sql(drop).execute(&mut stores.connect().await).await.expect("no trigger");
+    stores.change(drop).await;
 
     assert!(backfill(&stores, &["migrate", "--grant-to", &role]).status.success());
     let denied = backfill(&as_role, &["redrive"]);
@@ -279,10 +279,7 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
     assert_eq!((redriven.status.code(), stores.rejected().await), (Some(0), 0), "{redriven:?}");
     assert_eq!(stores.rows().await, oracle::rows(&[record]));
     for forbidden in ["DELETE FROM measurements", "TRUNCATE rejected_records"] {
-        assert!(
-            sqlx::raw_sql(forbidden).execute(&mut as_role.connect().await).await.is_err(),
-            "{forbidden}"
-        );
+        assert!(as_role.connect().await.try_run(forbidden).await.is_err(), "{forbidden}");
     }
 }
 

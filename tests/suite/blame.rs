@@ -8,13 +8,13 @@ use projector::error::Error;
 use projector::handler::{self, StreamEvent};
 use projector::kept::decode;
 use serde_json::{Value as Json, json};
-use sqlx::{Connection as _, PgConnection};
 use testkit::emulator::{Lambda, event};
 use testkit::oracle;
 use testkit::records::{LABEL, Record, scan, session};
 use testkit::runs::{assert_code, backfill, text};
 use testkit::s3_gate::{Fault, S3Gate};
 use testkit::services::{Stores, apply, service};
+use testkit::sql::Client;
 
 fn sessions(count: usize) -> Vec<Record> {
     (0..count)
@@ -28,7 +28,7 @@ async fn refused(projector: &Projector, records: &[Record]) -> Error {
 }
 
 async fn sql(stores: &Stores, sql: &str) {
-    sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect(sql);
+    stores.change(sql).await;
 }
 
 /// What a DBA may do to the table, and what the operator then reads. Before, each record was rejected and
@@ -163,11 +163,10 @@ async fn a_rejection_that_is_swallowed_is_not_acknowledged() {
 async fn a_rejection_is_stored_whatever_the_encoding_of_the_database() {
     let stores = Stores::unmigrated().await;
     let name = format!("{}-latin", stores.bucket);
-    let mut admin =
-        PgConnection::connect(&service("DATABASE_URL")).await.expect("PostgreSQL answers");
+    let mut admin = Client::connect(&service("DATABASE_URL")).await;
     let create =
         format!("CREATE DATABASE {name:?} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
-    sqlx::raw_sql(&create).execute(&mut admin).await.expect("a database");
+    admin.run(&create).await;
     let database_url = stores.database_url.replace(&stores.bucket, &name);
     let stores = Stores { database_url, ..stores };
 
@@ -194,9 +193,8 @@ async fn a_rejection_is_stored_whatever_the_encoding_of_the_database() {
     let applied = apply(&projector, &records).await;
     assert_eq!((applied.counts.rejected, applied.counts.applied), (2, 1));
     let kept = "SELECT record::text FROM rejected_records ORDER BY sequence_number";
-    let kept: Vec<String> =
-        sqlx::query_scalar(kept).fetch_all(&mut stores.connect().await).await.expect("records");
-    for (kept, record) in kept.iter().zip(&records) {
+    let kept: Vec<(String,)> = stores.connect().await.rows(kept).await;
+    for ((kept,), record) in kept.iter().zip(&records) {
         assert_eq!(decode(kept), record.json.as_bytes(), "to the letter");
     }
 

@@ -48,7 +48,7 @@ async fn a_password_comes_from_secrets_manager_anew_for_each_connection() {
     let rotate = async |password: &str, new: bool| {
         let verb = if new { "CREATE" } else { "ALTER" };
         let sql = format!("{verb} ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'");
-        sqlx::raw_sql(&sql).execute(&mut stores.connect().await).await.expect("the role");
+        stores.change(&sql).await;
     };
     rotate("first", true).await;
     let endpoint = service("AWS_ENDPOINT_URL");

@@ -40,7 +40,7 @@ fn finding<'a>(findings: &'a [Json], check: &str) -> &'a Json {
 }
 
 async fn run_sql(stores: &Stores, sql: &str) {
-    sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect("PostgreSQL takes it");
+    stores.change(sql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,6 @@ use projector::apply::{BatchOutcome, Projector};
 use projector::deadline::Deadline;
 use projector::handler::{self, BatchResponse, StreamEvent};
 use projector::start;
-use sqlx::{Connection as _, PgConnection};
 use testkit::emulator::event;
 use testkit::gates::TcpGate;
 use testkit::oracle;
@@ -97,15 +96,12 @@ async fn a_change_that_does_not_get_into_its_row_is_not_acknowledged() {
     let swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
         CREATE TRIGGER swallow BEFORE INSERT ON measurements FOR EACH ROW
         WHEN (new.session_id = 's1') EXECUTE FUNCTION swallow();";
-    sqlx::raw_sql(swallow).execute(&mut connection).await.expect("a trigger");
+    connection.run(swallow).await;
     let records = records(3);
     let response = handle(&projector, &records).await;
     assert_eq!(reported(&response), ["999999999999999999999"]);
     assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (2, 2));
-    sqlx::raw_sql("DROP TRIGGER swallow ON measurements")
-        .execute(&mut connection)
-        .await
-        .expect("dropped");
+    connection.run("DROP TRIGGER swallow ON measurements").await;
     assert_eq!(reported(&handle(&projector, &records).await), [""; 0]);
     assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (3, 3));
 
@@ -113,15 +109,12 @@ async fn a_change_that_does_not_get_into_its_row_is_not_acknowledged() {
         "CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN old; END $$;
         CREATE TRIGGER undo BEFORE UPDATE ON measurements FOR EACH ROW
         WHEN (new.session_id = 's1') EXECUTE FUNCTION undo();";
-    sqlx::raw_sql(undo).execute(&mut connection).await.expect("a trigger");
+    connection.run(undo).await;
     let newer: Vec<Record> = (0..3)
         .map(|index| session(&format!("s{index}"), "newer").place(LABEL, 2 * FIRST + index))
         .collect();
     assert_eq!(reported(&handle(&projector, &newer).await), [(2 * FIRST + 1).to_string().as_str()]);
-    sqlx::raw_sql("DROP TRIGGER undo ON measurements")
-        .execute(&mut connection)
-        .await
-        .expect("dropped");
+    connection.run("DROP TRIGGER undo ON measurements").await;
     assert_eq!(reported(&handle(&projector, &newer).await), [""; 0]);
     assert_eq!(stores.rows().await, oracle::rows(&[records, newer].concat()));
 }
@@ -249,12 +242,9 @@ async fn a_record_is_not_acknowledged_before_its_rejection_is_stored() {
     let block = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
                  $$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = '53100'; END $$; \
                  CREATE TRIGGER refuse BEFORE INSERT ON rejected_records EXECUTE FUNCTION refuse();";
-    sqlx::raw_sql(block).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(block).await;
     assert_eq!(reported(&handle(&projector, &records).await), ["999999999999999999999"]);
-    sqlx::raw_sql("DROP TRIGGER refuse ON rejected_records")
-        .execute(&mut stores.connect().await)
-        .await
-        .expect("no trigger");
+    stores.change("DROP TRIGGER refuse ON rejected_records").await;
     assert_eq!(reported(&handle(&projector, &records[1..]).await), [""; 0]);
     assert_eq!(stores.rejected().await, 1);
     assert_eq!(stores.rows().await.len(), 2);
@@ -322,10 +312,7 @@ async fn the_granted_privileges_suffice_and_a_missing_one_is_named() {
     let stores = Stores::fresh().await;
     let role = format!("lambda_{:08x}", fastrand::u32(..));
     let mut owner = stores.connect().await;
-    sqlx::raw_sql(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'"))
-        .execute(&mut owner)
-        .await
-        .expect("a role");
+    owner.run(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'")).await;
     let (_, rest) = stores.database_url.split_once('@').expect("a host");
     let url = format!("postgres://{role}:p@{rest}");
     let as_role = Stores { database_url: url.clone(), ..stores.clone() };
@@ -351,10 +338,10 @@ async fn the_granted_privileges_suffice_and_a_missing_one_is_named() {
     apply(&as_role.projector().await, &records).await;
     apply(&as_role.projector().await, &records).await;
     assert_eq!((stores.rows().await.len(), stores.rejected().await), (2, 1));
-    let mut connection = PgConnection::connect(&url).await.expect("the role connects");
+    let mut connection = as_role.connect().await;
     for forbidden in
         ["DELETE FROM measurements", "TRUNCATE rejected_records", "DROP TABLE measurements"]
     {
-        assert!(sqlx::raw_sql(forbidden).execute(&mut connection).await.is_err(), "{forbidden}");
+        assert!(connection.try_run(forbidden).await.is_err(), "{forbidden}");
     }
 }

@@ -135,7 +135,7 @@ async fn every_case_ends_as_it_should() {
     let stores = Stores::fresh().await;
     for (name, more, code, applied, rejected, reason) in CASES {
         let empty = "TRUNCATE measurements, rejected_records";
-        sqlx::raw_sql(empty).execute(&mut stores.connect().await).await.expect(empty);
+        stores.change(empty).await;
         let path = case(name);
         let arguments = [&["file", path.as_str()], more].concat();
         let output = without_archive(&stores, &arguments);
@@ -295,7 +295,7 @@ async fn a_batch_spans_files() {
         CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN PERFORM nextval('statements'); RETURN NULL; END $$;
         CREATE TRIGGER counted AFTER INSERT ON measurements FOR EACH STATEMENT EXECUTE FUNCTION counted()";
-    sqlx::raw_sql(counter).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(counter).await;
     let records = sessions(0..600);
     for (index, record) in records.iter().enumerate() {
         folder.put(&format!("{index:04}.json"), &record.json);
@@ -492,7 +492,7 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
     // The first batch waits for this lock, and the second one, too.
     let mut holder = stores.connect().await;
     let lock = "BEGIN; LOCK TABLE measurements IN EXCLUSIVE MODE";
-    sqlx::raw_sql(lock).execute(&mut holder).await.expect("a lock");
+    holder.run(lock).await;
     let mut run = watched(&stores, &["file", "--batch-size", "10", &path])
         .env_remove("ARCHIVE_BUCKET")
         .spawn()
@@ -514,7 +514,7 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
         panic!("it does not say that it stops");
     };
     tokio::time::timeout(Duration::from_mins(1), seen).await.expect("it sees the signal");
-    sqlx::raw_sql("COMMIT").execute(&mut holder).await.expect("no lock");
+    holder.run("COMMIT").await;
     let output = run.wait_with_output().await.expect("it ends");
     assert_code(&output, 6);
     assert_eq!(counted(&output, "applied"), 20, "{}", text(&output.stdout));
@@ -537,7 +537,7 @@ async fn a_batch_that_finishes_after_a_signal_does_not_delay_the_end() {
             RETURN new;
         END $$;
         CREATE TRIGGER slow BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION slow()";
-    sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(slow).await;
     let run = watched(&stores, &["file", "--batch-size", "1", &path])
         .env_remove("ARCHIVE_BUCKET")
         .spawn()
@@ -568,7 +568,7 @@ async fn a_run_that_an_error_stops_names_the_files_that_are_done() {
         BEGIN RAISE 'no' USING ERRCODE = '42501'; END $$;
         CREATE TRIGGER no BEFORE INSERT ON measurements FOR EACH ROW
         WHEN (new.session_id >= 's00002') EXECUTE FUNCTION no()";
-    sqlx::raw_sql(refuse).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(refuse).await;
     let output = backfill(&stores, &["file", "--batch-size", "1", &folder.text("")]);
     assert_code(&output, 2);
     let log = text(&output.stderr);

@@ -19,12 +19,9 @@ async fn assert_no_checkpoint_ahead(
     stores: &Stores,
     records_by_shard: &HashMap<(String, String), Vec<Record>>,
 ) {
-    let checkpoints: Vec<(String, String, Option<String>, bool)> = sqlx::query_as(
-        "SELECT stream_arn, shard_id, sequence_number, finished FROM backfill_checkpoints",
-    )
-    .fetch_all(&mut stores.connect().await)
-    .await
-    .expect("the checkpoints");
+    let sql = "SELECT stream_arn, shard_id, sequence_number, finished FROM backfill_checkpoints";
+    let checkpoints: Vec<(String, String, Option<String>, bool)> =
+        stores.connect().await.rows(sql).await;
     let rows = stores.rows().await;
     let objects = parsed(&stores.objects().await);
     for (arn, shard, last, finished) in checkpoints {
@@ -97,12 +94,9 @@ async fn a_batch_that_a_signal_cuts_off_is_reported_as_not_counted() {
         (1..).zip(&records).map(|(n, draft)| draft.place(LABEL, n)).collect();
     server.fill(&records, 1, 1);
     let mut owner = stores.connect().await;
-    sqlx::raw_sql("INSERT INTO measurements (session_id) VALUES ('s2')")
-        .execute(&mut owner)
-        .await
-        .expect("a row");
+    owner.run("INSERT INTO measurements (session_id) VALUES ('s2')").await;
     let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's2' FOR UPDATE";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    owner.run(lock).await;
     let run = stream(&stores, &server, &["--json"]).spawn().expect("backfill runs");
     until("the other row", async || stores.rows().await.len() == 2).await;
     signal(&run, "INT");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use projector::bind;
 use testkit::emulator::Lambda;
 use testkit::gates::TcpGate;
 use testkit::generate::{self, Day};
@@ -50,23 +51,20 @@ type Row = (String, Option<String>, Option<String>, Option<String>);
 async fn assert_held(stores: &Stores, records: &[Record]) {
     let sessions: BTreeSet<&str> =
         records.iter().map(|record| record.item.split('/').next().expect("a session")).collect();
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT session_id, session_version, left_version, right_version FROM measurements WHERE session_id = ANY($1)",
-    )
-    .bind(sessions.iter().map(ToString::to_string).collect::<Vec<_>>())
-    .fetch_all(&mut stores.connect().await)
-    .await
-    .expect("rows");
+    let sql = "SELECT session_id, session_version, left_version, right_version FROM measurements \
+               WHERE session_id = ANY($1)";
+    let sessions: Vec<&str> = sessions.into_iter().collect();
+    let mut connection = stores.connect().await;
+    let arguments = bind![&sessions]().expect("a list of texts");
+    let rows: Vec<Row> = connection.rows_with(sql, arguments).await;
     let rows: BTreeMap<_, _> = rows.into_iter().map(|(id, s, l, r)| (id, [s, l, r])).collect();
-    let set_aside: Vec<String> = sqlx::query_scalar("SELECT record::text FROM rejected_records")
-        .fetch_all(&mut stores.connect().await)
-        .await
-        .expect("rows");
+    let rejected: Vec<(String,)> =
+        connection.rows("SELECT record::text FROM rejected_records").await;
     let s3 = s3(&service("AWS_ENDPOINT_URL")).await;
     for record in records {
         if record.malformed {
             assert!(
-                set_aside.contains(&record.json),
+                rejected.iter().any(|(kept,)| *kept == record.json),
                 "acknowledged and not rejected: {}",
                 record.json
             );
@@ -153,7 +151,7 @@ async fn a_session_that_a_store_refuses_holds_its_batch_up_and_is_applied_from_t
         WHEN (new.session_id = '{session_id}') EXECUTE FUNCTION broken()"
     );
     let mut owner = stores.connect().await;
-    sqlx::raw_sql(&trigger).execute(&mut owner).await.expect("the trigger");
+    owner.run(&trigger).await;
     let variables = [("DATABASE_URL", &*stores.database_url), ("ARCHIVE_BUCKET", &stores.bucket)];
     let functions = lanes(2, &variables).await;
     let held = async |records: &[Record]| assert_held(&stores, records).await;
@@ -165,7 +163,7 @@ async fn a_session_that_a_store_refuses_holds_its_batch_up_and_is_applied_from_t
     );
     assert!(seen.partial_failures >= 4, "{} partial failures", seen.partial_failures);
 
-    sqlx::raw_sql("DROP TRIGGER broken ON measurements").execute(&mut owner).await.expect("fixed");
+    owner.run("DROP TRIGGER broken ON measurements").await;
     let output = replay_destination(&stores, &destination).await;
     let rejected = seen.given_up.iter().any(|record| record.malformed);
     assert_code(&output, if rejected { 3 } else { 0 });
@@ -293,7 +291,7 @@ async fn slow_stores_make_no_function_time_out() {
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN PERFORM pg_sleep(0.1); RETURN new; END $$;
         CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON measurements FOR EACH ROW EXECUTE FUNCTION slow();";
-    sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(slow).await;
     let functions = lanes(
         2,
         &[
@@ -324,7 +322,7 @@ async fn a_table_that_takes_no_row_rejects_nothing_however_the_batch_is_halved()
         BEGIN RAISE EXCEPTION 'not %', new.session_id; END $$;
         CREATE TRIGGER refuse BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION refuse();";
     let mut owner = stores.connect().await;
-    sqlx::raw_sql(refuse).execute(&mut owner).await.expect("a trigger");
+    owner.run(refuse).await;
     let variables = [("DATABASE_URL", &*stores.database_url), ("ARCHIVE_BUCKET", &stores.bucket)];
     let functions = lanes(1, &variables).await;
     let records: Vec<Record> =
@@ -335,7 +333,7 @@ async fn a_table_that_takes_no_row_rejects_nothing_however_the_batch_is_halved()
         .await;
     assert_eq!((seen.given_up.len(), stores.rejected().await), (records.len(), 0), "{seen:?}");
 
-    sqlx::raw_sql("DROP TRIGGER refuse ON measurements").execute(&mut owner).await.expect("gone");
+    owner.run("DROP TRIGGER refuse ON measurements").await;
     assert_code(&replay_destination(&stores, &destination).await, 0);
     assert_equal(&stores, &records).await;
 }

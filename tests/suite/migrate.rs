@@ -15,7 +15,7 @@ async fn state(stores: &Stores, role: &str) -> String {
 }
 
 async fn run_sql(stores: &Stores, sql: &str) {
-    sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect("PostgreSQL takes it");
+    stores.change(sql).await;
 }
 
 /// Takes the newest migration out of the ledger.
@@ -171,7 +171,7 @@ async fn a_migration_that_cannot_get_its_lock_says_where_to_look() {
     run_sql(&stores, &format!("{FORGET_NEWEST}; {UNDO_NEWEST}")).await;
     let mut user = stores.connect().await;
     let lock = "BEGIN; LOCK TABLE rejected_records IN ACCESS SHARE MODE";
-    sqlx::raw_sql(lock).execute(&mut user).await.expect("a lock");
+    user.run(lock).await;
     // The dry run waits for nobody.
     assert_code(&backfill(&stores, &["migrate", "--dry-run"]), 0);
     let output = backfill(&stores, &["migrate"]);
@@ -181,7 +181,7 @@ async fn a_migration_that_cannot_get_its_lock_says_where_to_look() {
         message.contains("the migrations stopped: ") && message.contains("pg_locks"),
         "{message}"
     );
-    sqlx::raw_sql("ROLLBACK").execute(&mut user).await.expect("no lock");
+    user.run("ROLLBACK").await;
     assert_code(&backfill(&stores, &["migrate"]), 0);
 }
 

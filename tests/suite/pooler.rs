@@ -9,6 +9,7 @@ use testkit::oracle;
 use testkit::records::{LABEL, Record, scan, session};
 use testkit::runs::{assert_code, backfill, text};
 use testkit::services::{Stores, apply_all, parsed, service};
+use testkit::sql::Client;
 
 /// The stores through each of the two poolers: one that refuses the startup parameters that it does not know,
 /// and one that takes and ignores them.
@@ -49,10 +50,8 @@ async fn batches_go_through_and_no_setting_reaches_the_poolers_other_clients() {
             let show = format!("SELECT current_setting('{name}')");
             let of = async |stores: &Stores| {
                 let options = config::parse_url(&stores.database_url).expect("a URL");
-                let mut client = options.connect().await.expect("it connects");
-                // Not prepared: the pooler would not know it.
-                let rows = sqlx::raw_sql(&show).fetch_one(&mut client).await.expect("a row");
-                sqlx::Row::get::<String, _>(&rows, 0)
+                let client = options.connect().await.expect("it connects");
+                Client::from(client).ask(&show).await
             };
             // Both server connections: of four clients at once no two need share one.
             let expected = of(&direct).await;
@@ -74,7 +73,7 @@ async fn each_transaction_has_its_limits_and_is_durable() {
             CREATE TRIGGER note BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION note();";
         let off =
             format!("ALTER DATABASE {:?} SET synchronous_commit = off; {note}", direct.bucket);
-        sqlx::raw_sql(&off).execute(&mut direct.connect().await).await.expect("a trigger");
+        direct.change(&off).await;
         apply_all(&pooled.projector().await, &[session("s1", "u").place(LABEL, 1)], 1).await;
         assert_eq!(direct.ask("SELECT settings FROM seen").await, "on 20s 5s");
     }

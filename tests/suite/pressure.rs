@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use projector::apply::{BatchOutcome, Projector};
 use projector::deadline::Deadline;
-use sqlx::{Connection as _, PgConnection};
 use testkit::gates::TcpGate;
 use testkit::oracle;
 use testkit::records::{LABEL, Record, scan, session};
 use testkit::runs::{self, assert_code, backfill};
 use testkit::s3_gate::{Fault, S3Gate};
 use testkit::services::{Stores, apply, parsed, service};
+use testkit::sql::Client;
 use testkit::stream_server::StreamServer;
 
 fn sessions(count: usize) -> Vec<Record> {
@@ -39,13 +39,13 @@ async fn slow_down(stores: &Stores, row_ms: u32) {
          BEGIN PERFORM pg_sleep({row_ms} / 1000.0); RETURN new; END $$;
          CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON measurements FOR EACH ROW EXECUTE FUNCTION slow();"
     );
-    sqlx::raw_sql(&sql).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(&sql).await;
 }
 
 /// A setting of the database, for connections from now on.
 async fn set(stores: &Stores, setting: &str) {
     let sql = format!("ALTER DATABASE {:?} SET {setting}", stores.bucket);
-    sqlx::raw_sql(&sql).execute(&mut stores.connect().await).await.expect("a setting");
+    stores.change(&sql).await;
 }
 
 /// If a statement that timed out is sent again unchanged, no row is ever written.
@@ -119,7 +119,7 @@ async fn a_slow_database_means_slow_progress_in_every_command() {
             "INSERT INTO rejected_records (identity, reason, record) VALUES ('{}', 'once', $j${}$j$)",
             record.item, record.json
         );
-        sqlx::raw_sql(&insert).execute(&mut stores.connect().await).await.expect("a record");
+        stores.change(&insert).await;
     }
     assert_code(&backfill(&stores, &["redrive"]), 0);
     assert_eq!(stores.rejected().await, 0);
@@ -144,7 +144,7 @@ async fn one_locked_row_blocks_no_other_and_no_connections_pile_up() {
     set(&stores, "lock_timeout = '1s'").await;
     let mut owner = stores.connect().await;
     let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's0017' FOR UPDATE";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    owner.run(lock).await;
 
     let lanes: Vec<Projector> =
         (0..6).map(|_| stores.projector_without_archive(&stores.database_url, 1)).collect();
@@ -175,7 +175,7 @@ async fn one_locked_row_blocks_no_other_and_no_connections_pile_up() {
     let most = most.load(std::sync::atomic::Ordering::Relaxed);
     assert!(most <= 6, "{most} connections for six lanes");
 
-    sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
+    owner.run("ROLLBACK").await;
     assert_eq!(try_apply(&lanes[5], &updates[5], within(60)).await.failed, [0; 0]);
     assert_eq!(stores.rows().await, oracle::rows(&updates[5]));
 }
@@ -191,7 +191,7 @@ async fn a_locked_row_is_not_taken_for_a_slow_database() {
     apply(&projector, &records).await;
     let mut owner = stores.connect().await;
     let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's0017' FOR UPDATE";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    owner.run(lock).await;
     let updates: Vec<Record> = (0..100)
         .map(|index| session(&format!("s{index:04}"), "v").place(LABEL, 1_000 + index))
         .collect();
@@ -216,12 +216,12 @@ async fn a_locked_table_fails_the_batch_soon() {
         ("LOCK TABLE measurements IN SHARE MODE", 6),
         ("SELECT 1 FROM measurements FOR UPDATE", 20),
     ] {
-        sqlx::raw_sql(&format!("BEGIN; {lock}")).execute(&mut owner).await.expect("a lock");
+        owner.run(&format!("BEGIN; {lock}")).await;
         let start = Instant::now();
         let applied = try_apply(&projector, &updates, Deadline::NONE).await;
         assert_eq!(applied.failed.len(), 500);
         assert!(start.elapsed() < Duration::from_secs(seconds), "{lock}: {:?}", start.elapsed());
-        sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
+        owner.run("ROLLBACK").await;
     }
     apply(&projector, &updates).await;
 }
@@ -234,7 +234,7 @@ async fn rejections_make_slow_progress_too_and_block_each_other_from_nothing() {
             IF new.sequence_number LIKE '%00017' THEN RAISE EXCEPTION 'corrupt' USING ERRCODE = 'XX001'; END IF;
             PERFORM pg_sleep(0.01); RETURN new; END $$;
         CREATE TRIGGER slow BEFORE INSERT ON rejected_records FOR EACH ROW EXECUTE FUNCTION slow();";
-    sqlx::raw_sql(slow).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(slow).await;
     set(&stores, "statement_timeout = '500ms'").await;
     let mut records = sessions(200);
     for record in &mut records {
@@ -280,7 +280,7 @@ async fn limits_and_durability_are_set_on_each_connection() {
                 'statement_timeout', 'lock_timeout', 'idle_session_timeout', 'client_connection_check_interval');
             RETURN new; END $$;
         CREATE TRIGGER note BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION note();";
-    sqlx::raw_sql(note).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(note).await;
     let seen = async || {
         let sql = "SELECT string_agg(name || '=' || setting, ' ' ORDER BY name) FROM seen";
         stores.ask(sql).await
@@ -297,10 +297,7 @@ async fn limits_and_durability_are_set_on_each_connection() {
     {
         set(&stores, setting).await;
     }
-    sqlx::raw_sql("TRUNCATE seen; TRUNCATE measurements")
-        .execute(&mut stores.connect().await)
-        .await
-        .expect("empty");
+    stores.change("TRUNCATE seen; TRUNCATE measurements").await;
     apply(&stores.projector_without_archive(&stores.database_url, 1), &sessions(1)).await;
     assert_eq!(
         seen().await,
@@ -317,7 +314,7 @@ async fn one_corrupt_row_blocks_no_other() {
         BEGIN RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = 'XX001'; END $$;
         CREATE TRIGGER corrupt BEFORE INSERT ON measurements FOR EACH ROW
         WHEN (new.session_id = 's0017') EXECUTE FUNCTION corrupt();";
-    sqlx::raw_sql(corrupt).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(corrupt).await;
     let applied = try_apply(&stores.projector().await, &sessions(40), within(60)).await;
     assert_eq!((applied.failed, applied.counts.rejected), (vec![17], 0));
     assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (39, 39));
@@ -333,7 +330,7 @@ async fn a_refused_newest_change_of_a_thousand_costs_one_more_write() {
         BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '23514'; END $$;
         CREATE TRIGGER refuse BEFORE INSERT ON measurements FOR EACH ROW
         WHEN (new.user_id = 'u999') EXECUTE FUNCTION refuse();";
-    sqlx::raw_sql(refuse).execute(&mut stores.connect().await).await.expect("a trigger");
+    stores.change(refuse).await;
     let mut records: Vec<Record> =
         (1..=999).map(|number| session("s1", &format!("u{number}")).place(LABEL, number)).collect();
     records.push(session("s2", "other").place(LABEL, 1_000));
@@ -414,20 +411,20 @@ async fn transient_errors_are_retried_in_place() {
         CREATE FUNCTION twice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF nextval('tries') <= 2 THEN RAISE EXCEPTION 'not now' USING ERRCODE = TG_ARGV[0]; END IF;
             RETURN new; END $$";
-    sqlx::raw_sql(twice).execute(&mut owner).await.expect("a function");
+    owner.run(twice).await;
     for (number, code) in [(1, "40P01"), (2, "40001"), (3, "26000"), (4, "42P05")] {
         let trigger = format!(
             "ALTER SEQUENCE tries RESTART; DROP TRIGGER IF EXISTS twice ON measurements;
              CREATE TRIGGER twice BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION twice('{code}')"
         );
-        sqlx::raw_sql(&trigger).execute(&mut owner).await.expect("a trigger");
+        owner.run(&trigger).await;
         apply(&projector, &[session(code, "u").place(LABEL, number)]).await;
     }
-    sqlx::raw_sql("DROP TRIGGER twice ON measurements").execute(&mut owner).await.expect("dropped");
+    owner.run("DROP TRIGGER twice ON measurements").await;
 
     // 0A000, "cached plan must not change result type".
     let alter = "ALTER TABLE measurements ALTER COLUMN device_model TYPE varchar(500)";
-    sqlx::raw_sql(alter).execute(&mut owner).await.expect("altered");
+    owner.run(alter).await;
     apply(&projector, &[session("altered", "u").place(LABEL, 5)]).await;
     assert_eq!(stores.rows().await.len(), 5);
 }
@@ -447,10 +444,9 @@ async fn a_connection_to_a_read_only_database_is_replaced() {
     assert_eq!(applied.failed, [0], "it is read-only still");
     projector.learned().expect_unchanged(true);
     apply(&projector, &records[..1]).await;
-    let mut admin =
-        PgConnection::connect(&service("DATABASE_URL")).await.expect("PostgreSQL answers");
+    let mut admin = Client::connect(&service("DATABASE_URL")).await;
     let reset = format!("ALTER DATABASE {:?} RESET default_transaction_read_only", stores.bucket);
-    sqlx::raw_sql(&reset).execute(&mut admin).await.expect("writable");
+    admin.run(&reset).await;
     apply(&projector, &records[1..]).await;
     assert_eq!(stores.rows().await, oracle::rows(&records));
 }

@@ -153,7 +153,7 @@ async fn a_commit_whose_writer_is_gone_is_archived_by_the_writer_it_overtook() {
              VALUES ('s1', 'new', '2026-11-22T08:00:00Z', 'iPhone16,2', '{version}', to_timestamp(1795334400)) \
              ON CONFLICT (session_id) DO UPDATE SET user_id = excluded.user_id, session_version = excluded.session_version"
         );
-        sqlx::raw_sql(&orphan).execute(&mut gone).await.expect("the orphan writes");
+        gone.run(&orphan).await;
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                        AND application_name = 'projector' AND wait_event_type = 'Lock'";
         let batch = [newest];
@@ -161,7 +161,7 @@ async fn a_commit_whose_writer_is_gone_is_archived_by_the_writer_it_overtook() {
             while race.stores.ask(waiting).await != "1" {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            sqlx::raw_sql("COMMIT").execute(&mut gone).await.expect("the orphan commits");
+            gone.run("COMMIT").await;
         })
         .await;
         assert_eq!(race.object().await["user_id"], "new");

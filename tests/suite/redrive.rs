@@ -17,7 +17,7 @@ const IDENTITIES: &str = "SELECT string_agg(identity, ' ' ORDER BY identity) FRO
     WHERE discarded_at IS NULL";
 
 async fn run(stores: &Stores, sql: &str) {
-    sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect(sql);
+    stores.change(sql).await;
 }
 
 /// As a projector kept it that refused it for a reason of its own.
@@ -405,7 +405,7 @@ async fn a_batch_that_a_signal_cuts_off_is_reported_as_not_counted() {
     apply(&stores.projector().await, &[scan("s0003", "left", "245.3").place(LABEL, 1)]).await;
     let mut owner = stores.connect().await;
     let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's0003' FOR UPDATE";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    owner.run(lock).await;
     let child =
         watched(&stores, &["redrive"]).env_remove("ARCHIVE_BUCKET").spawn().expect("backfill runs");
     while stores.rows().await.len() < records.len() {
@@ -416,7 +416,7 @@ async fn a_batch_that_a_signal_cuts_off_is_reported_as_not_counted() {
     assert_code(&output, 6);
     assert!(text(&output.stdout).starts_with("stopped: 0 records"), "{output:?}");
     assert_eq!(counted(&output, "not counted"), 6, "{output:?}");
-    sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
+    owner.run("ROLLBACK").await;
     let again = backfill(&stores, &["redrive"]);
     assert_code(&again, 0);
     assert_eq!((counted(&again, "duplicate"), counted(&again, "not counted")), (5, 0));
@@ -431,7 +431,7 @@ async fn a_record_that_cannot_be_stored_now_holds_up_no_other() {
     run(&stores, &format!("ALTER DATABASE {:?} SET lock_timeout = '500ms'", stores.bucket)).await;
     let mut owner = stores.connect().await;
     let lock = "BEGIN; SELECT 1 FROM measurements WHERE session_id = 's0007' FOR UPDATE";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    owner.run(lock).await;
     let output = backfill(&stores, &["redrive"]);
     assert_code(&output, 1);
     let message = text(&output.stderr);
@@ -440,7 +440,7 @@ async fn a_record_that_cannot_be_stored_now_holds_up_no_other() {
         "{message}"
     );
     assert_eq!(stores.ask(IDENTITIES).await, "sessions/s0007");
-    sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
+    owner.run("ROLLBACK").await;
     assert_code(&backfill(&stores, &["redrive"]), 0);
     assert_eq!((stores.rows().await.len(), stores.rejected().await), (records.len(), 0));
 }

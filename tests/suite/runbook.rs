@@ -13,7 +13,6 @@ mod walk;
 
 use blocks::{Block, Shell, blocks, root};
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection};
 use testkit::dynamodb::Write;
 use testkit::mapping;
 use testkit::records::{LABEL, session};
@@ -46,8 +45,7 @@ async fn restore(from: &Stores, to: &Stores) {
 }
 
 async fn run_sql(stores: &Stores, sql: &'static str) {
-    let mut admin = PgConnection::connect(&stores.database_url).await.expect("the database");
-    sqlx::raw_sql(sql).execute(&mut admin).await.expect("the statement");
+    stores.change(sql).await;
 }
 
 /// A time of a snapshot: the stand-in's streams are younger than the ten minutes that the runbook takes to be safe.

@@ -19,7 +19,7 @@ fn status(stores: &Stores, arguments: &[&str]) -> Output {
 }
 
 async fn run_sql(stores: &Stores, sql: &str) {
-    sqlx::raw_sql(sql).execute(&mut stores.connect().await).await.expect("PostgreSQL takes it");
+    stores.change(sql).await;
 }
 
 const CHECKPOINTS: &str = "INSERT INTO backfill_checkpoints
@@ -73,7 +73,7 @@ async fn it_shows_checkpoints_the_lock_rejected_records_and_an_estimate() {
     }
     let mut other_run = stores.connect().await;
     let lock = format!("SELECT pg_advisory_lock({})", i64::from_be_bytes(*b"backfill"));
-    sqlx::raw_sql(&lock).execute(&mut other_run).await.expect("the lock");
+    other_run.run(&lock).await;
 
     let discarded = "INSERT INTO rejected_records (identity, reason, record, discarded_at, discarded_why) \
                      VALUES ('discarded', 'nobody wants it', '{}', now(), 'corrected at its source')";
@@ -81,10 +81,7 @@ async fn it_shows_checkpoints_the_lock_rejected_records_and_an_estimate() {
     let output = status(&stores, &["--json"]);
     assert_code(&output, 0);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let pid: i64 = sqlx::query_scalar("SELECT pg_backend_pid()::bigint")
-        .fetch_one(&mut other_run)
-        .await
-        .expect("a process");
+    let (pid,): (i64,) = other_run.row("SELECT pg_backend_pid()::bigint").await;
     assert_eq!(json["lock"]["pid"], pid);
     let shards = json["checkpoints"].as_array().expect("a list");
     let of = |id: &str| shards.iter().find(|shard| shard["shard_id"] == id).expect("a shard");

@@ -5,16 +5,12 @@ pub(crate) mod changes;
 pub(crate) mod grants;
 pub(crate) mod schema;
 
-use std::future::Future;
-
 use anyhow::Context as _;
 use projector::cause::sqlstate;
 use projector::config::ConfigError;
-use projector::database::STATEMENT_TIMEOUT;
-use projector::start;
+use projector::database::DedicatedConnection;
+use projector::{bind, start};
 use sqlx::migrate::{MigrateError, Migration};
-use sqlx::{Connection as _, PgConnection};
-use tokio::time::timeout;
 
 use self::changes::Changes;
 use self::grants::{Grant, Role, Step};
@@ -23,6 +19,7 @@ use self::schema::{Applied, MIGRATOR, Mismatch};
 use crate::cli::{MigrateArguments, Settings};
 use crate::console::say;
 use crate::outcome::{Outcome, Remedy};
+use crate::statement::without_remedy;
 
 /// What is to be done, found out before anything is changed.
 struct Plan {
@@ -40,8 +37,7 @@ pub(crate) async fn run(
     config.archive = None;
     let projector = start::projector_with_credentials(config).await?;
     let mut connection = projector.database.connect().await?;
-    let looking = look(&mut connection, arguments);
-    let plan = limited("reading the database's state", looking).await?;
+    let plan = look(&mut connection, arguments).await?;
     for migration in &plan.applied {
         say!("already applied  {}  {}", migration.version, migration.description);
     }
@@ -49,7 +45,7 @@ pub(crate) async fn run(
         for migration in &plan.pending {
             say!("pending          {}  {}", migration.version, migration.description);
         }
-        for step in limited("reading the roles", steps(&mut connection, &plan)).await? {
+        for step in steps(&mut connection, &plan).await? {
             step.announce();
         }
         say!("dry run: nothing was changed");
@@ -57,7 +53,7 @@ pub(crate) async fn run(
     }
     if !plan.pending.is_empty() {
         // No limit of its own: it may build an index. But it waits for no lock for long.
-        MIGRATOR.run(&mut connection).await.map_err(|error| {
+        connection.migrate(&MIGRATOR).await.map_err(|error| {
             let remedy = Remedy(remedy(&error).into());
             anyhow::Error::new(error).context("the migrations stopped").context(remedy)
         })?;
@@ -65,20 +61,19 @@ pub(crate) async fn run(
     for migration in &plan.pending {
         say!("applied          {}  {}", migration.version, migration.description);
     }
-    let granting = async {
-        for step in steps(&mut connection, &plan).await? {
-            step.run(&mut connection).await?;
-        }
-        Ok(())
-    };
-    limited("granting", granting).await?;
+    for step in steps(&mut connection, &plan).await? {
+        step.run(&mut connection).await?;
+    }
     connection.close().await.context("closing the connection")?;
     say!("the schema is up to date");
     Ok(Outcome::Done)
 }
 
 /// What is asked before anything is changed: a database, a login or a role that will not do is found here.
-async fn look(connection: &mut PgConnection, arguments: &MigrateArguments) -> anyhow::Result<Plan> {
+async fn look(
+    connection: &mut DedicatedConnection,
+    arguments: &MigrateArguments,
+) -> anyhow::Result<Plan> {
     require_usable(connection).await?;
     let Ledger { applied, refusal } = ledger(connection).await?;
     let pending = schema::pending(&applied)?;
@@ -101,22 +96,12 @@ async fn look(connection: &mut PgConnection, arguments: &MigrateArguments) -> an
     Ok(Plan { applied, pending, roles })
 }
 
-async fn steps(connection: &mut PgConnection, plan: &Plan) -> anyhow::Result<Vec<Step>> {
+async fn steps(connection: &mut DedicatedConnection, plan: &Plan) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();
     for (role, grants) in &plan.roles {
         steps.extend(role.steps(connection, grants).await?);
     }
     Ok(steps)
-}
-
-/// A few small statements, which a connection that has gone silent must not hold for good.
-async fn limited<T>(
-    what: &str,
-    statements: impl Future<Output = anyhow::Result<T>>,
-) -> anyhow::Result<T> {
-    timeout(STATEMENT_TIMEOUT, statements)
-        .await
-        .with_context(|| format!("{what}: the database did not answer within 25 s"))?
 }
 
 /// What to do about a migration that stopped although nothing was in its way before. Each is a transaction: the one
@@ -149,35 +134,37 @@ struct Ledger {
 }
 
 /// Reads the applied migrations; none if the table that lists them is not there yet.
-async fn ledger(connection: &mut PgConnection) -> anyhow::Result<Ledger> {
+async fn ledger(connection: &mut DedicatedConnection) -> anyhow::Result<Ledger> {
     const ACCESS: &str = "SELECT current_user::text, pg_get_userbyid(relowner)::text,
         has_table_privilege(oid, 'SELECT'),
         has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE')
     FROM pg_class WHERE oid = to_regclass('_sqlx_migrations')";
     let reading = "reading which migrations are applied";
     let access: Option<(String, String, bool, bool)> =
-        sqlx::query_as(ACCESS).fetch_optional(&mut *connection).await.context(reading)?;
+        connection.fetch_first(ACCESS, bind![]).await.map_err(without_remedy).context(reading)?;
     let Some((login, owner, may_read, may_write)) = access else { return Ok(Ledger::default()) };
-    let refused = |verb: &str| {
+    let lacking = |verb: &str| {
         let problem = format!(
             "logs in as {login:?}, who cannot {verb} the table _sqlx_migrations: log in as its owner, {owner:?}"
         );
         ConfigError { variable: "DATABASE_URL", problem }
     };
     if !may_read {
-        return Err(refused("read").into());
+        return Err(lacking("read").into());
     }
-    let applied = sqlx::query_as(schema::LEDGER).fetch_all(connection).await.context(reading)?;
-    Ok(Ledger { applied, refusal: (!may_write).then(|| refused("write")) })
+    let applied = connection.fetch(schema::LEDGER, bind![]).await;
+    let applied = applied.map_err(without_remedy).context(reading)?;
+    Ok(Ledger { applied, refusal: (!may_write).then(|| lacking("write")) })
 }
 
 /// A database of another encoding lacks some characters, and each record that holds one would be rejected. A
 /// standby, or a read-only database, takes no change at all.
-async fn require_usable(connection: &mut PgConnection) -> anyhow::Result<()> {
+async fn require_usable(connection: &mut DedicatedConnection) -> anyhow::Result<()> {
     let sql = "SELECT current_setting('server_encoding'), pg_is_in_recovery(),
         current_setting('transaction_read_only') = 'on'";
+    let facts = connection.fetch_one(sql, bind![]).await;
     let (encoding, standby, read_only): (String, bool, bool) =
-        sqlx::query_as(sql).fetch_one(connection).await.context("reading what the database is")?;
+        facts.map_err(without_remedy).context("reading what the database is")?;
     let problem = if encoding != "UTF8" {
         format!(
             "names a database with the encoding {encoding}, which cannot hold every text: make one with \
@@ -196,12 +183,13 @@ async fn require_usable(connection: &mut PgConnection) -> anyhow::Result<()> {
 }
 
 /// The login may create tables.
-async fn require_create(connection: &mut PgConnection) -> anyhow::Result<()> {
+async fn require_create(connection: &mut DedicatedConnection) -> anyhow::Result<()> {
     let sql = "SELECT current_user::text, current_schema()::text,
         coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
-    let (login, schema, may_create): (String, Option<String>, bool) = sqlx::query_as(sql)
-        .fetch_one(connection)
+    let (login, schema, may_create): (String, Option<String>, bool) = connection
+        .fetch_one(sql, bind![])
         .await
+        .map_err(without_remedy)
         .context("reading what the login may create")?;
     if may_create {
         return Ok(());
@@ -215,7 +203,10 @@ async fn require_create(connection: &mut PgConnection) -> anyhow::Result<()> {
 }
 
 /// Nothing that is to be made is there.
-async fn require_room(connection: &mut PgConnection, changes: &Changes<'_>) -> anyhow::Result<()> {
+async fn require_room(
+    connection: &mut DedicatedConnection,
+    changes: &Changes<'_>,
+) -> anyhow::Result<()> {
     const EXISTING: &str = "SELECT place
     FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS made (kind, relation, name, place)
     WHERE CASE kind
@@ -226,14 +217,17 @@ async fn require_room(connection: &mut PgConnection, changes: &Changes<'_>) -> a
         ELSE to_regclass(name) IS NOT NULL
     END ORDER BY place LIMIT 1";
     let made = &changes.made;
-    let existing: Option<i64> = sqlx::query_scalar(EXISTING)
-        .bind(made.iter().map(|made| made.kind.word()).collect::<Vec<_>>())
-        .bind(made.iter().map(|made| made.table).collect::<Vec<_>>())
-        .bind(made.iter().map(|made| made.name).collect::<Vec<_>>())
-        .fetch_optional(connection)
+    let arguments = bind![
+        made.iter().map(|made| made.kind.word()).collect::<Vec<_>>(),
+        made.iter().map(|made| made.table).collect::<Vec<_>>(),
+        made.iter().map(|made| made.name).collect::<Vec<_>>(),
+    ];
+    let existing: Option<(i64,)> = connection
+        .fetch_first(EXISTING, arguments)
         .await
+        .map_err(without_remedy)
         .context("reading what exists already")?;
-    let first = existing.and_then(|place| made.get(usize::try_from(place - 1).ok()?));
+    let first = existing.and_then(|(place,)| made.get(usize::try_from(place - 1).ok()?));
     first.map_or(Ok(()), |made| {
         let (table, name) = (made.table.to_owned(), made.name.to_owned());
         Err(Mismatch::Exists { version: made.version, kind: made.kind, table, name }.into())
@@ -242,16 +236,16 @@ async fn require_room(connection: &mut PgConnection, changes: &Changes<'_>) -> a
 
 /// The tables that are to be changed are there, and are the login's.
 async fn require_tables(
-    connection: &mut PgConnection,
+    connection: &mut DedicatedConnection,
     changes: &Changes<'_>,
 ) -> anyhow::Result<()> {
     const OWNER: &str = "SELECT current_user::text, pg_get_userbyid(relowner)::text,
         pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass($1)";
     for (version, table) in &changes.altered {
-        let found: Option<(String, String, bool)> = sqlx::query_as(OWNER)
-            .bind(table)
-            .fetch_optional(&mut *connection)
+        let found: Option<(String, String, bool)> = connection
+            .fetch_first(OWNER, bind![*table])
             .await
+            .map_err(without_remedy)
             .context("reading who owns the tables")?;
         let Some((login, owner, may_change)) = found else {
             let (version, table) = (*version, (*table).to_owned());

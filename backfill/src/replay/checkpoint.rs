@@ -6,17 +6,15 @@
 //! before it writes, and takes the lock anew or stops.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use projector::database::{Database, STATEMENT_TIMEOUT};
+use projector::bind;
+use projector::database::{Database, DedicatedConnection};
 use projector::deadline::Deadline;
 use projector::error::{Consequence, Error};
-use sqlx::postgres::PgArguments;
-use sqlx::{Arguments as _, PgConnection, Row as _};
+use sqlx::Row as _;
 use time::OffsetDateTime;
-use tokio::time::timeout;
 
 use crate::console;
 use crate::replay::position::Position;
@@ -53,14 +51,14 @@ pub(crate) struct CheckpointUpdate {
 
 /// The checkpoints of one database, with the lock held.
 pub(crate) struct Checkpoints {
-    connection: PgConnection,
-    session: Session,
+    connection: DedicatedConnection,
+    owner: LockOwner,
     archive: Option<String>,
 }
 
-/// What tells a session of the server from all others, also after its process id was given anew.
+/// The server process that holds the lock for us: its start tells it from a later one with the same id.
 #[derive(Clone, Copy, Debug)]
-struct Session {
+struct LockOwner {
     pid: i32,
     since: OffsetDateTime,
 }
@@ -109,11 +107,11 @@ impl Checkpoints {
     /// Where another run holds the lock: it is named, with the way to end it.
     pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
         let mut connection = database.connect().await?;
-        let session = lock(&mut connection)
+        let owner = lock(&mut connection)
             .await
             .context("cannot take the lock of `backfill stream`")?
             .map_err(anyhow::Error::msg)?;
-        Ok(Self { connection, session, archive })
+        Ok(Self { connection, owner, archive })
     }
 
     /// The database's clock.
@@ -121,7 +119,8 @@ impl Checkpoints {
     /// # Errors
     /// If the connection is lost.
     pub(crate) async fn now(&mut self) -> Result<OffsetDateTime, Error> {
-        within(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut self.connection)).await
+        let (now,) = self.connection.fetch_one("SELECT clock_timestamp()", bind![]).await?;
+        Ok(now)
     }
 
     /// Keeps a quiet connection, and so the lock, alive: some networks forget an idle connection. If it is lost, takes
@@ -158,8 +157,8 @@ impl Checkpoints {
         &mut self,
         stream_arn: &str,
     ) -> anyhow::Result<HashMap<String, Checkpoint>> {
-        let loading = sqlx::query_as(LOAD).bind(stream_arn).fetch_all(&mut self.connection);
-        let rows = within(loading).await.context("cannot read the checkpoints")?;
+        let loading = self.connection.fetch(LOAD, bind![stream_arn]);
+        let rows = loading.await.context("cannot read the checkpoints")?;
         let of_shard = |(_, shard, checkpoint)| (shard, checkpoint);
         Ok(rows.into_iter().map(checkpoint).map(of_shard).collect())
     }
@@ -169,37 +168,31 @@ impl Checkpoints {
         &mut self,
         stream_arns: &[&str],
     ) -> anyhow::Result<Vec<(String, String, Checkpoint)>> {
-        let loading = sqlx::query_as(LOAD_OTHERS).bind(stream_arns).fetch_all(&mut self.connection);
-        let rows = within(loading).await.context("cannot read the checkpoints of other streams")?;
+        let loading = self.connection.fetch(LOAD_OTHERS, bind![stream_arns]);
+        let rows = loading.await.context("cannot read the checkpoints of other streams")?;
         Ok(rows.into_iter().map(checkpoint).collect())
     }
 
     /// Whether there is a checkpoint of any stream, and not one row in `measurements`: somebody emptied the table.
     pub(crate) async fn stand_beside_an_empty_table(&mut self) -> anyhow::Result<bool> {
-        within(sqlx::query_scalar(EMPTY).fetch_one(&mut self.connection))
-            .await
-            .context("cannot see whether measurements has rows")
+        let asking = self.connection.fetch_one(EMPTY, bind![]);
+        let (empty,) = asking.await.context("cannot see whether measurements has rows")?;
+        Ok(empty)
     }
 
     /// Deletes all checkpoints of a stream.
-    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
     pub(crate) async fn forget_all(&mut self, stream_arn: &str) -> anyhow::Result<()> {
-        within(sqlx::query(FORGET_ALL).bind(stream_arn).execute(&mut self.connection))
-            .await
-            .context("cannot delete the checkpoints")?;
-        Ok(())
+        let deleting = self.connection.fetch::<()>(FORGET_ALL, bind![stream_arn]);
+        deleting.await.context("cannot delete the checkpoints").map(drop)
     }
 
     /// Deletes the checkpoints of these shards.
-    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
     pub(crate) async fn forget(&mut self, stream_arn: &str, shards: &[&str]) -> anyhow::Result<()> {
         if shards.is_empty() {
             return Ok(());
         }
-        within(sqlx::query(FORGET).bind(stream_arn).bind(shards).execute(&mut self.connection))
-            .await
-            .context("cannot delete checkpoints that are of no use any more")?;
-        Ok(())
+        let deleting = self.connection.fetch::<()>(FORGET, bind![stream_arn, shards]);
+        deleting.await.context("cannot delete checkpoints that are of no use any more").map(drop)
     }
 
     /// Writes how far the shards have come, one update per shard. A database that is away is waited for,
@@ -216,7 +209,7 @@ impl Checkpoints {
             return Ok(());
         }
         for tries in 1..=MAX_TRIES {
-            let Err(error) = within(self.save_once(updates)).await else { return Ok(()) };
+            let Err(error) = self.save_once(updates).await else { return Ok(()) };
             if error.consequence() == Consequence::Fatal || tries == MAX_TRIES {
                 return Err(error)
                     .context("cannot store a checkpoint; what it stands for is stored");
@@ -244,15 +237,14 @@ impl Checkpoints {
     /// stays, over which no checkpoint can be written without the lock.
     async fn lock_anew(&mut self, database: &Database) -> Result<Result<(), String>, Error> {
         let mut connection = database.connect().await?;
-        end(&mut connection, self.session).await;
-        Ok(lock(&mut connection).await?.map(|session| {
+        end(&mut connection, self.owner).await;
+        Ok(lock(&mut connection).await?.map(|owner| {
             self.connection = connection;
-            self.session = session;
+            self.owner = owner;
         }))
     }
 
-    #[expect(clippy::disallowed_methods, reason = "runs over the connection that holds the lock")]
-    async fn save_once(&mut self, updates: &[CheckpointUpdate]) -> Result<(), sqlx::Error> {
+    async fn save_once(&mut self, updates: &[CheckpointUpdate]) -> Result<(), Error> {
         let column = |of: fn(&CheckpointUpdate) -> &str| updates.iter().map(of).collect::<Vec<_>>();
         let positions = || updates.iter().map(|update| &update.position);
         let last: Vec<_> = positions().map(|at| at.sequence_number.as_deref()).collect();
@@ -260,18 +252,17 @@ impl Checkpoints {
         let through: Vec<_> = positions().map(|at| at.read_through).collect();
         let promised: Vec<_> = updates.iter().map(|update| update.snapshot_time).collect();
         let finished: Vec<_> = updates.iter().map(|update| update.finished).collect();
-        sqlx::query(SAVE)
-            .bind(column(|update| &update.stream_arn))
-            .bind(column(|update| &update.shard_id))
-            .bind(last)
-            .bind(created)
-            .bind(through)
-            .bind(finished)
-            .bind(promised)
-            .bind(self.archive.as_deref())
-            .execute(&mut self.connection)
-            .await?;
-        Ok(())
+        let arguments = bind![
+            column(|update| &update.stream_arn),
+            column(|update| &update.shard_id),
+            last,
+            created,
+            through,
+            finished,
+            promised,
+            self.archive.as_deref(),
+        ];
+        self.connection.fetch::<()>(SAVE, arguments).await.map(drop)
     }
 }
 
@@ -287,25 +278,17 @@ fn checkpoint(row: Row) -> (String, String, Checkpoint) {
     (arn, shard, Checkpoint { position, finished, archive, snapshot_time, updated_at })
 }
 
-async fn within<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
-    let limit = STATEMENT_TIMEOUT;
-    timeout(limit, statement)
-        .await
-        .map_err(|_| Error::StatementTimeout { limit })?
-        .map_err(Error::Database)
-}
-
 /// Takes the lock; the inner error says who holds it. An advisory lock of the session: it ends with the
 /// connection (PostgreSQL documentation, "Advisory Locks").
-async fn lock(connection: &mut PgConnection) -> Result<Result<Session, String>, Error> {
+async fn lock(connection: &mut DedicatedConnection) -> Result<Result<LockOwner, String>, Error> {
     let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start
         FROM pg_stat_activity WHERE pid = pg_backend_pid()";
     let start = tokio::time::Instant::now();
     loop {
         let (taken, pid, since): (bool, i32, OffsetDateTime) =
-            within(sqlx::query_as(sql).bind(LOCK).fetch_one(&mut *connection)).await?;
+            connection.fetch_one(sql, bind![LOCK]).await?;
         if taken {
-            return Ok(Ok(Session { pid, since }));
+            return Ok(Ok(LockOwner { pid, since }));
         }
         if start.elapsed() >= LOCK_PATIENCE {
             return Ok(Err(format!(
@@ -317,19 +300,18 @@ async fn lock(connection: &mut PgConnection) -> Result<Result<Session, String>, 
     }
 }
 
-/// Ends a session of our own whose connection is lost, which the server may not have noticed: it would
-/// hold the lock against us. That it is gone already is as good.
-async fn end(connection: &mut PgConnection, session: Session) {
+/// Ends the server process of a connection that we have lost, because the server may not have noticed that: the process
+/// would hold the lock against us. If it is gone already, that is as good.
+async fn end(connection: &mut DedicatedConnection, owner: LockOwner) {
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE pid = $1 AND backend_start = $2";
-    let query = sqlx::query_scalar::<_, bool>(sql).bind(session.pid).bind(session.since);
-    let _ = within(query.fetch_optional(connection)).await;
+    let _ = connection.fetch::<(bool,)>(sql, bind![owner.pid, owner.since]).await;
 }
 
 /// Who holds the lock, and how to end it.
-async fn holder(connection: &mut PgConnection) -> Option<String> {
+async fn holder(connection: &mut DedicatedConnection) -> Option<String> {
     let (pid, address, since): (i32, Option<String>, Option<OffsetDateTime>) =
-        sqlx::query_as(HOLDER).bind(LOCK).fetch_optional(connection).await.ok()??;
+        connection.fetch_first(HOLDER, bind![LOCK]).await.ok()??;
     let address = address.map(|address| format!(" from {address}")).unwrap_or_default();
     let since =
         since.map(|since| format!(" since {}", crate::console::clock(since))).unwrap_or_default();
@@ -357,12 +339,7 @@ pub(crate) struct LockHolder {
 
 /// Who holds the lock of `backfill stream` on this database. Takes no lock itself.
 pub(crate) async fn lock_holder(database: &Database) -> Result<Option<LockHolder>, Error> {
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(LOCK)?;
-        Ok(arguments)
-    };
-    let rows = database.fetch(HOLDER, arguments, Deadline::NONE).await?;
+    let rows = database.fetch(HOLDER, bind![LOCK], Deadline::NONE).await?;
     let holder = rows.first().map(|row| {
         let (pid, address, connected_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         Ok(LockHolder { pid, address, connected_at })

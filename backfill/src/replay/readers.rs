@@ -7,7 +7,7 @@ use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_lambda::error::{ProvideErrorMetadata, SdkError};
-use tokio::time::timeout;
+use projector::deadline::within;
 
 use crate::replay::source::Stream;
 
@@ -89,19 +89,16 @@ impl Readers {
 pub(crate) async fn ask(aws: &SdkConfig, streams: &[Stream]) -> Vec<Readers> {
     let one = async |stream: &Stream| {
         let (mappings, replicas) = tokio::join!(
-            limited("the Lambda API", mappings(aws, stream)),
-            limited("the DynamoDB API", replicas(aws, &stream.table)),
+            within(LIMIT, mappings(aws, stream), || silent("the Lambda API")),
+            within(LIMIT, replicas(aws, &stream.table), || silent("the DynamoDB API")),
         );
         Readers { mappings, replicas }
     };
     futures_util::future::join_all(streams.iter().map(one)).await
 }
 
-async fn limited(
-    api: &str,
-    answer: impl Future<Output = Result<usize, String>>,
-) -> Result<usize, String> {
-    timeout(LIMIT, answer).await.unwrap_or_else(|_| Err(format!("{api} does not answer")))
+fn silent(api: &str) -> String {
+    format!("{api} does not answer")
 }
 
 fn limits() -> TimeoutConfig {

@@ -5,13 +5,13 @@
 //! repeated without harm, a connection that turns out to be dead is replaced and the statement run again.
 
 mod connect;
+mod dedicated;
 mod login;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_config::SdkConfig;
-use sqlx::PgConnection;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -19,9 +19,10 @@ use tokio::time::timeout;
 
 use self::connect::{Backend, Connection, Purpose, Route};
 pub use self::connect::{Between, ROLE_SETTINGS};
+pub use self::dedicated::DedicatedConnection;
 use crate::cause;
 use crate::config::{DatabaseConfig, Login};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, within};
 use crate::error::{Consequence, Error};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,6 +39,19 @@ const LEAST_STATEMENT_TIME: Duration = Duration::from_millis(100);
 const MAX_IDLE: Duration = Duration::from_mins(5);
 /// How often a statement is run at most: once, and again after a dead connection or a deadlock.
 const TRIES: u32 = 4;
+
+/// The arguments of a statement, as [`Database::fetch`] takes them: it binds these values anew for each try.
+#[macro_export]
+macro_rules! bind {
+    ($($value:expr),* $(,)?) => {
+        || -> Result<::sqlx::postgres::PgArguments, ::sqlx::error::BoxDynError> {
+            #[allow(unused_mut, reason = "a statement may have no arguments")]
+            let mut arguments = ::sqlx::postgres::PgArguments::default();
+            $(::sqlx::Arguments::add(&mut arguments, $value)?;)*
+            Ok(arguments)
+        }
+    };
+}
 
 /// The database, with what is needed to make one more connection to it.
 #[derive(Debug)]
@@ -122,14 +136,14 @@ impl Database {
     }
 
     /// Opens one more connection, for a command that needs a session of its own. A statement on it has no
-    /// time limit in the server, but one for locks.
+    /// time limit in the server, but one for locks; we wait for it no longer than for any other.
     ///
     /// # Errors
     /// [`Error::Pooled`] where there is a pooler before the database, and what keeps one from connecting.
-    pub async fn connect(&self) -> Result<PgConnection, Error> {
+    pub async fn connect(&self) -> Result<DedicatedConnection, Error> {
         let connection = self.open(Purpose::Session, Deadline::NONE).await?;
         match connection.route {
-            Route::Direct(_) => Ok(connection.pg),
+            Route::Direct(_) => Ok(DedicatedConnection::new(connection.pg)),
             Route::Pooler | Route::Proxy => Err(Error::Pooled),
         }
     }
@@ -194,13 +208,14 @@ impl Database {
             connect::open(&options, asked_anew, known, purpose).await
         };
         let limit = deadline.limit(tokio::time::Instant::now(), CONNECT_TIMEOUT);
-        let connection = timeout(limit, opening).await.map_err(|_| {
+        let silent = || {
             if limit < CONNECT_TIMEOUT {
                 Error::OutOfTime { waiting_for: "the database to accept a connection" }
             } else {
                 Error::ConnectTimeout { seconds: CONNECT_TIMEOUT.as_secs() }
             }
-        })??;
+        };
+        let connection = within(limit, opening, silent).await?;
         *self.between.lock().unwrap_or_else(PoisonError::into_inner) = match connection.route {
             Route::Direct(_) => None,
             Route::Pooler => Some(Between::Pooler),

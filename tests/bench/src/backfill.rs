@@ -97,7 +97,7 @@ to an S3 in memory.\n\n{table}"
 /// The process that all of PostgreSQL's are children of.
 async fn postmaster(stores: &Stores) -> anyhow::Result<u32> {
     let mut connection = stores.connect().await;
-    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+    let (pid,): (i32,) = connection.row("SELECT pg_backend_pid()").await;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no PPid")?;
     Ok(parent.trim().parse()?)

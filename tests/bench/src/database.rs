@@ -14,9 +14,9 @@ use projector::deadline::Deadline;
 use projector::fold::{self, Arrival, SessionChanges};
 use projector::measurement::{COLUMNS, Kind, Part};
 use projector::read_model::{self, Returned};
-use sqlx::PgConnection;
 use testkit::records::{LABEL, Record, scan, session};
 use testkit::services::Stores;
+use testkit::sql::Client;
 
 use crate::measure::{median, quantile, ratios};
 use crate::plot::{self, Plot};
@@ -125,7 +125,7 @@ fn unguarded() -> String {
 }
 
 async fn run_unguarded(
-    connection: &mut PgConnection,
+    connection: &mut Client,
     sql: &str,
     sessions: &[SessionChanges<'_>],
 ) -> anyhow::Result<f64> {
@@ -133,31 +133,33 @@ async fn run_unguarded(
     let sessions: Vec<&SessionChanges<'_>> = sessions.iter().collect();
     let arguments =
         read_model::upsert_arguments(&sessions).map_err(|error| anyhow::anyhow!(error))?;
-    let done = sqlx::query_with(sql, arguments).execute(connection).await?;
+    let written = connection.change_with(sql, arguments).await;
     let seconds = start.elapsed().as_secs_f64();
-    ensure!(done.rows_affected() == sessions.len() as u64, "{done:?}");
+    ensure!(written == sessions.len() as u64, "{written} rows written");
     Ok(sessions.len() as f64 / seconds)
 }
 
 /// Where the cluster's WAL ends.
-async fn wal_position(observer: &mut PgConnection) -> anyhow::Result<i64> {
+async fn wal_position(observer: &mut Client) -> i64 {
     let position = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint";
-    Ok(sqlx::query_scalar(position).fetch_one(observer).await?)
+    let (position,) = observer.row(position).await;
+    position
 }
 
 /// Bytes of WAL about pages of the observer's database from `start` on, page images aside: those follow a
 /// checkpoint, or the first reader of a page, and not what a statement writes.
-async fn wal_bytes_since(start: i64, observer: &mut PgConnection) -> anyhow::Result<i64> {
+async fn wal_bytes_since(start: i64, observer: &mut Client) -> i64 {
     // pg_walinspect reads only what is flushed.
     let flush = "SELECT pg_logical_emit_message(false, 'bench', '', flush => true)";
-    sqlx::raw_sql(flush).execute(&mut *observer).await?;
-    let bytes = "SELECT coalesce(sum(bytes), 0)::bigint FROM (
+    observer.run(flush).await;
+    let bytes = format!("SELECT coalesce(sum(bytes), 0)::bigint FROM (
         SELECT max(record_length) - sum(block_fpi_length) AS bytes
-        FROM pg_get_wal_block_info('0/0'::pg_lsn + $1, pg_current_wal_flush_lsn(), show_data => false)
+        FROM pg_get_wal_block_info('0/0'::pg_lsn + {start}, pg_current_wal_flush_lsn(), show_data => false)
         WHERE reldatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
           AND resource_manager <> 'XLOG'
-        GROUP BY start_lsn)";
-    Ok(sqlx::query_scalar(bytes).bind(start).fetch_one(observer).await?)
+        GROUP BY start_lsn)");
+    let (bytes,) = observer.row(&bytes).await;
+    bytes
 }
 
 /// One guarded batch: rows a second.
@@ -201,7 +203,7 @@ async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
     let returning = with_rows.projector_without_archive(&with_rows.database_url, 1);
     let mut connection = bare.connect().await;
     let mut observer = guarded.connect().await;
-    sqlx::raw_sql("CREATE EXTENSION pg_walinspect").execute(&mut observer).await?;
+    observer.run("CREATE EXTENSION pg_walinspect").await;
     let sql = unguarded();
     for first in (0..LOADED).step_by(BATCH) {
         let arrivals = decoded(&records(first..first + BATCH, 0))?;
@@ -230,9 +232,9 @@ async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
         let arrivals = decoded(&records)?;
         let sessions = fold::fold(&arrivals);
         ensure!(sessions.len() == BATCH);
-        let before = wal_position(&mut observer).await?;
+        let before = wal_position(&mut observer).await;
         let rate = run_guarded(&one, &sessions).await?;
-        let wal_bytes = wal_bytes_since(before, &mut observer).await?;
+        let wal_bytes = wal_bytes_since(before, &mut observer).await;
         let ceiling = run_unguarded(&mut connection, &sql, &sessions)
             .await
             .with_context(|| format!("the ceiling of {}", shape.name()))?;
@@ -261,7 +263,7 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     );
     let (mut aims, mut series) = (Vec::new(), Vec::new());
     for shape in Shape::ALL {
-        let of_shape = rounds_of(shape, rounds).await?;
+        let of_shape = Box::pin(rounds_of(shape, rounds)).await?;
         let by_ceiling = |rates: &[f64]| ratios(rates, &of_shape.ceiling);
         let one = by_ceiling(&of_shape.guarded);
         let two = median(by_ceiling(&of_shape.guarded_by_two));

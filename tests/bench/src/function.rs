@@ -13,11 +13,11 @@ use projector::deadline::Deadline;
 use projector::fold::{self, Arrival};
 use projector::object;
 use projector::read_model::{self, Returned};
-use sqlx::PgConnection;
 use testkit::emulator::event;
 use testkit::records::{LABEL, Record, scan, session};
 use testkit::runtime_api::Function;
 use testkit::services::{Stores, s3};
+use testkit::sql::Client;
 
 use crate::measure::{cpu_ms, median, quantile};
 use crate::plot::{self, Plot};
@@ -81,10 +81,10 @@ fn keys(records: &[Record]) -> Vec<String> {
 }
 
 /// Copies the rows of these sessions into `bare`, a table of the same shape, and gives the milliseconds of that.
-async fn copy(connection: &mut PgConnection, keys: &[String]) -> anyhow::Result<f64> {
+async fn copy(connection: &mut Client, keys: &[String]) -> anyhow::Result<f64> {
     let columns = "SELECT string_agg(column_name, ', ' ORDER BY ordinal_position) FROM information_schema.columns \
                    WHERE table_name = 'measurements' AND is_generated = 'NEVER'";
-    let columns: String = sqlx::query_scalar(columns).fetch_one(&mut *connection).await?;
+    let (columns,): (String,) = connection.row(columns).await;
     let list: Vec<String> = keys.iter().map(|key| format!("'{key}'")).collect();
     let rows = format!(
         "COPY (SELECT {columns} FROM measurements WHERE session_id IN ({})) TO STDOUT (FORMAT binary)",
@@ -102,12 +102,10 @@ async fn copy(connection: &mut PgConnection, keys: &[String]) -> anyhow::Result<
     Ok(duration.as_secs_f64() * 1e3)
 }
 
-async fn server_process(connection: &mut PgConnection) -> anyhow::Result<u32> {
-    let pid: i32 = sqlx::query_scalar(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'projector'",
-    )
-    .fetch_one(connection)
-    .await?;
+async fn server_process(connection: &mut Client) -> anyhow::Result<u32> {
+    let sql = "SELECT pid FROM pg_stat_activity \
+               WHERE datname = current_database() AND application_name = 'projector'";
+    let (pid,): (i32,) = connection.row(sql).await;
     Ok(u32::try_from(pid)?)
 }
 
@@ -119,7 +117,7 @@ async fn measure_size(
     let stores = Stores::fresh().await;
     let mut connection = stores.connect().await;
     let bare = "CREATE TABLE bare (LIKE measurements INCLUDING ALL)";
-    sqlx::raw_sql(bare).execute(&mut connection).await?;
+    connection.run(bare).await;
     let mut function = servers::function(servers::projector()?, &stores, s3).await?;
     let mut measured = Vec::with_capacity(batches);
     for batch in 0..=batches {
@@ -135,7 +133,7 @@ async fn measure_size(
 
 async fn invoke(
     function: &mut Function,
-    connection: &mut PgConnection,
+    connection: &mut Client,
     records: &[Record],
 ) -> anyhow::Result<Times> {
     let event = event(records.iter().map(|record| record.json.as_str()));

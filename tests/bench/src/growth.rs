@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use projector::apply::BatchOutcome;
+use projector::bind;
 use projector::change::{self, Decoded};
 use projector::deadline::Deadline;
 use projector::fold::{self, Arrival};
-use sqlx::PgConnection;
 use testkit::records::{LABEL, scan, session};
 use testkit::services::Stores;
+use testkit::sql::Client;
 
 use crate::measure::median;
 use crate::plot::{self, Plot};
@@ -46,7 +47,7 @@ impl Keys {
 }
 
 /// Lets the table grow to this many rows, on the server.
-async fn grow(connection: &mut PgConnection, keys: Keys, from: u64, to: u64) -> anyhow::Result<()> {
+async fn grow(connection: &mut Client, keys: Keys, from: u64, to: u64) {
     let sql = format!(
         "INSERT INTO measurements (session_id, user_id, started_at, device_model, \
             left_scanned_at, left_foot_length_mm, left_foot_breadth_mm, left_ball_girth_mm, \
@@ -57,19 +58,20 @@ async fn grow(connection: &mut PgConnection, keys: Keys, from: u64, to: u64) -> 
             LATERAL (SELECT timestamptz '2026-11-22T08:00Z' AS t, '{LABEL}/' || lpad('1', 40, '0') AS v) given",
         key = keys.sql()
     );
-    sqlx::raw_sql(&sql).execute(&mut *connection).await?;
-    sqlx::raw_sql("ANALYZE measurements").execute(connection).await?;
-    Ok(())
+    connection.run(&sql).await;
+    connection.run("ANALYZE measurements").await;
 }
 
 /// Keys by their numbers.
 async fn keys_of(
-    connection: &mut PgConnection,
+    connection: &mut Client,
     keys: Keys,
     numbers: &[i64],
 ) -> anyhow::Result<Vec<String>> {
     let sql = format!("SELECT {} FROM unnest($1::bigint[]) n", keys.sql());
-    Ok(sqlx::query_scalar(&sql).bind(numbers).fetch_all(connection).await?)
+    let numbers = bind![numbers]().map_err(|error| anyhow::anyhow!(error))?;
+    let keys: Vec<(String,)> = connection.rows_with(&sql, numbers).await;
+    Ok(keys.into_iter().map(|(key,)| key).collect())
 }
 
 /// Measures tables of each size.
@@ -91,7 +93,7 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         let (mut rows, mut version) = (0, 1_000_u128);
         let mut points = Vec::new();
         for size in sizes {
-            grow(&mut connection, keys, rows, *size).await?;
+            grow(&mut connection, keys, rows, *size).await;
             rows = *size;
             let (mut rates, mut reads) = (Vec::new(), Vec::new());
             for round in 0..=rounds {
@@ -113,7 +115,7 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
                     }
                 }
                 let sessions = fold::fold(&arrivals);
-                let before = pages_read(&mut connection).await?;
+                let before = pages_read(&mut connection).await;
                 let start = Instant::now();
                 let count = sessions.len() as f64;
                 let mut batch = BatchOutcome::default();
@@ -122,12 +124,11 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
                 ensure!(batch.failed.is_empty());
                 if round > 0 {
                     rates.push(count / seconds);
-                    reads.push((pages_read(&mut connection).await? - before) as f64 / count);
+                    reads.push((pages_read(&mut connection).await - before) as f64 / count);
                 }
             }
             let sizes = "SELECT pg_table_size('measurements') / 1000000, pg_indexes_size('measurements') / 1000000";
-            let (heap, indexes): (i64, i64) =
-                sqlx::query_as(sizes).fetch_one(&mut connection).await?;
+            let (heap, indexes): (i64, i64) = connection.row(sizes).await;
             let rate = median(rates);
             writeln!(
                 table,
@@ -166,9 +167,10 @@ indexes. Partitions would cut the depth of the index and not the number of pages
 }
 
 /// Pages of the table and its indexes that were not in `shared_buffers`, so far.
-async fn pages_read(connection: &mut PgConnection) -> anyhow::Result<i64> {
+async fn pages_read(connection: &mut Client) -> i64 {
     // What the other connection counted comes to the view when it is idle, a second late at most.
     tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
     let sql = "SELECT heap_blks_read + idx_blks_read FROM pg_statio_user_tables WHERE relname = 'measurements'";
-    Ok(sqlx::query_scalar(sql).fetch_one(connection).await?)
+    let (pages,) = connection.row(sql).await;
+    pages
 }

@@ -14,4 +14,5 @@ pub mod runs;
 pub mod runtime_api;
 pub mod s3_gate;
 pub mod services;
+pub mod sql;
 pub mod stream_server;

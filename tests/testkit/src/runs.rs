@@ -183,9 +183,6 @@ pub async fn age_checkpoints(stores: &Stores, hours: u32) {
          last_created = least(last_created, now() - interval '{hours} h'), \
          read_through = now() - interval '{hours} h' RETURNING 1) SELECT count(*) FROM aged"
     );
-    let aged: i64 = sqlx::query_scalar(&aged)
-        .fetch_one(&mut stores.connect().await)
-        .await
-        .expect("checkpoints");
+    let (aged,): (i64,) = stores.connect().await.row(&aged).await;
     assert!(aged > 0);
 }

@@ -11,10 +11,10 @@ use projector::config::{self, ArchiveConfig, DatabaseConfig, Login, TtlRemovals}
 use projector::database::Database;
 use projector::deadline::Deadline;
 use serde_json::Value as Json;
-use sqlx::{Connection as _, PgConnection};
 
 use crate::oracle::Rows;
 use crate::records::Record;
+use crate::sql::Client;
 
 /// A variable that `scripts/with-services` sets.
 ///
@@ -78,8 +78,7 @@ impl Stores {
     /// # Panics
     /// If PostgreSQL refuses them.
     pub async fn migrate(&self) {
-        let mut connection = self.connect().await;
-        sqlx::migrate!("../../migrations").run(&mut connection).await.expect("the migrations run");
+        self.connect().await.migrate().await;
     }
 
     /// An empty database and an empty bucket.
@@ -89,9 +88,7 @@ impl Stores {
     pub async fn unmigrated() -> Self {
         let name = format!("test-{:016x}", fastrand::u64(..));
         let admin_url = service("DATABASE_URL");
-        let mut admin = PgConnection::connect(&admin_url).await.expect("PostgreSQL answers");
-        let sql = format!("CREATE DATABASE {name:?}");
-        sqlx::raw_sql(&sql).execute(&mut admin).await.expect("a database");
+        Client::connect(&admin_url).await.run(&format!("CREATE DATABASE {name:?}")).await;
         s3(&service("AWS_ENDPOINT_URL"))
             .await
             .create_bucket()
@@ -108,7 +105,7 @@ impl Stores {
     /// # Panics
     /// Where PostgreSQL refuses.
     pub async fn forbid_going_back(&self) {
-        sqlx::raw_sql(GUARD).execute(&mut self.connect().await).await.expect("the guard");
+        self.change(GUARD).await;
     }
 
     /// Another database with the same content, as restored from a snapshot, and an empty bucket. Nobody
@@ -118,13 +115,12 @@ impl Stores {
     /// Where the services refuse.
     pub async fn restored(&self) -> Self {
         let restored = Self::unmigrated().await;
-        let mut admin =
-            PgConnection::connect(&service("DATABASE_URL")).await.expect("PostgreSQL answers");
+        let mut admin = Client::connect(&service("DATABASE_URL")).await;
         let (from, to) = (&self.bucket, &restored.bucket);
         for sql in
             [format!("DROP DATABASE {to:?}"), format!("CREATE DATABASE {to:?} TEMPLATE {from:?}")]
         {
-            sqlx::raw_sql(&sql).execute(&mut admin).await.expect("a copy");
+            admin.run(&sql).await;
         }
         restored
     }
@@ -166,8 +162,8 @@ impl Stores {
     ///
     /// # Panics
     /// Where PostgreSQL refuses.
-    pub async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.database_url).await.expect("PostgreSQL answers")
+    pub async fn connect(&self) -> Client {
+        Client::connect(&self.database_url).await
     }
 
     /// The first column of the first row.
@@ -175,11 +171,7 @@ impl Stores {
     /// # Panics
     /// Where PostgreSQL refuses.
     pub async fn ask(&self, sql: &str) -> String {
-        let text: Option<String> = sqlx::query_scalar(&format!("SELECT ({sql})::text"))
-            .fetch_one(&mut self.connect().await)
-            .await
-            .expect("an answer");
-        text.unwrap_or_default()
+        self.connect().await.ask(sql).await
     }
 
     /// Runs a statement, and returns how many rows it changed.
@@ -187,8 +179,7 @@ impl Stores {
     /// # Panics
     /// Where PostgreSQL refuses.
     pub async fn change(&self, sql: &str) -> u64 {
-        let done = sqlx::raw_sql(sql).execute(&mut self.connect().await).await;
-        done.expect("it is done").rows_affected()
+        self.connect().await.run(sql).await
     }
 
     /// A projector of both stores.
@@ -237,11 +228,8 @@ impl Stores {
     /// # Panics
     /// Where PostgreSQL refuses.
     pub async fn rows(&self) -> Rows {
-        let rows: Vec<(String, String)> =
-            sqlx::query_as("SELECT session_id, row_to_json(m)::text FROM measurements m")
-                .fetch_all(&mut self.connect().await)
-                .await
-                .expect("the rows");
+        let sql = "SELECT session_id, row_to_json(m)::text FROM measurements m";
+        let rows: Vec<(String, String)> = self.connect().await.rows(sql).await;
         let json = |text: String| serde_json::from_str::<Json>(&text).expect("JSON");
         rows.into_iter().map(|(session_id, row)| (session_id, json(row))).collect()
     }
@@ -251,12 +239,9 @@ impl Stores {
     /// # Panics
     /// Where PostgreSQL refuses.
     pub async fn row_places(&self) -> Vec<(String, String, String, String)> {
-        sqlx::query_as(
-            "SELECT session_id, xmin::text, ctid::text, xmax::text FROM measurements ORDER BY 1",
-        )
-        .fetch_all(&mut self.connect().await)
-        .await
-        .expect("the rows")
+        let sql =
+            "SELECT session_id, xmin::text, ctid::text, xmax::text FROM measurements ORDER BY 1";
+        self.connect().await.rows(sql).await
     }
 
     /// Every object of the bucket.

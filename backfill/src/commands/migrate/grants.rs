@@ -2,12 +2,13 @@
 //! proxy. The lists here are also what `backfill doctor` asks for.
 
 use anyhow::Context as _;
+use projector::bind;
 use projector::config::ConfigError;
-use projector::database::ROLE_SETTINGS;
-use sqlx::PgConnection;
+use projector::database::{DedicatedConnection, ROLE_SETTINGS};
+use projector::error::Error;
 
 use crate::console::say;
-use crate::statement::lacks_privilege;
+use crate::statement::{lacks_privilege, without_remedy};
 
 /// Privileges on tables.
 pub(crate) struct Grant {
@@ -78,16 +79,16 @@ impl Role {
     /// # Errors
     /// [`ConfigError`] if there is no such role, or the login cannot grant what it is to be granted.
     pub(crate) async fn find(
-        connection: &mut PgConnection,
+        connection: &mut DedicatedConnection,
         flag: &'static str,
         name: &str,
         grants: &[Grant],
     ) -> anyhow::Result<Self> {
         let sql = "SELECT quote_ident(rolname), coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = $1";
-        let found: Option<(String, Vec<String>)> = sqlx::query_as(sql)
-            .bind(name)
-            .fetch_optional(&mut *connection)
+        let found: Option<(String, Vec<String>)> = connection
+            .fetch_first(sql, bind![name])
             .await
+            .map_err(without_remedy)
             .context("looking for the role")?;
         let Some((quoted, settings)) = found else {
             let problem = format!(
@@ -103,7 +104,7 @@ impl Role {
     /// behind a proxy. What the role has of its own stays.
     pub(crate) async fn steps(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut DedicatedConnection,
         grants: &[Grant],
     ) -> anyhow::Result<Vec<Step>> {
         let mut steps: Vec<Step> =
@@ -113,10 +114,10 @@ impl Role {
                 say!("kept             {} has {own} of its own", self.quoted);
                 continue;
             }
-            let known: bool = sqlx::query_scalar("SELECT current_setting($1, true) IS NOT NULL")
-                .bind(name)
-                .fetch_one(&mut *connection)
+            let (known,): (bool,) = connection
+                .fetch_one("SELECT current_setting($1, true) IS NOT NULL", bind![name])
                 .await
+                .map_err(without_remedy)
                 .context("reading the server's settings")?;
             if known {
                 let sql = format!("ALTER ROLE {} SET {name} = '{value}'", self.quoted);
@@ -129,19 +130,21 @@ impl Role {
 
 impl Step {
     /// Runs the statement, and says so.
-    pub(crate) async fn run(&self, connection: &mut PgConnection) -> anyhow::Result<()> {
+    pub(crate) async fn run(&self, connection: &mut DedicatedConnection) -> anyhow::Result<()> {
         let (Self::Grant(sql) | Self::Set(sql)) = self;
-        let ran = sqlx::raw_sql(sql).execute(connection).await;
+        let ran = connection.execute(sql).await;
         match (self, ran) {
             (Self::Grant(_), Ok(_)) => say!("granted          {sql}"),
             (Self::Set(_), Ok(_)) => say!("set              {sql}"),
             // Only behind a proxy are they missed.
-            (Self::Set(_), Err(error)) if lacks_privilege(&error) => {
+            (Self::Set(_), Err(Error::Database(error))) if lacks_privilege(&error) => {
                 say!(
                     "not set          {sql}: this login may not; behind a proxy, run it as one that may"
                 );
             }
-            (_, Err(error)) => return Err(error).with_context(|| format!("running {sql}")),
+            (_, Err(error)) => {
+                return Err(without_remedy(error)).with_context(|| format!("running {sql}"));
+            }
         }
         Ok(())
     }
@@ -157,24 +160,22 @@ impl Step {
 
 /// PostgreSQL answers a GRANT of what the login holds and cannot pass on with no more than a warning.
 async fn require_grant_option(
-    connection: &mut PgConnection,
+    connection: &mut DedicatedConnection,
     grants: &[Grant],
 ) -> anyhow::Result<()> {
     let (tables, privileges) = pairs(grants);
-    let lacking: Vec<(String, String)> = sqlx::query_as(LACKING)
-        .bind(tables)
-        .bind(privileges)
-        .bind(true)
-        .fetch_all(&mut *connection)
+    let lacking: Vec<(String, String)> = connection
+        .fetch(LACKING, bind![tables, privileges, true])
         .await
+        .map_err(without_remedy)
         .context("reading what the login may grant")?;
     let Some((table, privilege)) = lacking.first() else { return Ok(()) };
     let sql = "SELECT current_user::text, tableowner::text FROM pg_tables
         WHERE (quote_ident(schemaname) || '.' || quote_ident(tablename))::regclass = to_regclass($1)";
-    let found: Option<(String, String)> = sqlx::query_as(sql)
-        .bind(table)
-        .fetch_optional(connection)
+    let found: Option<(String, String)> = connection
+        .fetch_first(sql, bind![table])
         .await
+        .map_err(without_remedy)
         .context("reading who owns the table")?;
     let (login, owner) = found.unwrap_or_default();
     let problem = format!(

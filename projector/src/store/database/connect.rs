@@ -11,6 +11,11 @@
 //! - [`Route::Proxy`]: RDS Proxy, which pins a client to a connection for any `SET` (Amazon RDS User Guide,
 //!   "Avoiding pinning an RDS Proxy"). Nothing is set; `backfill migrate --grant-to` sets it for the role.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is where the statements of `Database` are run, within the time limit of their caller"
+)]
+
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
