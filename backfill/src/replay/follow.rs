@@ -16,7 +16,7 @@ use crate::console::{self, clock};
 use crate::replay::context::{ReplayContext, StreamRun};
 use crate::replay::page::Message;
 use crate::replay::shards::read_stream;
-use crate::replay::source::{MISSING, PAUSE_BETWEEN_QUESTIONS, Stream};
+use crate::replay::source::Stream;
 
 /// How often the tables are asked for new streams.
 const FIND_EVERY: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ impl Following {
         let mut new = Vec::new();
         let Tables { sessions, scans } = self.tables.clone();
         for table in [sessions, scans] {
-            let Some(streams) = self.list(&table).await? else {
+            let Some(streams) = self.context.source.list_streams(&table).await? else {
                 if remind {
                     console::line(&format!(
                         "{table}: there is no such table any more; waiting for it, and going on with the other table. End \
@@ -85,17 +85,6 @@ impl Following {
             }
         }
         Ok(new)
-    }
-
-    /// Asks more than once before a table counts as gone: one answer is no proof.
-    async fn list(&self, table: &str) -> anyhow::Result<Option<Vec<Stream>>> {
-        for _ in 1..MISSING {
-            if let Some(streams) = self.context.source.list_streams(table).await? {
-                return Ok(Some(streams));
-            }
-            tokio::time::sleep(PAUSE_BETWEEN_QUESTIONS).await;
-        }
-        self.context.source.list_streams(table).await
     }
 
     /// `None`: it cannot be described yet.

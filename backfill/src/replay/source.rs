@@ -267,8 +267,19 @@ impl Source {
         }
     }
 
-    /// The same, also if there is none; `None` if there is no table.
+    /// The same, also if there is none; `None` if there is no table. It asks more than once before a table counts as
+    /// gone: one answer is no proof.
     pub(crate) async fn list_streams(&self, table: &str) -> anyhow::Result<Option<Vec<Stream>>> {
+        for _ in 1..MISSING {
+            if let Some(streams) = self.list_streams_once(table).await? {
+                return Ok(Some(streams));
+            }
+            tokio::time::sleep(PAUSE_BETWEEN_QUESTIONS).await;
+        }
+        self.list_streams_once(table).await
+    }
+
+    async fn list_streams_once(&self, table: &str) -> anyhow::Result<Option<Vec<Stream>>> {
         let mut found = Vec::new();
         let mut last = None;
         loop {
