@@ -22,6 +22,7 @@ mod migrate;
 mod objects;
 mod pooler;
 mod pressure;
+mod published_types;
 mod races;
 mod redrive;
 mod rejects;
