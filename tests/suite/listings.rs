@@ -318,3 +318,21 @@ async fn a_run_that_is_refused_deletes_no_checkpoint() {
     assert_code(&right, 0);
     assert_equal(&stores, &records).await;
 }
+
+/// At the start, too: one answer is no proof that `SESSIONS_TABLE` is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_found_for_a_moment_is_asked_for_again() {
+    let stores = Stores::fresh().await;
+    let (server, arn, records) = one_shard(&[30]).await;
+    server.put(&arn, "shardId-a", &records);
+    let listed = AtomicUsize::new(0);
+    server.set_rule(move |call| match call.operation {
+        "ListStreams" if listed.fetch_add(1, Ordering::Relaxed) < 3 => {
+            Fault::Error(400, "ResourceNotFoundException")
+        }
+        _ => Fault::Pass,
+    });
+    assert_code(&output(stream(&stores, &server, &[])).await, 0);
+    assert_equal(&stores, &records).await;
+    assert!(server.count("ListStreams") >= 5, "{}", server.count("ListStreams"));
+}
