@@ -198,7 +198,7 @@ const MARGIN: &str = "A stream keeps 24 hours: how much of them must be left for
 fn time(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339)
         .ok()
-        // Reckoning with it must not leave the calendar.
+        // Arithmetic with it must not leave the calendar.
         .filter(|time| (2000..9000).contains(&time.year()))
         .ok_or_else(|| "not a time of RFC 3339, such as 2026-11-23T14:00:00Z".to_owned())
 }

@@ -166,7 +166,7 @@ async fn deliver(
         delivered.durations += batch.durations;
         delivered.rejected.extend(batch.discarded.iter().map(|index| records[*index].0));
         for rejection in batch.rejections {
-            delivered.rejected.push(records[rejection.position].0);
+            delivered.rejected.push(records[rejection.record_index].0);
             delivered.reasons.add(rejection.reason);
         }
         if batch.failed.is_empty() {
@@ -178,10 +178,10 @@ async fn deliver(
             (delivery, most) = (1, deliveries_of_the_rest);
         }
         let mut failed = batch.failed.into_iter().peekable();
-        let mut position = 0;
+        let mut record_index = 0;
         records.retain(|_| {
-            let keep = failed.next_if_eq(&position).is_some();
-            position += 1;
+            let keep = failed.next_if_eq(&record_index).is_some();
+            record_index += 1;
             keep
         });
         if delivery < most {
@@ -201,7 +201,7 @@ async fn deliver(
 }
 
 /// Decodes a batch and counts; writes nothing.
-pub(crate) fn try_out(
+pub(crate) fn validate(
     records: &[Vec<u8>],
     tables: &Tables,
     counts: &mut Counts,

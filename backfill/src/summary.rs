@@ -61,7 +61,7 @@ pub(crate) fn print_dry(records: u64, rejected: u64, reasons: &Reasons) {
     }
 }
 
-/// Why records were rejected, and how many for each reason; the first so many reasons by name.
+/// Why records were rejected, and how many for each reason. At most [`Reasons::NAMED`] of them are named.
 #[derive(Debug, Default)]
 pub(crate) struct Reasons(BTreeMap<String, u64>);
 

@@ -31,7 +31,7 @@ use crate::counts::Counts;
 use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::fold::{self, Arrival, SessionChanges};
+use crate::fold::{self, IndexedChange, SessionChanges};
 use crate::rejected::{self, Rejection};
 
 /// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same reason. The event
@@ -132,9 +132,9 @@ impl Projector {
     ) -> Result<BatchOutcome, Error> {
         let start = Instant::now();
         let mut batch = BatchOutcome::default();
-        let (arrivals, malformed) = self.decode(records, &mut batch)?;
-        batch.oldest = arrivals.iter().filter_map(|arrival| arrival.change.changed_at).min();
-        let sessions = fold::fold(&arrivals);
+        let (changes, malformed) = self.decode(records, &mut batch)?;
+        batch.oldest = changes.iter().filter_map(|indexed| indexed.change.changed_at).min();
+        let sessions = fold::fold(&changes);
         batch.durations.decode = start.elapsed();
 
         // First: the stores may use up all the time there is.
@@ -166,7 +166,7 @@ impl Projector {
         // Nobody has to look at a discarded record again: like a change that its row holds already, it is a duplicate.
         batch.counts.duplicate += discarded.len() as u64;
         let settled = failed.iter().chain(&discarded).copied().collect::<HashSet<usize>>();
-        let open = rejections.into_iter().filter(|one| !settled.contains(&one.position));
+        let open = rejections.into_iter().filter(|one| !settled.contains(&one.record_index));
         batch.rejections.extend(open);
         batch.failed.extend(failed);
         batch.discarded.extend(discarded);
@@ -193,11 +193,11 @@ impl Projector {
         &self,
         records: &[R],
         batch: &mut BatchOutcome,
-    ) -> Result<(Vec<Arrival>, Vec<Rejection>), Error> {
-        let mut arrivals = Vec::with_capacity(records.len());
+    ) -> Result<(Vec<IndexedChange>, Vec<Rejection>), Error> {
+        let mut changes = Vec::with_capacity(records.len());
         let mut malformed = Vec::new();
         batch.counts.records = records.len() as u64;
-        for (position, record) in records.iter().enumerate() {
+        for (record_index, record) in records.iter().enumerate() {
             match change::decode(record.as_ref(), &self.tables)? {
                 // Left out before the fold: the greatest version that remains must win.
                 Decoded::Change(change)
@@ -205,14 +205,14 @@ impl Projector {
                 {
                     batch.counts.ttl_kept += 1;
                 }
-                Decoded::Change(change) => arrivals.push(Arrival { position, change }),
+                Decoded::Change(change) => changes.push(IndexedChange { record_index, change }),
                 Decoded::Malformed(why) => {
                     let (reason, logged) = (why.to_string(), why.without_values());
-                    malformed.push(Rejection { position, reason, logged });
+                    malformed.push(Rejection { record_index, reason, logged });
                 }
             }
         }
-        Ok((arrivals, malformed))
+        Ok((changes, malformed))
     }
 }
 

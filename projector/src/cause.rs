@@ -27,8 +27,8 @@ pub enum Consequence {
     /// The statement failed and the connection lives. Its sessions are tried in smaller statements;
     /// a session that fails alone comes again.
     Split,
-    /// PostgreSQL will never take these values. The statement is narrowed down to the one change, and
-    /// its record is rejected.
+    /// PostgreSQL will never take these values. The statement is bisected down to the one change, and its
+    /// record is rejected.
     Reject,
     /// The connection is of no use any more. The statement is run again over a new one; if that fails
     /// too, the records come again.

@@ -150,7 +150,7 @@ pub async fn handle(
     let duration = start.elapsed();
     telemetry::log_batch(&batch, duration);
     telemetry::print_metrics(&batch, duration, function);
-    let failed = batch.failed.iter().map(|position| records[*position].as_slice());
+    let failed = batch.failed.iter().map(|record_index| records[*record_index].as_slice());
     respond(failed)
 }
 

@@ -90,7 +90,7 @@ pub fn log_batch(batch: &BatchOutcome, duration: Duration) {
 
 /// Prints the batch's metrics, a line on standard output, which is where Lambda takes them.
 pub fn print_metrics(batch: &BatchOutcome, duration: Duration, function: &str) {
-    // Where nobody reads the line, the batch is applied all the same.
+    // If nobody reads the line, the batch is still applied.
     let _ = writeln!(
         std::io::stdout(),
         "{}",

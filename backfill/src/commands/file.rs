@@ -31,7 +31,7 @@ use crate::commands::file::dump::StreamArn;
 use crate::commands::file::input::{Input, Listing};
 use crate::commands::file::report::{FileReport, Tally};
 use crate::console::{self, Progress, span};
-use crate::deliver::{Delivered, Delivery, try_out};
+use crate::deliver::{Delivered, Delivery, validate};
 use crate::outcome::{Outcome, Remedy};
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
@@ -114,7 +114,7 @@ impl Store {
             _ if records.is_empty() => None,
             Self::Projector(delivery) => Some(delivery.start(records)),
             Self::Nowhere(tables, counts, reasons) => {
-                try_out(&records, tables, counts, reasons)?;
+                validate(&records, tables, counts, reasons)?;
                 None
             }
         })

@@ -170,7 +170,7 @@ impl Redrive<'_> {
         let sorted = self.sort(batch);
         let (tried, mut removed) = self.without_overtaken(sorted).await?;
         if self.dry_run {
-            self.try_out(&tried);
+            self.validate(&tried);
         } else {
             removed.append(&mut self.deliver(tried).await?);
             let database = &self.delivery.projector().database;
@@ -252,7 +252,7 @@ impl Redrive<'_> {
     }
 
     /// Decodes the records and counts; writes nothing.
-    fn try_out(&mut self, tried: &[Rejected]) {
+    fn validate(&mut self, tried: &[Rejected]) {
         let Tally { dry, reasons, .. } = &mut self.tally;
         for Rejected { record, .. } in tried {
             dry.records += 1;

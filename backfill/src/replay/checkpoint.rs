@@ -26,7 +26,7 @@ const LOCK: i64 = i64::from_be_bytes(*b"backfill");
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(250);
 
-/// Where a shard was left.
+/// Where a run resumes a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
     pub(crate) position: Position,

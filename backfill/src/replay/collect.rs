@@ -115,7 +115,7 @@ impl Batch {
 
 impl Collector<'_> {
     /// Until all readers are done, one fails, or a signal comes. What was read before a failure is
-    /// applied all the same.
+    /// still applied.
     pub(crate) async fn run_to_the_end(
         &mut self,
         messages: &mut mpsc::Receiver<Message>,

@@ -29,8 +29,8 @@ pub(crate) enum Disagreement {
 }
 
 impl Disagreement {
-    /// Whether the shards can be read all the same where the listing stays as it is: a shard is read
-    /// to its end whatever was said of it, and its children are looked for again then.
+    /// Whether the shards can be read even if the listing stays as it is: a shard is read to its end whatever a listing
+    /// says of it, and its children are then looked for again.
     pub(crate) fn is_harmless(&self) -> bool {
         match self {
             Self::TwoParents(_) | Self::OwnAncestor(_) => false,
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pages_are_united_to_each_shard_once() {
+    fn merged_pages_hold_each_shard_once() {
         let pages = ["a b", "a. c<a", "b"].map(shards).to_vec();
         assert_eq!(merge_pages(pages), shards("a. b c<a"));
     }

@@ -1,4 +1,4 @@
-//! One shard, page by page, from where it was left to its end or to the cutoff.
+//! One shard, page by page, from its checkpoint to its end or to the cutoff.
 //!
 //! A reader holds next to nothing between its calls: how many pages are in memory is bounded by the permits, one per
 //! call of `GetRecords`, which a page keeps until it is part of a batch. The order of a shard's records is that of its
@@ -176,7 +176,7 @@ impl ShardReader {
                 self.position.through(OffsetDateTime::now_utc() - wait);
             }
         }
-        self.note_what_is_known(idle, passed || ended || !records.is_empty(), had_records);
+        self.update_assumed(idle, passed || ended || !records.is_empty(), had_records);
         // A quiet shard is read up to later and later: its checkpoint must say so before the day is over.
         let report_due = idle
             && self.position.read_through > self.reported_through.map(|told| told + REPORT_EVERY);
@@ -203,7 +203,7 @@ impl ShardReader {
     }
 
     /// Keeps the list of the shards that are only assumed to be caught up.
-    fn note_what_is_known(&self, idle: bool, something_came: bool, had_records: bool) {
+    fn update_assumed(&self, idle: bool, something_came: bool, had_records: bool) {
         if idle {
             self.context.findings().assumed.insert(self.name(), had_records);
         } else if something_came {

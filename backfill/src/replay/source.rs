@@ -179,12 +179,12 @@ impl Source {
             (&self.troubles.disagreed, "descriptions asked for again"),
         ]
         .map(|(count, what)| (count.load(Ordering::Relaxed), what));
-        let said: Vec<String> = counted
+        let words: Vec<String> = counted
             .iter()
             .filter(|(count, _)| *count > 0)
             .map(|(count, what)| format!("{count} {what}"))
             .collect();
-        (!said.is_empty()).then(|| said.join(", "))
+        (!words.is_empty()).then(|| words.join(", "))
     }
 
     /// Makes a call until it is answered, or not to be repeated.

@@ -1,7 +1,7 @@
 //! What each record of a session came to, by the versions alone: applied, duplicate, stale or superseded. Pure.
 
 use crate::counts::Counts;
-use crate::fold::{Arrival, SessionChanges};
+use crate::fold::{IndexedChange, SessionChanges};
 use crate::part::Part;
 use crate::read_model::Upserted;
 
@@ -16,9 +16,9 @@ pub(super) fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &
         // A row that was not looked at holds what was sent.
         let held = held.map_or(newest, |held| held[part].as_deref());
         let mut applied = false;
-        let of_part = |arrival: &&&Arrival| arrival.change.part == part;
-        for arrival in session.arrivals.iter().filter(of_part) {
-            let version = Some(arrival.change.version.as_str());
+        let of_part = |indexed: &&&IndexedChange| indexed.change.part == part;
+        for indexed in session.changes.iter().filter(of_part) {
+            let version = Some(indexed.change.version.as_str());
             let count = if version == held {
                 if written && !applied {
                     applied = true;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 use super::attempt::{Statement, upsert};
-use super::isolate::{Narrowed, narrow, split, split_locked};
+use super::isolate::{Bisected, bisect, split, split_locked};
 use super::queues::{Queues, record_indices};
 use super::reconcile::{Reconciled, reconcile};
 use super::refusals::{ENOUGH_REFUSED, OTHERS, Refusals};
@@ -340,16 +340,16 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         }
         let Some(session) = sessions.pop() else { return Ok(()) };
         let session_id = session.session_id;
-        match narrow(session) {
-            Narrowed::Parts(parts) => {
+        match bisect(session) {
+            Bisected::Parts(parts) => {
                 self.queues.try_next(parts.into_iter().map(|part| vec![part]));
             }
-            Narrowed::Refused(position, rest) => {
+            Bisected::Refused(record_index, rest) => {
                 self.queues.try_next(rest.map(|rest| vec![rest]).into_iter());
-                self.pending[position] = false;
+                self.pending[record_index] = false;
                 let (reason, logged) = refusal(error);
                 self.refusals.add(session_id, &logged);
-                self.refused.push(Rejection { position, reason, logged });
+                self.refused.push(Rejection { record_index, reason, logged });
                 if self.refusals.sessions.len() == ENOUGH_REFUSED {
                     self.queues.try_others_next(OTHERS);
                 }

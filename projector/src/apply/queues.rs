@@ -117,21 +117,21 @@ impl<'a> Queues<'a> {
 
 /// The indices of a session's records in the batch.
 pub(super) fn record_indices(session: &SessionChanges<'_>) -> impl Iterator<Item = usize> {
-    session.arrivals.iter().map(|arrival| arrival.position)
+    session.changes.iter().map(|indexed| indexed.record_index)
 }
 
 #[cfg(test)]
 mod tests {
     use super::Queues;
     use crate::change::Change;
-    use crate::fold::{Arrival, SessionChanges, fold};
+    use crate::fold::{IndexedChange, SessionChanges, fold};
     use crate::part::Part;
     use crate::version::Version;
 
     /// One record of each session, in this order.
-    fn arrivals(sessions: &[&str]) -> Vec<Arrival> {
-        let change = |(position, session_id): (usize, &&str)| Arrival {
-            position,
+    fn changes(sessions: &[&str]) -> Vec<IndexedChange> {
+        let change = |(record_index, session_id): (usize, &&str)| IndexedChange {
+            record_index,
             change: Change {
                 session_id: (*session_id).to_owned(),
                 part: Part::Session,
@@ -150,8 +150,8 @@ mod tests {
 
     #[test]
     fn the_oldest_records_go_first_and_each_statement_is_in_the_order_of_the_keys() {
-        let arrivals = arrivals(&["d", "b", "c", "a"]);
-        let mut queues = Queues::new(fold(&arrivals), 2, 100);
+        let changes = changes(&["d", "b", "c", "a"]);
+        let mut queues = Queues::new(fold(&changes), 2, 100);
         let first = queues.next(100, 0).expect("a statement");
         assert_eq!(ids(&first), ["b", "d"]);
         // Too many for the database: they come again before what is younger, fewer at a time.
@@ -160,14 +160,14 @@ mod tests {
         assert_eq!(ids(&queues.next(100, 0).expect("a statement")), ["b", "c"]);
         assert_eq!(ids(&queues.next(100, 0).expect("a statement")), ["a"]);
         assert!(queues.next(100, 0).is_none());
-        let mut whole = Queues::new(fold(&arrivals), 4, 100);
+        let mut whole = Queues::new(fold(&changes), 4, 100);
         assert_eq!(ids(&whole.next(100, 0).expect("a statement")), ["a", "b", "c", "d"]);
     }
 
     #[test]
     fn suspects_wait_for_what_was_not_tried_and_the_locked_for_all_others() {
-        let arrivals = arrivals(&["a", "b", "c", "d", "e"]);
-        let mut queues = Queues::new(fold(&arrivals), 2, 100);
+        let changes = changes(&["a", "b", "c", "d", "e"]);
+        let mut queues = Queues::new(fold(&changes), 2, 100);
         let suspects = queues.next(100, 0).expect("a statement");
         let locked = queues.next(100, 0).expect("a statement");
         queues.try_last(locked);

@@ -26,7 +26,7 @@ struct Overtaken<'a> {
     part: Part,
     created: OffsetDateTime,
     /// The record's index in the batch.
-    position: usize,
+    record_index: usize,
 }
 
 /// The stream that a version is from. Within one stream the sequence number is the order of creation, so
@@ -46,12 +46,12 @@ impl<'a> OvertakenByLabel<'a> {
             if version < held
                 && label(version) != label(held)
                 && let Some(created) = change.changed_at
-                && let Some(arrival) = session.arrivals.iter().find(|arrival| {
-                    arrival.change.part == part && arrival.change.version == change.version
+                && let Some(indexed) = session.changes.iter().find(|indexed| {
+                    indexed.change.part == part && indexed.change.version == change.version
                 })
             {
-                let (session_id, position) = (session.session_id, arrival.position);
-                self.0.push(Overtaken { session_id, part, created, position });
+                let (session_id, record_index) = (session.session_id, indexed.record_index);
+                self.0.push(Overtaken { session_id, part, created, record_index });
             }
         }
     }
@@ -75,7 +75,10 @@ impl<'a> OvertakenByLabel<'a> {
                 Err(error) => {
                     let error = error::chain(&error);
                     tracing::warn!(error, "cannot tell whether stale changes were created later");
-                    return Err(self.0[index * AT_ONCE..].iter().map(|one| one.position).collect());
+                    return Err(self.0[index * AT_ONCE..]
+                        .iter()
+                        .map(|one| one.record_index)
+                        .collect());
                 }
             };
             for one in some {

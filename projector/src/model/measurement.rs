@@ -86,20 +86,20 @@ pub struct Column {
     /// The part that writes it.
     pub part: Part,
     /// Where it stands in [`Part::fields`].
-    pub position: usize,
+    pub field_index: usize,
     /// What it holds.
     pub kind: Kind,
 }
 
 /// Every column that comes from an attribute, in the order of the table and of the JSON.
 pub static COLUMNS: LazyLock<Vec<Column>> = LazyLock::new(|| {
-    let column = |part: Part, (position, field): (usize, &Field)| Column {
+    let column = |part: Part, (field_index, field): (usize, &Field)| Column {
         name: match (part, field.kind) {
             (Part::Session, kind) if kind != Kind::Attributes => field.name.to_owned(),
             _ => format!("{}_{}", part.name(), field.name),
         },
         part,
-        position,
+        field_index,
         kind: field.kind,
     };
     Part::ALL

@@ -78,7 +78,7 @@ pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
     } else {
         for column in COLUMNS.iter() {
             let document = row.documents[column.part].as_ref();
-            match document.and_then(|document| document[column.position].as_ref()) {
+            match document.and_then(|document| document[column.field_index].as_ref()) {
                 None => body.member(&column.name, &())?,
                 Some(Value::Bytes(bytes)) => body.binary_member(&column.name, bytes)?,
                 Some(Value::Timestamp(time)) => body.member(&column.name, &rfc3339(*time)?)?,

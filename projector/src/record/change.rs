@@ -236,8 +236,8 @@ fn arn_of(record: &[u8]) -> Option<String> {
 /// # Errors
 /// [`Misconfigured`] where the record shows that the wrong stream is read.
 pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> {
-    // Whether it is text is seen faster at once than string by string. What is none may be a record
-    // all the same: nobody looks into the members that are not read.
+    // One check of the whole is faster than one of each string. What is not text may still be a record, because nobody
+    // looks into the members that are not read.
     let parsed = match std::str::from_utf8(record) {
         Ok(text) => serde_json::from_str(text),
         Err(_) => serde_json::from_slice(record),
@@ -245,7 +245,7 @@ pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> 
     let record: StreamRecord<'_> = match parsed {
         Ok(record) => record,
         Err(error) => {
-            // Set aside only what is ours: a foreign stream's records may well have another form.
+            // Only what is ours is rejected: a foreign stream's records may well have another form.
             if let Some(arn) = arn_of(record) {
                 tables.stream_of(&arn)?;
             }

@@ -315,7 +315,7 @@ pub fn upsert_arguments(sessions: &[&SessionChanges<'_>]) -> Result<PgArguments,
     arguments.add(sessions.iter().map(|session| session.session_id).collect::<Vec<_>>())?;
     for column in COLUMNS.iter() {
         let cells =
-            sessions.iter().map(|session| cell(&session.patch, column.part, column.position));
+            sessions.iter().map(|session| cell(&session.patch, column.part, column.field_index));
         match column.kind {
             Kind::Text | Kind::Millimetres | Kind::Attributes => {
                 arguments.add(
@@ -363,8 +363,8 @@ pub fn upsert_arguments(sessions: &[&SessionChanges<'_>]) -> Result<PgArguments,
     Ok(arguments)
 }
 
-fn cell<'a>(patch: &Patch<'a>, part: Part, position: usize) -> Option<&'a Value> {
-    patch[part]?.document.as_ref()?.get(position)?.as_ref()
+fn cell<'a>(patch: &Patch<'a>, part: Part, field_index: usize) -> Option<&'a Value> {
+    patch[part]?.document.as_ref()?.get(field_index)?.as_ref()
 }
 
 /// Decodes what `row_columns` of the statement selects; `None` where the row is not whole.

@@ -25,7 +25,7 @@ use crate::version::Version;
 #[derive(Debug)]
 pub struct Rejection {
     /// The record's index in the batch.
-    pub position: usize,
+    pub record_index: usize,
     /// Why, in one line, for `rejected_records`.
     pub reason: String,
     /// The same for the log, without values.
@@ -65,7 +65,7 @@ struct Row {
     labels: Labels,
     reason: String,
     /// The records' indices in the batch: two deliveries of one record are one row.
-    positions: Vec<usize>,
+    record_indices: Vec<usize>,
     escaped: bool,
 }
 
@@ -93,15 +93,15 @@ pub async fn store<R: AsRef<[u8]>>(
 ) -> Result<Stored, Error> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     for rejection in rejections {
-        let labels = Labels::of(records[rejection.position].as_ref());
+        let labels = Labels::of(records[rejection.record_index].as_ref());
         let reason = || storable_text(&rejection.reason).into_owned();
         let row = rows.entry(labels.identity.clone()).or_insert_with(|| Row {
             labels,
             reason: reason(),
-            positions: Vec::new(),
+            record_indices: Vec::new(),
             escaped: false,
         });
-        row.positions.push(rejection.position);
+        row.record_indices.push(rejection.record_index);
     }
     let mut rows = rows.into_values();
     let mut pieces = VecDeque::new();
@@ -116,12 +116,12 @@ pub async fn store<R: AsRef<[u8]>>(
                 failed_alone = 0;
                 let state = |row: &Row| found.get(&row.labels.identity).copied();
                 let discarded = piece.iter().filter(|row| state(row) == Some(true));
-                stored.discarded.extend(discarded.flat_map(|row| &row.positions));
+                stored.discarded.extend(discarded.flat_map(|row| &row.record_indices));
                 let missing: Vec<&Row> = piece.iter().filter(|row| state(row).is_none()).collect();
                 if !missing.is_empty() {
                     let records = missing.len();
                     stored.error.get_or_insert(Error::RejectionNotStored { records });
-                    stored.failed.extend(missing.iter().flat_map(|row| &row.positions));
+                    stored.failed.extend(missing.iter().flat_map(|row| &row.record_indices));
                 }
                 continue;
             }
@@ -132,7 +132,7 @@ pub async fn store<R: AsRef<[u8]>>(
             // A database of another encoding than UTF-8 has not every character. ASCII they all have.
             Consequence::Reject if piece.iter().any(|row| !row.escaped) => {
                 for row in &mut piece {
-                    row.escape(records[row.positions[0]].as_ref());
+                    row.escape(records[row.record_indices[0]].as_ref());
                 }
                 pieces.push_front(piece);
                 continue;
@@ -147,9 +147,9 @@ pub async fn store<R: AsRef<[u8]>>(
             Consequence::Retry | Consequence::Reconnect => failed_alone = GIVE_UP_AFTER,
         }
         stored.error.get_or_insert(error);
-        stored.failed.extend(piece.iter().flat_map(|row| &row.positions));
+        stored.failed.extend(piece.iter().flat_map(|row| &row.record_indices));
         if failed_alone >= GIVE_UP_AFTER {
-            stored.failed.extend(pieces.drain(..).flatten().flat_map(|row| row.positions));
+            stored.failed.extend(pieces.drain(..).flatten().flat_map(|row| row.record_indices));
         }
     }
     Ok(stored)
@@ -194,7 +194,7 @@ pub fn sequence_number(record: &[u8]) -> Option<String> {
 }
 
 /// The bytes of a record that is kept in the row with this identity. Earlier versions kept a record that is a JSON
-/// string, or `{"base64": ...}`, as it is; its digest tells it from what we keep in these forms.
+/// string, or `{"base64": ...}`, as it is; its digest distinguishes it from what we keep in these forms.
 #[must_use]
 pub fn record_of(identity: &str, kept: &str) -> Vec<u8> {
     let record = kept::decode(kept);

@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use projector::apply::BatchOutcome;
 use projector::change::{self, Decoded, Tables};
 use projector::deadline::Deadline;
-use projector::fold::{self, Arrival, SessionChanges};
+use projector::fold::{self, IndexedChange, SessionChanges};
 use projector::measurement::{COLUMNS, Kind, Part};
 use projector::read_model::{self, Returned};
 use testkit::records::{LABEL, Record, scan, session};
@@ -81,16 +81,16 @@ fn records(sessions: impl Iterator<Item = usize>, round: usize) -> Vec<Record> {
     records
 }
 
-fn decoded(records: &[Record]) -> anyhow::Result<Vec<Arrival>> {
+fn decoded(records: &[Record]) -> anyhow::Result<Vec<IndexedChange>> {
     let tables = Tables { sessions: "sessions".to_owned(), scans: "scans".to_owned() };
-    let arrival = |(position, record): (usize, &Record)| match change::decode(
+    let indexed = |(record_index, record): (usize, &Record)| match change::decode(
         record.json.as_bytes(),
         &tables,
     )? {
-        Decoded::Change(change) => Ok(Arrival { position, change }),
+        Decoded::Change(change) => Ok(IndexedChange { record_index, change }),
         Decoded::Malformed(reason) => anyhow::bail!("{reason}"),
     };
-    records.iter().enumerate().map(arrival).collect()
+    records.iter().enumerate().map(indexed).collect()
 }
 
 /// The upsert without any guard.
@@ -141,8 +141,8 @@ async fn run_unguarded(
 
 /// Where the cluster's WAL ends.
 async fn wal_position(observer: &mut Client) -> i64 {
-    let position = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint";
-    let (position,) = observer.row(position).await;
+    let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint";
+    let (position,) = observer.row(sql).await;
     position
 }
 
@@ -206,8 +206,8 @@ async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
     observer.run("CREATE EXTENSION pg_walinspect").await;
     let sql = unguarded();
     for first in (0..LOADED).step_by(BATCH) {
-        let arrivals = decoded(&records(first..first + BATCH, 0))?;
-        let sessions = fold::fold(&arrivals);
+        let changes = decoded(&records(first..first + BATCH, 0))?;
+        let sessions = fold::fold(&changes);
         run_guarded(&one, &sessions).await?;
         run_guarded(&two, &sessions).await?;
         run_returning(&returning, &sessions, false).await?;
@@ -229,8 +229,8 @@ async fn rounds_of(shape: Shape, rounds: usize) -> anyhow::Result<Rounds> {
             Shape::Replay => records(old, 0),
         };
         next_new += BATCH;
-        let arrivals = decoded(&records)?;
-        let sessions = fold::fold(&arrivals);
+        let changes = decoded(&records)?;
+        let sessions = fold::fold(&changes);
         ensure!(sessions.len() == BATCH);
         let before = wal_position(&mut observer).await;
         let rate = run_guarded(&one, &sessions).await?;

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt as _;
 use projector::apply::Projector;
 use projector::change::{self, Decoded};
 use projector::deadline::Deadline;
-use projector::fold::{self, Arrival};
+use projector::fold::{self, IndexedChange};
 use projector::object;
 use projector::read_model::{self, Returned};
 use testkit::emulator::event;
@@ -162,8 +162,8 @@ async fn round_trips(s3_server: &MemoryS3, rounds: usize) -> anyhow::Result<(f64
         else {
             anyhow::bail!("a malformed record");
         };
-        let arrivals = [Arrival { position: 0, change }];
-        let sessions = fold::fold(&arrivals);
+        let changes = [IndexedChange { record_index: 0, change }];
+        let sessions = fold::fold(&changes);
         let start = Instant::now();
         let lease = projector.database.lease(Deadline::NONE).await?;
         read_model::upsert(&lease, &sessions, Returned::Rows, false).await?;

@@ -8,7 +8,7 @@ use projector::apply::BatchOutcome;
 use projector::bind;
 use projector::change::{self, Decoded};
 use projector::deadline::Deadline;
-use projector::fold::{self, Arrival};
+use projector::fold::{self, IndexedChange};
 use testkit::records::{LABEL, scan, session};
 use testkit::services::Stores;
 use testkit::sql::Client;
@@ -102,7 +102,7 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
                 rows = new.end;
                 let numbers: Vec<i64> = old.chain(new).map(u64::cast_signed).collect();
                 version += 1;
-                let mut arrivals = Vec::new();
+                let mut changes = Vec::new();
                 for key in keys_of(&mut connection, keys, &numbers).await? {
                     for record in [
                         session(&key, "user").place(LABEL, version),
@@ -111,10 +111,10 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
                     ] {
                         let decoded = change::decode(record.json.as_bytes(), &projector.tables)?;
                         let Decoded::Change(change) = decoded else { anyhow::bail!("malformed") };
-                        arrivals.push(Arrival { position: arrivals.len(), change });
+                        changes.push(IndexedChange { record_index: changes.len(), change });
                     }
                 }
-                let sessions = fold::fold(&arrivals);
+                let sessions = fold::fold(&changes);
                 let before = pages_read(&mut connection).await;
                 let start = Instant::now();
                 let count = sessions.len() as f64;
