@@ -215,7 +215,8 @@ impl Database {
                 Error::ConnectTimeout { seconds: CONNECT_TIMEOUT.as_secs() }
             }
         };
-        let connection = within(limit, opening, silent).await?;
+        // Boxed: every future of the apply path has this one in it.
+        let connection = within(limit, Box::pin(opening), silent).await?;
         *self.between.lock().unwrap_or_else(PoisonError::into_inner) = match connection.route {
             Route::Direct(_) => None,
             Route::Pooler => Some(Between::Pooler),

@@ -134,8 +134,8 @@ impl Step {
         let (Self::Grant(sql) | Self::Set(sql)) = self;
         let ran = connection.execute(sql).await;
         match (self, ran) {
-            (Self::Grant(_), Ok(_)) => say!("granted          {sql}"),
-            (Self::Set(_), Ok(_)) => say!("set              {sql}"),
+            (Self::Grant(_), Ok(())) => say!("granted          {sql}"),
+            (Self::Set(_), Ok(())) => say!("set              {sql}"),
             // Only behind a proxy are they missed.
             (Self::Set(_), Err(Error::Database(error))) if lacks_privilege(&error) => {
                 say!(
