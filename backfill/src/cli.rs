@@ -1,19 +1,19 @@
-//! The command line: the Lambda's environment variables, each also a flag.
+//! The command line: the commands, their flags, and the help of each.
+
+mod groups;
+mod settings;
 
 use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgGroup, Args, Parser, Subcommand};
-use projector::config::{Config, ConfigError, VARIABLES};
+use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use self::settings::{Database, Everything, Stores, Tables};
 use crate::outcome::exit_codes;
 
-/// How many connections a backfill opens unless a setting says otherwise.
-const DEFAULT_CONNECTIONS: usize = 4;
-/// Stands for the database of a command that connects to none.
-const NOWHERE: &str = "postgres://dry-run@localhost/dry-run";
+pub(crate) use self::settings::Settings;
 
 /// Brings the read model up to date: one PostgreSQL row per session and, if a bucket is set, one S3 object.
 ///
@@ -27,40 +27,45 @@ const NOWHERE: &str = "postgres://dry-run@localhost/dry-run";
     after_help = exit_codes()
 )]
 pub(crate) struct Cli {
-    #[command(flatten)]
-    pub(crate) settings: Settings,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// The command line, with its help for a terminal of this width.
+pub(crate) fn command(width: usize) -> clap::Command {
+    let cli = Cli::command();
+    let template = groups::template(&cli, width);
+    cli.help_template(template)
 }
 
 /// In the order in which an operator needs them.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check every part that a run needs, and say how to fix what does not work.
+    /// Check every part that a run needs, and say how to fix what fails.
     #[command(long_about = DOCTOR, after_help = exit_codes())]
     Doctor(DoctorArguments),
-    /// Bring the database's schema up to date, and grant a role what it needs.
+    /// Bring the database's schema up to date, and grant privileges.
     #[command(long_about = MIGRATE, after_help = exit_codes())]
     Migrate(MigrateArguments),
-    /// Say whether the streams still hold every change since a snapshot, and who reads them.
+    /// Check that the streams still hold every change since a snapshot.
     #[command(long_about = CHECK, after_help = exit_codes())]
     Check(CheckArguments),
     /// Replay the live streams of both tables, up to now.
     #[command(long_about = STREAM, after_help = exit_codes())]
     Stream(StreamArguments),
-    /// Apply the records in files: what Lambda gave up on and wrote to its bucket, or saved streams.
+    /// Apply records from files, such as those that Lambda gave up on.
     #[command(long_about = FILE, after_help = exit_codes())]
     File(FileArguments),
-    /// Try the records of `rejected_records` again, and remove those that now apply; or discard them.
+    /// Retry the records in `rejected_records`, or discard them.
     #[command(long_about = REDRIVE, after_help = exit_codes())]
     Redrive(RedriveArguments),
-    /// Compare the object of every row, and write those that are missing or behind.
+    /// Write the objects that are missing or behind their rows.
     #[command(long_about = OBJECTS, after_help = exit_codes())]
     Objects(ObjectsArguments),
-    /// Say how far `stream` has come, who runs it, and which records are rejected.
+    /// Show how far `stream` has come, and which records are rejected.
     #[command(long_about = STATUS, after_help = exit_codes())]
     Status(StatusArguments),
-    /// Print a script with which a shell completes commands and flags.
+    /// Print the script with which your shell completes commands.
     #[command(after_help = exit_codes())]
     Completions(CompletionsArguments),
     /// Print the manual page, for `man -l -`.
@@ -68,8 +73,49 @@ pub(crate) enum Command {
     Man,
 }
 
+impl Command {
+    /// The settings that concern the command, as far as they are set.
+    pub(crate) fn settings(&self) -> Settings {
+        match self {
+            Self::Doctor(arguments) => arguments.settings.settings(),
+            Self::Migrate(arguments) => arguments.settings.settings(),
+            Self::Check(arguments) => arguments.settings.settings(),
+            Self::Stream(arguments) => arguments.settings.settings(),
+            Self::File(arguments) => arguments.settings.settings(),
+            Self::Redrive(arguments) => arguments.settings.settings(),
+            Self::Objects(arguments) => arguments.settings.settings(),
+            Self::Status(arguments) => arguments.settings.settings(),
+            Self::Completions(_) | Self::Man => Settings::default(),
+        }
+    }
+
+    /// Whether the result is to be JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        match self {
+            Self::Doctor(arguments) => arguments.format.json,
+            Self::Migrate(arguments) => arguments.format.json,
+            Self::Check(arguments) => arguments.format.json,
+            Self::Stream(arguments) => arguments.format.json,
+            Self::File(arguments) => arguments.format.json,
+            Self::Redrive(arguments) => arguments.format.json,
+            Self::Objects(arguments) => arguments.format.json,
+            Self::Status(arguments) => arguments.format.json,
+            Self::Completions(_) | Self::Man => false,
+        }
+    }
+}
+
+/// The form of a command's result.
+#[derive(Debug, Args)]
+pub(crate) struct Format {
+    /// Print the result to standard output as one JSON object, also after a failure; everything else goes
+    /// to standard error. docs/reference.md describes the object.
+    #[arg(long)]
+    json: bool,
+}
+
 const DOCTOR: &str = "\
-Check every part that a run needs, and say how to fix what does not work.
+Check every part that a run needs, and say how to fix what fails.
 
 The checks: the settings; the AWS region and credentials; the database's login, TLS, schema, \
 privileges, encoding and time limits; the bucket; the two tables and their streams; the readers of the \
@@ -77,7 +123,7 @@ streams; this machine's clock. Each line is \u{2713} (works), \u{2717} (does not
 configured, or not known).
 
 It writes nothing. It reads at most one record of one shard per table, which counts as one reader for one \
-call. Each check ends within a few seconds, and one that fails keeps no other from running. Exit code 0 \
+call. Each check ends within a few seconds, and a failed check does not stop the others. Exit code 0 \
 if no line is \u{2717}, else 2.";
 
 const MIGRATE: &str = "\
@@ -90,7 +136,7 @@ Running it twice is harmless.
 Log in as the owner of the database, directly: not through RDS Proxy or PgBouncer.";
 
 const CHECK: &str = "\
-Say whether the streams still hold every change since a snapshot, for how long, and who reads them.
+Check that the streams still hold every change since a snapshot. Say for how long, and who reads them.
 
 AWS advises at most two readers per shard, of a global table only one, and a backfill is one. Without \
 --snapshot-time it says who reads the streams, and how far back they can be read. It needs no database, and \
@@ -98,7 +144,7 @@ reads no records. Exit code 0 if the gap can be closed with the margin to spare 
 else 4.";
 
 const STATUS: &str = "\
-Say how far `stream` has come, who runs it, and which records are rejected.
+Show how far `stream` has come, who runs it, and which records are rejected.
 
 It shows the checkpoint of each shard and its lag, who holds the lock of `stream`, the rejected records \
 by reason, and an estimate of the rows. It reads only the database, and may run beside anything. It \
@@ -171,6 +217,10 @@ pub(crate) struct ObjectsArguments {
     /// Write nothing, and say which objects are missing or behind.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Stores,
 }
 
 #[derive(Debug, Args)]
@@ -179,9 +229,10 @@ pub(crate) struct CheckArguments {
     pub(crate) snapshot_time: Option<OffsetDateTime>,
     #[arg(long, value_name = "MINUTES", help = MARGIN, default_value_t = 60)]
     margin_minutes: u32,
-    /// Print the report as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Tables,
 }
 
 impl CheckArguments {
@@ -221,9 +272,6 @@ pub(crate) struct StreamArguments {
     /// Begin at the trim horizon, and delete the checkpoints of these streams.
     #[arg(long)]
     pub(crate) restart: bool,
-    /// Print the summary as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     /// At most this many pages are asked for, or wait to be applied, at once.
     #[arg(long, value_name = "PAGES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) parallel: u16,
@@ -239,6 +287,10 @@ pub(crate) struct StreamArguments {
     /// How long to wait until a closed shard's child is listed before it is taken to have none.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) child_wait_seconds: u16,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Everything,
 }
 
 impl StreamArguments {
@@ -248,7 +300,7 @@ impl StreamArguments {
 }
 
 const REDRIVE: &str = "\
-Try the open records of `rejected_records` again, and remove those that now apply.
+Retry the open records in `rejected_records`, and remove those that now apply.
 
 For records that were right, and that a newer projector, a migration or a fixed rule takes now. A record goes \
 through the projector's own path. It is removed once it is in both stores. It is removed, too, if it is malformed \
@@ -284,6 +336,10 @@ pub(crate) struct RedriveArguments {
     /// Read and check the records, write and remove nothing, and say what would be rejected or discarded.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Everything,
 }
 
 #[derive(Debug, Args)]
@@ -299,14 +355,18 @@ pub(crate) struct MigrateArguments {
     /// SELECT, INSERT, UPDATE, DELETE on `backfill_checkpoints`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_backfill_to: Option<String>,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Database,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArguments {
-    /// Print the checks as a JSON list of {check, ok, ms, detail, remedy}; `ok` is null if not configured
-    /// or not known.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Everything,
 }
 
 #[derive(Debug, Args)]
@@ -317,9 +377,10 @@ pub(crate) struct CompletionsArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArguments {
-    /// Print the status as JSON, with every shard and full sequence numbers.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Database,
 }
 
 #[derive(Debug, Args)]
@@ -340,121 +401,60 @@ pub(crate) struct FileArguments {
     /// How many records are merged before they are written. A batch spans files.
     #[arg(long, value_name = "RECORDS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) batch_size: u32,
-}
-
-/// The Lambda's environment variables; a flag wins over its variable.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Settings (a flag, or the Lambda's environment variable)")]
-pub(crate) struct Settings {
-    /// `postgres://USER:PASSWORD@HOST:5432/DATABASE`. The server's certificate is verified, unless
-    /// ?sslmode= says otherwise. Percent-encode the password.
-    #[arg(long, global = true, env, hide_env_values = true, value_name = "URL")]
-    database_url: Option<String>,
-    /// A Secrets Manager secret with `username` and `password`. Its `host`, `port` and `dbname` count
-    /// only if `DATABASE_URL` is not set.
-    #[arg(long, global = true, env, value_name = "ARN")]
-    database_secret_arn: Option<String>,
-    /// How to log in: `password`, or `iam` for a new token per connection [default: password].
-    #[arg(long, global = true, env, value_name = "password|iam")]
-    database_auth: Option<String>,
-    /// How many connections to use at once, 1 to 64 [default: 4].
-    #[arg(long, global = true, env, value_name = "COUNT")]
-    database_connections: Option<String>,
-    /// The bucket for the JSON objects. If it is not set, no objects are written.
-    #[arg(long, global = true, env, value_name = "BUCKET")]
-    archive_bucket: Option<String>,
-    /// What comes before `SESSION_ID.json` in an object's key [default: measurements/].
-    #[arg(long, global = true, env, value_name = "PREFIX")]
-    archive_prefix: Option<String>,
-    /// The DynamoDB table that holds one item per session [default: sessions].
-    #[arg(long, global = true, env, value_name = "TABLE")]
-    sessions_table: Option<String>,
-    /// The DynamoDB table that holds one item per session and side [default: scans].
-    #[arg(long, global = true, env, value_name = "TABLE")]
-    scans_table: Option<String>,
-    /// What to do with items that DynamoDB removed by time to live: `apply` the removal, or `keep` their
-    /// values [default: apply].
-    #[arg(long, global = true, env, value_name = "apply|keep")]
-    ttl_removals: Option<String>,
-}
-
-impl Settings {
-    /// The configuration that these settings make.
-    pub(crate) fn config(&self) -> Result<Config, ConfigError> {
-        Config::read(|variable| self.get(variable), DEFAULT_CONNECTIONS)
-    }
-
-    /// The same without a database, for a dry run.
-    pub(crate) fn config_without_database(&self) -> Result<Config, ConfigError> {
-        let get = |variable| match variable {
-            "DATABASE_URL" => Some(NOWHERE.to_owned()),
-            _ => self.get(variable),
-        };
-        Config::read(get, DEFAULT_CONNECTIONS)
-    }
-
-    /// The configuration without the settings that are wrong, and what is wrong with them. `None` if too little is
-    /// left of it.
-    pub(crate) fn config_and_faults(&self) -> (Option<Config>, Vec<ConfigError>) {
-        let mut faults: Vec<ConfigError> = Vec::new();
-        while faults.len() < VARIABLES.len() {
-            let read = Config::read(
-                |variable| match faults.iter().any(|fault| fault.variable == variable) {
-                    true if variable == "DATABASE_URL" => Some(NOWHERE.to_owned()),
-                    true => None,
-                    false => self.get(variable),
-                },
-                DEFAULT_CONNECTIONS,
-            );
-            match read {
-                Ok(config) => return (Some(config), faults),
-                Err(fault) if faults.iter().any(|known| known.variable == fault.variable) => break,
-                Err(fault) => faults.push(fault),
-            }
-        }
-        (None, faults)
-    }
-
-    fn get(&self, variable: &str) -> Option<String> {
-        match variable {
-            "DATABASE_URL" => &self.database_url,
-            "DATABASE_SECRET_ARN" => &self.database_secret_arn,
-            "DATABASE_AUTH" => &self.database_auth,
-            "DATABASE_CONNECTIONS" => &self.database_connections,
-            "ARCHIVE_BUCKET" => &self.archive_bucket,
-            "ARCHIVE_PREFIX" => &self.archive_prefix,
-            "SESSIONS_TABLE" => &self.sessions_table,
-            "SCANS_TABLE" => &self.scans_table,
-            "TTL_REMOVALS" => &self.ttl_removals,
-            other => unreachable!("{other} has no flag"),
-        }
-        .clone()
-    }
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    settings: Everything,
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Cli;
-    use clap::{CommandFactory as _, Parser as _};
+    use super::{Cli, command};
+    use clap::Parser as _;
     use projector::config::VARIABLES;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command(100).debug_assert();
     }
 
     #[test]
     fn every_variable_of_the_lambda_is_a_flag() {
-        let cli = Cli::try_parse_from(["backfill", "migrate"]).expect("a command");
         for variable in VARIABLES {
-            // An unknown one panics.
-            let _ = cli.settings.get(variable);
-            let flag = variable.to_lowercase().replace('_', "-");
-            let command = Cli::command();
-            let argument =
-                command.get_arguments().find(|argument| argument.get_long() == Some(&flag));
-            let argument = argument.unwrap_or_else(|| panic!("no flag --{flag}"));
-            assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(variable));
+            let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));
+            let cli = Cli::try_parse_from(["backfill", "doctor", &flag, "here"]).expect(variable);
+            let settings = cli.command.settings();
+            assert_eq!(settings.get(variable).as_deref(), Some("here"), "{variable}");
+        }
+    }
+
+    #[test]
+    fn each_command_shows_only_the_settings_that_concern_it() {
+        const LOGIN: &[&str] = &["DATABASE_URL", "DATABASE_SECRET_ARN", "DATABASE_AUTH"];
+        const TABLES: &[&str] = &["SESSIONS_TABLE", "SCANS_TABLE"];
+        let stores =
+            [LOGIN, &["DATABASE_CONNECTIONS", "ARCHIVE_BUCKET", "ARCHIVE_PREFIX"]].concat();
+        let expected: [(&str, &[&str]); 10] = [
+            ("doctor", &VARIABLES),
+            ("migrate", LOGIN),
+            ("check", TABLES),
+            ("stream", &VARIABLES),
+            ("file", &VARIABLES),
+            ("redrive", &VARIABLES),
+            ("objects", &stores),
+            ("status", LOGIN),
+            ("completions", &[]),
+            ("man", &[]),
+        ];
+        let mut cli = command(100);
+        assert_eq!(cli.get_subcommands().count(), expected.len());
+        for (name, expected) in expected {
+            let help = cli.find_subcommand_mut(name).expect(name).render_long_help().to_string();
+            let shown: Vec<&str> = VARIABLES
+                .into_iter()
+                .filter(|variable| help.contains(&format!("[env: {variable}")))
+                .collect();
+            assert_eq!(shown, expected, "{name}: {help}");
         }
     }
 }

@@ -2,14 +2,21 @@
 //! Bars on a terminal, plain lines every ten seconds elsewhere. Logs and lines go above the bars, through here, or they
 //! would tear them. It knows nothing of what is shown.
 
-use std::io::{IsTerminal as _, Write};
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::layout;
+
 /// How often a line is printed where there is no terminal.
 pub(crate) const LINE_EVERY: Duration = Duration::from_secs(10);
+/// How wide a table is where there is no terminal.
+const WITHOUT_TERMINAL: usize = 100;
+/// Nothing can be read on a terminal that is narrower.
+const NARROWEST: usize = 40;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
     // Not `hidden` of the library's own choosing: what draws nothing must not hold lines back.
@@ -30,6 +37,8 @@ pub(crate) fn has_color() -> bool {
 
 /// A line for the operator, above the bars.
 pub(crate) fn line(text: &str) {
+    let fitted = terminal_width(&std::io::stderr()).map(|width| layout::fit(text, width));
+    let text = fitted.as_deref().unwrap_or(text);
     BARS.suspend(|| {
         let _ = writeln!(std::io::stderr(), "{text}");
     });
@@ -100,7 +109,12 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn start(length: u64) -> Self {
-        let bar = Bar::start(length, "{bar:20} {percent:>3}%  eta {eta}  {wide_msg}");
+        let template = if is_narrow() {
+            "{percent:>3}%  eta {eta}  {wide_msg}"
+        } else {
+            "{bar:20} {percent:>3}%  eta {eta}  {wide_msg}"
+        };
+        let bar = Bar::start(length, template);
         Self { bar, length, done: 0 }
     }
 
@@ -120,7 +134,8 @@ impl Progress {
         };
         let rate = self.bar.rate(records);
         let counted = format!("{records} records ({rate:.0}/s), {rejected} rejected");
-        self.show(by, format!("{files}, {done}{of}, {counted}"));
+        // A narrow terminal cuts the end.
+        self.show(by, format!("{files}, {counted}, {done}{of}"));
     }
 
     /// The same for the objects of rows: `text` says what came of them.
@@ -139,14 +154,45 @@ impl Progress {
     }
 }
 
-/// A line on standard output. That its reader has gone (`| head`) is no failure of the run.
-macro_rules! say {
-    ($($argument:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($argument)*);
-    }};
+/// Lines on standard output, for people.
+pub(crate) fn say(text: &str) {
+    match terminal_width(&std::io::stdout()) {
+        Some(width) => print(&layout::fit(text, width)),
+        // What reads a pipe looks for words, and they stay on their line.
+        None => print(text),
+    }
 }
-pub(crate) use say;
+
+/// The same to the letter, above the bars. That its reader has gone (`| head`) is no failure of the run.
+pub(crate) fn print(text: &str) {
+    BARS.suspend(|| {
+        let _ = writeln!(std::io::stdout(), "{text}");
+    });
+}
+
+/// How wide a table on standard output may be.
+pub(crate) fn table_width() -> usize {
+    terminal_width(&std::io::stdout()).unwrap_or(WITHOUT_TERMINAL)
+}
+
+/// The same on standard error, where lines and bars are.
+pub(crate) fn line_width() -> usize {
+    terminal_width(&std::io::stderr()).unwrap_or(WITHOUT_TERMINAL)
+}
+
+/// Whether lines on standard error have no room for a bar beside their words.
+pub(crate) fn is_narrow() -> bool {
+    line_width() < WITHOUT_TERMINAL
+}
+
+fn terminal_width(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
+    if !stream.is_terminal() {
+        return None;
+    }
+    let (terminal_size::Width(columns), _) = terminal_size::terminal_size_of(stream)?;
+    // One that does not know its width says 0.
+    (columns > 0).then_some(usize::from(columns).max(NARROWEST))
+}
 
 /// `3 h 20 min`, `4 min 5 s`, `12 s`; the sign of what is negative is left to the caller.
 pub(crate) fn span(duration: Duration) -> String {

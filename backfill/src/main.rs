@@ -6,7 +6,9 @@ mod cli;
 mod commands;
 mod console;
 mod deliver;
+mod layout;
 mod outcome;
+mod output;
 mod replay;
 mod retry;
 mod statement;
@@ -15,7 +17,7 @@ mod summary;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -23,6 +25,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::cli::{Cli, Command};
 use crate::commands::migrate::schema::Mismatch;
 use crate::console::LogWriter;
+use crate::output::Output;
 use crate::replay::position::Lost;
 use crate::statement::lacks_privilege;
 use crate::stop::Stop;
@@ -31,43 +34,76 @@ use crate::outcome::Outcome;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // A flag that is wrong ends here, with exit code 2.
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let output = Output::new(cli.command.is_json());
     let result = match start_logs() {
-        Ok(()) => Box::pin(run(cli)).await,
+        Ok(()) => Box::pin(run(&cli.command, &output)).await,
         Err(error) => Err(error),
     };
-    match result {
-        Ok(outcome) => ExitCode::from(outcome.code()),
-        Err(error) => {
-            for line in outcome::failure(&error) {
-                console::line(&line);
-            }
-            ExitCode::from(outcome_of(&error).code())
-        }
+    let (code, failure) = match &result {
+        Ok(outcome) => (outcome.code(), None),
+        Err(error) => (outcome_of(error).code(), Some(error)),
+    };
+    for line in failure.into_iter().flat_map(outcome::failure) {
+        console::line(&line);
     }
+    output.end(code, failure);
+    ExitCode::from(code)
 }
 
-async fn run(cli: Cli) -> anyhow::Result<Outcome> {
+/// The command line. Help ends here, and so does a flag that is wrong.
+fn parse() -> Result<Cli, ExitCode> {
+    let matches = cli::command(console::table_width().min(100)).try_get_matches();
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|error| {
+        // That nobody reads it is no other failure.
+        let _ = error.print();
+        if !error.use_stderr() {
+            return ExitCode::SUCCESS;
+        }
+        let code = Outcome::Configuration.code();
+        let output = Output::new(std::env::args_os().any(|argument| argument == "--json"));
+        // Above the usage.
+        let text = error.to_string();
+        let text = text.split("\n\n").next().unwrap_or_default();
+        output.explain(text.trim_start_matches("error: ").trim());
+        output.end(code, None);
+        ExitCode::from(code)
+    })
+}
+
+async fn run(command: &Command, output: &Output) -> anyhow::Result<Outcome> {
     let stop = &Stop::listen()?;
-    let Cli { settings, command } = &cli;
+    let settings = &command.settings();
     let running = async {
         match command {
-            Command::Doctor(arguments) => {
-                at_once(stop, Box::pin(commands::doctor::run(settings, arguments))).await
+            Command::Doctor(_) => {
+                at_once(stop, output, Box::pin(commands::doctor::run(settings, output))).await
             }
             Command::Migrate(arguments) => {
-                at_once(stop, Box::pin(commands::migrate::run(settings, arguments))).await
+                let running = Box::pin(commands::migrate::run(settings, arguments, output));
+                at_once(stop, output, running).await
             }
             Command::Check(arguments) => {
-                at_once(stop, Box::pin(commands::check::run(settings, arguments))).await
+                let running = Box::pin(commands::check::run(settings, arguments, output));
+                at_once(stop, output, running).await
             }
-            Command::Stream(arguments) => commands::stream::run(settings, arguments, stop).await,
-            Command::File(arguments) => commands::file::run(settings, arguments, stop).await,
-            Command::Redrive(arguments) => commands::redrive::run(settings, arguments, stop).await,
-            Command::Objects(arguments) => commands::objects::run(settings, arguments, stop).await,
-            Command::Status(arguments) => {
-                at_once(stop, Box::pin(commands::status::run(settings, arguments))).await
+            Command::Stream(arguments) => {
+                commands::stream::run(settings, arguments, stop, output).await
+            }
+            Command::File(arguments) => {
+                commands::file::run(settings, arguments, stop, output).await
+            }
+            Command::Redrive(arguments) => {
+                commands::redrive::run(settings, arguments, stop, output).await
+            }
+            Command::Objects(arguments) => {
+                commands::objects::run(settings, arguments, stop, output).await
+            }
+            Command::Status(_) => {
+                at_once(stop, output, Box::pin(commands::status::run(settings, output))).await
             }
             Command::Completions(arguments) => Ok(commands::shell::completions(arguments)),
             Command::Man => commands::shell::manual(),
@@ -78,7 +114,8 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         ended = running => ended,
         // A command ends by itself within the grace; this is for one that waits where it should not.
         () = stop.overdue() => {
-            console::line("stopped by a signal with work under way: run the same command again to finish it");
+            let why = "stopped by a signal with work under way: run the same command again to finish it";
+            output.ended_early(why);
             Ok(Outcome::Interrupted)
         }
     }
@@ -87,13 +124,14 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
 /// For a command that may end anywhere: it writes nothing, or PostgreSQL rolls back what it began.
 async fn at_once(
     stop: &Stop,
+    output: &Output,
     command: impl Future<Output = anyhow::Result<Outcome>>,
 ) -> anyhow::Result<Outcome> {
     tokio::select! {
         biased;
         ended = command => ended,
         () = stop.wait() => {
-            console::line("stopped by a signal: run the same command again");
+            output.ended_early("stopped by a signal: run the same command again");
             Ok(Outcome::Interrupted)
         }
     }

@@ -98,6 +98,17 @@ impl fmt::Display for Remedy {
 
 /// The lines that say why a run failed: the cause comes first.
 pub(crate) fn failure(error: &anyhow::Error) -> Vec<String> {
+    let (cause, remedy) = cause_and_remedy(error);
+    std::iter::once(format!("backfill: {cause}")).chain(remedy).collect()
+}
+
+/// The same as one text, for JSON.
+pub(crate) fn failure_as_text(error: &anyhow::Error) -> String {
+    let (cause, remedy) = cause_and_remedy(error);
+    std::iter::once(cause).chain(remedy).collect::<Vec<_>>().join("; ")
+}
+
+fn cause_and_remedy(error: &anyhow::Error) -> (String, Option<String>) {
     let remedy = error.downcast_ref::<Remedy>().map(Remedy::to_string);
     // One that is not the outermost is part of the chain.
     let remedy = remedy.filter(|remedy| *remedy == error.to_string());
@@ -105,8 +116,7 @@ pub(crate) fn failure(error: &anyhow::Error) -> Vec<String> {
         (Some(cause), Some(remedy)) => (cause, Some(remedy)),
         (_, _) => (error.as_ref() as &(dyn std::error::Error + 'static), None),
     };
-    let cause = format!("backfill: {}", projector::error::chain(cause));
-    std::iter::once(cause).chain(remedy).collect()
+    (projector::error::chain(cause), remedy)
 }
 
 /// The table of exit codes, for the help of every command.
@@ -126,9 +136,8 @@ pub(crate) fn exit_codes() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, Remedy, SECOND_SIGNAL, exit_codes, failure};
-    use crate::cli::Cli;
-    use clap::CommandFactory as _;
+    use super::{Outcome, Remedy, SECOND_SIGNAL, exit_codes, failure, failure_as_text};
+    use crate::cli;
 
     #[test]
     fn the_codes_are_those_of_the_contract() {
@@ -137,7 +146,7 @@ mod tests {
 
     #[test]
     fn every_command_lists_every_code() {
-        let mut cli = Cli::command();
+        let mut cli = cli::command(100);
         cli.build();
         let help = |command: &mut clap::Command| command.render_long_help().to_string();
         let mut helps = vec![("backfill".to_owned(), help(&mut cli))];
@@ -162,6 +171,8 @@ mod tests {
         let remedy = || Remedy("run it again".to_owned());
         let expected = ["backfill: cannot write: S3 is away", "run it again"];
         assert_eq!(failure(&error().context(remedy())), expected);
+        let text = failure_as_text(&error().context(remedy()));
+        assert_eq!(text, "cannot write: S3 is away; run it again");
         let within = error().context(remedy()).context("stopped");
         assert_eq!(failure(&within), ["backfill: stopped: run it again: cannot write: S3 is away"]);
     }

@@ -1,4 +1,4 @@
-//! What a run came to, on standard output.
+//! What a run came to: its counts and reasons, as text and as JSON. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,20 +7,8 @@ use std::time::Duration;
 use projector::counts::{Count, Counts, Line};
 use serde_json::{Value as Json, json};
 
-use crate::console::say;
-
-/// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`.
-pub(crate) fn print(
-    end: &str,
-    counts: &Counts,
-    not_counted: u64,
-    reasons: &Reasons,
-    duration: Duration,
-) {
-    say!("{}", text(end, counts, not_counted, reasons, duration).trim_end());
-}
-
-/// The same as text. `not_counted` are the records of batches that were not finished.
+/// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`. `not_counted` are the records of
+/// batches that were not finished.
 pub(crate) fn text(
     end: &str,
     counts: &Counts,
@@ -54,11 +42,11 @@ pub(crate) fn counts_json(counts: &Counts) -> Json {
 }
 
 /// The end of a run that wrote nothing.
-pub(crate) fn print_dry(records: u64, rejected: u64, reasons: &Reasons) {
-    say!("dry run, nothing was written: {records} records, {rejected} would be rejected");
-    if !reasons.0.is_empty() {
-        say!("{}", reasons.text().trim_end());
-    }
+pub(crate) fn dry_text(records: u64, rejected: u64, reasons: &Reasons) -> String {
+    let reasons = reasons.text();
+    format!(
+        "dry run, nothing was written: {records} records, {rejected} would be rejected\n{reasons}"
+    )
 }
 
 /// Why records were rejected, and how many for each reason. At most [`Reasons::NAMED`] of them are named.
@@ -83,13 +71,7 @@ impl Reasons {
     }
 
     /// A line per reason.
-    pub(crate) fn print(&self) {
-        if !self.0.is_empty() {
-            say!("{}", self.text().trim_end());
-        }
-    }
-
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for (reason, count) in &self.0 {
             let _ = writeln!(text, "  {count:>6} × {reason}");

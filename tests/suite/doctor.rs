@@ -23,8 +23,14 @@ async fn account() -> (Stores, StreamServer, [String; 2]) {
 
 async fn doctor(stores: &Stores, server: &StreamServer) -> (Output, Vec<Json>) {
     let output = output(command(stores, server, &["doctor", "--json"])).await;
-    let findings = serde_json::from_slice(&output.stdout).expect("a list");
+    let findings = checks(&output);
     (output, findings)
+}
+
+/// The checks of a report in JSON.
+fn checks(output: &Output) -> Vec<Json> {
+    let report: Json = serde_json::from_slice(&output.stdout).expect("JSON");
+    report["checks"].as_array().expect("a list").clone()
 }
 
 /// The names of the checks that failed.
@@ -209,14 +215,14 @@ async fn what_never_answers_ends_at_its_limit_and_keeps_nothing_else_waiting() {
     let output = testkit::runs::output(lambda).await;
     // Who reads the streams is good to know, and no run depends on it.
     assert_code(&output, 0);
-    let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
+    let findings = checks(&output);
     assert_eq!(finding(&findings, "readers of scans")["ok"], Json::Null);
 
     let mut command = command(&stores.with_database_at(&address), &server, &["doctor", "--json"]);
     command.env("AWS_ENDPOINT_URL_S3", format!("http://{address}"));
     let output = testkit::runs::output(command).await;
     assert_code(&output, 2);
-    let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
+    let findings = checks(&output);
     assert_eq!(failed(&findings), ["database login", "bucket"]);
     for (check, remedy) in
         [("database login", "check the host and port"), ("bucket", "check the route to S3")]
@@ -235,7 +241,7 @@ async fn a_wrong_setting_is_one_finding_and_the_rest_is_checked() {
     command.env("ARCHIVE_BUCKET", "s3://feet").env("TTL_REMOVALS", "drop");
     let output = output(command).await;
     assert_code(&output, 2);
-    let findings: Vec<Json> = serde_json::from_slice(&output.stdout).expect("a list");
+    let findings = checks(&output);
     assert_eq!(failed(&findings), ["settings", "settings"]);
     assert_eq!(finding(&findings, "bucket")["ok"], Json::Null);
     assert_eq!(finding(&findings, "database schema")["ok"], true);

@@ -31,6 +31,7 @@ mod runbook;
 mod status;
 mod stream;
 mod templates;
+mod terminal;
 mod tidy;
 mod tip;
 mod trimmed;

@@ -5,8 +5,9 @@ use projector::start;
 use time::OffsetDateTime;
 
 use crate::cli::{CheckArguments, Settings};
-use crate::console::say;
+use crate::console;
 use crate::outcome::Outcome;
+use crate::output::Output;
 use crate::replay::coverage::{self, Report};
 use crate::replay::readers;
 use crate::replay::source::Source;
@@ -14,26 +15,16 @@ use crate::replay::source::Source;
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &CheckArguments,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
-    match find_out(settings, arguments).await {
-        Ok(report) => {
-            if arguments.json {
-                say!("{}", serde_json::to_string_pretty(&report)?);
-            } else {
-                say!("{}", report.table().trim_end());
-            }
-            Ok(if report.has_problems() { Outcome::Unsafe } else { Outcome::Done })
-        }
-        Err(error) => {
-            // A script that reads JSON gets JSON, whatever is wrong.
-            if arguments.json {
-                let error = projector::error::chain(error.as_ref());
-                let report = serde_json::json!({ "safe": false, "error": error, "streams": [] });
-                say!("{report:#}");
-            }
-            Err(error)
-        }
+    let report = find_out(settings, arguments).await?;
+    let width = console::table_width();
+    output.result(|| report.table(width), || serde_json::to_value(&report))?;
+    if report.has_problems() {
+        output.explain("not safe: see the problems of each stream");
+        return Ok(Outcome::Unsafe);
     }
+    Ok(Outcome::Done)
 }
 
 async fn find_out(settings: &Settings, arguments: &CheckArguments) -> anyhow::Result<Report> {

@@ -18,30 +18,29 @@ use projector::change::Tables;
 use projector::config::{ArchiveConfig, Config, ConfigError};
 use projector::error::{self, Error};
 use projector::start;
+use serde_json::json;
 use time::OffsetDateTime;
 
 use self::clock::ServiceClock;
-use self::finding::{AGAIN, Finding, Verdict, report, timed};
+use self::finding::{AGAIN, Finding, Verdict, failed, report, timed};
 
-use crate::cli::{DoctorArguments, Settings};
-use crate::console::{self, say};
+use crate::cli::Settings;
+use crate::console;
 use crate::outcome::Outcome;
+use crate::output::Output;
 
 /// Credentials are looked for even without a region, in any one: both may be wrong.
 const ANY_REGION: Region = Region::from_static("us-east-1");
 
-pub(crate) async fn run(
-    settings: &Settings,
-    arguments: &DoctorArguments,
-) -> anyhow::Result<Outcome> {
+pub(crate) async fn run(settings: &Settings, output: &Output) -> anyhow::Result<Outcome> {
     let findings = examine(settings).await;
-    if arguments.json {
-        say!("{}", serde_json::to_string_pretty(&findings)?);
-    } else {
-        say!("{}", report(&findings).trim_end());
-    }
-    let failed = findings.iter().any(|finding| finding.ok == Some(false));
-    Ok(if failed { Outcome::Configuration } else { Outcome::Done })
+    output.result(
+        || report(&findings),
+        || Ok(json!({ "checks": serde_json::to_value(&findings)? })),
+    )?;
+    let Some(conclusion) = failed(&findings) else { return Ok(Outcome::Done) };
+    output.explain(&conclusion);
+    Ok(Outcome::Configuration)
 }
 
 async fn examine(settings: &Settings) -> Vec<Finding> {
@@ -67,7 +66,7 @@ fn judge_settings(faults: &[ConfigError]) -> Vec<Finding> {
         return vec![Verdict::works("complete").of("settings", Duration::ZERO)];
     }
     let finding = |fault: &ConfigError| {
-        let remedy = format!("set {} as `backfill --help` says", fault.variable);
+        let remedy = format!("set {} as `backfill doctor --help` says", fault.variable);
         Verdict::fails(fault.to_string(), remedy).of("settings", Duration::ZERO)
     };
     faults.iter().map(finding).collect()

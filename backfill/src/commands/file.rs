@@ -13,13 +13,14 @@ mod values;
 
 use std::collections::VecDeque;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use projector::change::Tables;
 use projector::config::{Config, ConfigError};
 use projector::counts::Counts;
 use projector::start;
+use serde_json::{Value as Json, json};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -33,6 +34,7 @@ use crate::commands::file::report::{FileReport, Tally};
 use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery, validate};
 use crate::outcome::{Outcome, Remedy};
+use crate::output::Output;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
@@ -43,6 +45,7 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &FileArguments,
     stop: &Stop,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
     let config =
         if arguments.dry_run { settings.config_without_database() } else { settings.config() }?;
@@ -72,7 +75,7 @@ pub(crate) async fn run(
         replay.tally.add(&FileReport::unreadable(path.display().to_string(), reason));
     }
     let end = replay.all(extractor, arguments.batch_size as usize, stop).await;
-    replay.finish(end, listing.hidden)
+    replay.finish(end, listing.hidden, output)
 }
 
 fn extractor(arguments: &FileArguments, config: &Config) -> Result<Extractor, ConfigError> {
@@ -238,41 +241,67 @@ impl Replay {
     }
 
     /// The summary, and what the run came to.
-    fn finish(self, end: anyhow::Result<End>, hidden: u64) -> anyhow::Result<Outcome> {
-        let resume = self.resume();
-        let Self { store, tally, progress, start, under_way, .. } = self;
-        drop(progress);
-        let counts = *store.counts();
-        let heading = match &end {
-            Ok(End::AllRead) => "done",
-            Ok(End::Stopped) => "stopped by a signal",
+    fn finish(
+        self,
+        end: anyhow::Result<End>,
+        hidden: u64,
+        output: &Output,
+    ) -> anyhow::Result<Outcome> {
+        let counts = *self.store.counts();
+        let (heading, ended) = match &end {
+            Ok(End::AllRead) => ("done", "done"),
+            Ok(End::Stopped) => ("stopped by a signal", "stopped"),
             // The error says it all.
             Err(_) if counts.records == 0 => return end.map(|_| Outcome::Done),
-            Err(_) => "stopped by an error",
+            Err(_) => ("stopped by an error", "failed"),
         };
-        match &store {
-            Store::Projector(delivery) => {
-                let Delivery { not_counted, reasons, .. } = &**delivery;
-                summary::print(heading, &counts, *not_counted, reasons, start.elapsed());
-            }
-            Store::Nowhere(_, _, reasons) => {
-                summary::print_dry(counts.records, counts.rejected, reasons);
-            }
-        }
-        tally.print(hidden);
+        let duration = self.start.elapsed();
+        output.result(
+            || self.text(heading, duration) + &self.tally.text(hidden),
+            || Ok(self.json(ended, duration, hidden)),
+        )?;
         if end? == End::Stopped {
-            if !under_way.is_empty() {
+            if !self.under_way.is_empty() {
                 console::line(&format!(
                     "{} batches were not finished within {}",
-                    under_way.len(),
+                    self.under_way.len(),
                     span(crate::stop::GRACE)
                 ));
             }
-            console::line(&format!("stopped by a signal: {resume}"));
+            output.ended_early(&format!("stopped by a signal: {}", self.resume()));
             return Ok(Outcome::Interrupted);
         }
-        tally.check()?;
+        self.tally.check()?;
         Ok(Outcome::of(&counts))
+    }
+
+    /// For people.
+    fn text(&self, heading: &str, duration: Duration) -> String {
+        match &self.store {
+            Store::Projector(delivery) => {
+                let Delivery { counts, not_counted, reasons, .. } = &**delivery;
+                summary::text(heading, counts, *not_counted, reasons, duration)
+            }
+            Store::Nowhere(_, counts, reasons) => {
+                summary::dry_text(counts.records, counts.rejected, reasons)
+            }
+        }
+    }
+
+    fn json(&self, ended: &str, duration: Duration, hidden: u64) -> Json {
+        let (dry_run, not_counted, reasons) = match &self.store {
+            Store::Projector(delivery) => (false, delivery.not_counted, &delivery.reasons),
+            Store::Nowhere(_, _, reasons) => (true, 0, reasons),
+        };
+        json!({
+            "ended": ended,
+            "dry_run": dry_run,
+            "seconds": duration.as_secs_f64(),
+            "counts": summary::counts_json(self.store.counts()),
+            "not_counted": not_counted,
+            "reasons": reasons.json(),
+            "files": self.tally.json(hidden),
+        })
     }
 }
 

@@ -10,15 +10,16 @@ use projector::cause::sqlstate;
 use projector::config::ConfigError;
 use projector::database::DedicatedConnection;
 use projector::{bind, start};
+use serde::Serialize;
 use sqlx::migrate::{MigrateError, Migration};
 
 use self::changes::Changes;
-use self::grants::{Grant, Role, Step};
+use self::grants::{Done, Grant, Role, Statement, Step};
 use self::schema::{Applied, MIGRATOR, Mismatch};
 
 use crate::cli::{MigrateArguments, Settings};
-use crate::console::say;
 use crate::outcome::{Outcome, Remedy};
+use crate::output::Output;
 use crate::statement::without_remedy;
 
 /// What is to be done, found out before anything is changed.
@@ -29,28 +30,81 @@ struct Plan {
     roles: Vec<(Role, &'static [Grant])>,
 }
 
+/// What the command has done, or would do; `--json` prints it as it is.
+#[derive(Debug, Serialize)]
+struct Report {
+    dry_run: bool,
+    already_applied: Vec<Migrated>,
+    /// Applied by this run.
+    applied: Vec<Migrated>,
+    /// Not applied.
+    pending: Vec<Migrated>,
+    statements: Vec<Statement>,
+    /// The settings of roles that stay as they are.
+    kept: Vec<String>,
+}
+
+/// A migration.
+#[derive(Clone, Debug, Serialize)]
+struct Migrated {
+    version: i64,
+    description: String,
+}
+
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &MigrateArguments,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
     let mut config = settings.config()?;
     config.archive = None;
     let projector = start::projector_with_credentials(config).await?;
     let mut connection = projector.database.connect().await?;
     let plan = look(&mut connection, arguments).await?;
-    for migration in &plan.applied {
-        say!("already applied  {}  {}", migration.version, migration.description);
+    let mut report = Report::of(&plan, arguments.dry_run);
+    for Migrated { version, description } in &report.already_applied {
+        output.line(&format!("already applied  {version}  {description}"));
     }
-    if arguments.dry_run {
-        for migration in &plan.pending {
-            say!("pending          {}  {}", migration.version, migration.description);
-        }
-        for step in steps(&mut connection, &plan).await? {
-            step.announce();
-        }
-        say!("dry run: nothing was changed");
-        return Ok(Outcome::Done);
+    let done = if arguments.dry_run {
+        announce(&mut connection, &plan, &mut report, output).await
+    } else {
+        carry_out(&mut connection, &plan, &mut report, output).await
+    };
+    output.json(|| serde_json::to_value(&report))?;
+    done?;
+    connection.close().await.context("closing the connection")?;
+    output.line(if arguments.dry_run {
+        "dry run: nothing was changed"
+    } else {
+        "the schema is up to date"
+    });
+    Ok(Outcome::Done)
+}
+
+/// Says what a real run would do.
+async fn announce(
+    connection: &mut DedicatedConnection,
+    plan: &Plan,
+    report: &mut Report,
+    output: &Output,
+) -> anyhow::Result<()> {
+    for Migrated { version, description } in &report.pending {
+        output.line(&format!("pending          {version}  {description}"));
     }
+    let steps = steps(connection, plan).await?;
+    for step in steps {
+        report.add(step.announced(), output);
+    }
+    Ok(())
+}
+
+/// Applies what is pending, and grants. What was done before a failure is in the report.
+async fn carry_out(
+    connection: &mut DedicatedConnection,
+    plan: &Plan,
+    report: &mut Report,
+    output: &Output,
+) -> anyhow::Result<()> {
     if !plan.pending.is_empty() {
         // No limit of its own: it may build an index. But it waits for no lock for long.
         connection.migrate(&MIGRATOR).await.map_err(|error| {
@@ -58,15 +112,42 @@ pub(crate) async fn run(
             anyhow::Error::new(error).context("the migrations stopped").context(remedy)
         })?;
     }
-    for migration in &plan.pending {
-        say!("applied          {}  {}", migration.version, migration.description);
+    report.applied = std::mem::take(&mut report.pending);
+    for Migrated { version, description } in &report.applied {
+        output.line(&format!("applied          {version}  {description}"));
     }
-    for step in steps(&mut connection, &plan).await? {
-        step.run(&mut connection).await?;
+    for step in steps(connection, plan).await? {
+        report.add(step.run(connection).await?, output);
     }
-    connection.close().await.context("closing the connection")?;
-    say!("the schema is up to date");
-    Ok(Outcome::Done)
+    Ok(())
+}
+
+impl Report {
+    fn of(plan: &Plan, dry_run: bool) -> Self {
+        let already =
+            |row: &Applied| Migrated { version: row.version, description: row.description.clone() };
+        let pending = |migration: &&Migration| Migrated {
+            version: migration.version,
+            description: migration.description.to_string(),
+        };
+        Self {
+            dry_run,
+            already_applied: plan.applied.iter().map(already).collect(),
+            applied: Vec::new(),
+            pending: plan.pending.iter().map(pending).collect(),
+            statements: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// What became of a step, in both forms.
+    fn add(&mut self, done: Done, output: &Output) {
+        output.line(&done.to_string());
+        match done {
+            Done::Kept(setting) => self.kept.push(setting),
+            Done::Statement(statement) => self.statements.push(statement),
+        }
+    }
 }
 
 /// What is asked before anything is changed: a database, a login or a role that will not do is found here.

@@ -7,16 +7,19 @@
 mod compare;
 mod in_vain;
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use projector::config::ConfigError;
 use projector::start;
+use serde_json::{Value as Json, json};
 
 use crate::cli::{ObjectsArguments, Settings};
 use crate::commands::objects::compare::{Comparing, End, Tally};
-use crate::console::{self, Progress, say, span};
+use crate::console::{Progress, span};
 use crate::outcome::{Outcome, Remedy};
+use crate::output::Output;
 use crate::stop::Stop;
 
 /// At most this many sessions whose object could not be written are named.
@@ -26,6 +29,7 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &ObjectsArguments,
     stop: &Stop,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
     let projector = start::projector_with_credentials(settings.config()?).await?;
     let archive = projector.archive.as_ref().ok_or_else(|| ConfigError {
@@ -38,7 +42,7 @@ pub(crate) async fn run(
         biased;
         rows = compare::count(&projector.database, &after) => rows?,
         () = stop.wait() => {
-            console::line(&format!("stopped by a signal: {}", resume(&after)));
+            output.ended_early(&format!("stopped by a signal: {}", resume(&after)));
             return Ok(Outcome::Interrupted);
         }
     };
@@ -46,7 +50,7 @@ pub(crate) async fn run(
     let mut progress = Progress::start(rows);
     let ended = comparing.until_done(&mut progress).await;
     drop(progress);
-    report(&comparing, ended, start.elapsed(), dry_run)
+    report(&comparing, ended, start.elapsed(), dry_run, output)
 }
 
 /// Says what came of the run and, unless all is done, from where the next one skips nothing.
@@ -55,6 +59,7 @@ fn report(
     ended: anyhow::Result<End>,
     duration: Duration,
     dry_run: bool,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
     let left = comparing.left();
     let end = match &ended {
@@ -62,12 +67,15 @@ fn report(
         Ok(End::AllCompared) if left.is_empty() => "done",
         Ok(End::AllCompared) | Err(_) => "failed",
     };
-    print(end, comparing.tally(), duration, dry_run);
+    output.result(
+        || text(end, comparing.tally(), duration, dry_run),
+        || Ok(json(end, comparing, duration, dry_run)),
+    )?;
     let resume = resume(comparing.resume_after());
     match ended {
         Err(error) => Err(error.context(Remedy(format!("the run ended early: {resume}")))),
         Ok(End::Stopped) => {
-            console::line(&format!("stopped by a signal: {resume}"));
+            output.ended_early(&format!("stopped by a signal: {resume}"));
             Ok(Outcome::Interrupted)
         }
         Ok(End::AllCompared) if left.is_empty() => Ok(Outcome::Done),
@@ -95,12 +103,13 @@ fn objects(count: usize) -> String {
     if count == 1 { "1 object".to_owned() } else { format!("{count} objects") }
 }
 
-fn print(end: &str, tally: &Tally, duration: Duration, dry_run: bool) {
+/// For people.
+fn text(end: &str, tally: &Tally, duration: Duration, dry_run: bool) -> String {
     let Tally { current, missing, behind, written } = *tally;
     let compared = tally.compared();
     let took = span(duration.max(Duration::from_secs(1)));
     let end = if dry_run { format!("dry run, nothing was written, {end}") } else { end.to_owned() };
-    say!("{end}: {compared} objects compared in {took}");
+    let mut text = format!("{end}: {compared} objects compared in {took}\n");
     let found: &[(&str, u64, &str)] = if dry_run {
         &[
             ("objects missing", missing, "would be written"),
@@ -112,6 +121,25 @@ fn print(end: &str, tally: &Tally, duration: Duration, dry_run: bool) {
     for (name, count, meaning) in
         found.iter().chain(&[("objects current", current, "held the row already")])
     {
-        say!("  {name:<16}{count:>10}  {meaning}");
+        let _ = writeln!(text, "  {name:<16}{count:>10}  {meaning}");
     }
+    text
+}
+
+/// As JSON. `resume_after` is `null` if nothing is left to do.
+fn json(end: &str, comparing: &Comparing<'_>, duration: Duration, dry_run: bool) -> Json {
+    let Tally { current, missing, behind, written } = *comparing.tally();
+    let not_done = comparing.left();
+    json!({
+        "ended": end,
+        "dry_run": dry_run,
+        "seconds": duration.as_secs_f64(),
+        "objects": comparing.tally().compared(),
+        "current": current,
+        "missing": missing,
+        "behind": behind,
+        "written": written,
+        "resume_after": (end != "done").then(|| comparing.resume_after()),
+        "not_done": not_done,
+    })
 }

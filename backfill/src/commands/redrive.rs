@@ -6,9 +6,11 @@
 
 mod discard;
 mod rejected;
+mod report;
 mod untried;
 
-use std::time::Instant;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use projector::apply::Pace;
@@ -18,11 +20,14 @@ use projector::counts::Counts;
 use projector::start;
 
 use crate::cli::{RedriveArguments, Settings};
+use crate::commands::redrive::discard::Discarding;
 use crate::commands::redrive::rejected::{BATCH, Filter, Rejected};
+use crate::commands::redrive::report::Report;
 use crate::commands::redrive::untried::Untried;
-use crate::console::{self, Progress, say};
+use crate::console::{self, Progress};
 use crate::deliver::{Delivery, NotStored};
 use crate::outcome::Outcome;
+use crate::output::Output;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
@@ -33,6 +38,7 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &RedriveArguments,
     stop: &Stop,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
     let config = settings.config()?;
     let filter =
@@ -44,7 +50,7 @@ pub(crate) async fn run(
         biased;
         rows = rejected::count(database, filter) => rows?,
         () = stop.wait() => {
-            console::line("stopped by a signal before the first record was tried");
+            output.ended_early("stopped by a signal before the first record was tried");
             return Ok(Outcome::Interrupted);
         }
     };
@@ -54,7 +60,8 @@ pub(crate) async fn run(
         );
     }
     if let Some(why) = arguments.why.as_deref().filter(|_| arguments.discard) {
-        return discard::run(database, filter, why, arguments.dry_run, stop).await;
+        let discarding = Discarding::new(database, filter, why, arguments.dry_run);
+        return discarding.run(stop, output).await;
     }
     if without_archive && !arguments.dry_run {
         console::line(
@@ -70,7 +77,7 @@ pub(crate) async fn run(
         tally: Tally::default(),
         progress: Progress::start(rows),
     };
-    redrive.run(stop).await
+    redrive.run(stop, output).await
 }
 
 /// How a run ended that did not fail.
@@ -115,33 +122,62 @@ struct Sorted {
 
 impl Redrive<'_> {
     /// Tries all, and says what came of it, however it ended.
-    async fn run(mut self, stop: &Stop) -> anyhow::Result<Outcome> {
+    async fn run(mut self, stop: &Stop, output: &Output) -> anyhow::Result<Outcome> {
         let start = Instant::now();
         let ended = self.until_done(stop).await;
+        let duration = start.elapsed();
+        let end = match &ended {
+            Ok(End::AllTried) => "done",
+            Ok(End::Stopped) => "stopped",
+            Err(_) => "failed",
+        };
+        output.result(
+            || self.text(end, duration),
+            || serde_json::to_value(self.report(end, duration)),
+        )?;
         let Self { delivery, tally, progress, dry_run, .. } = self;
         drop(progress);
-        let dry = tally.dry;
-        if dry_run {
-            summary::print_dry(dry.records, dry.rejected, &tally.reasons);
-        } else {
-            let end = match &ended {
-                Ok(End::AllTried) => "done",
-                Ok(End::Stopped) => "stopped",
-                Err(_) => "failed",
-            };
-            let Delivery { counts, not_counted, reasons, .. } = &delivery;
-            summary::print(end, counts, *not_counted, reasons, start.elapsed());
-        }
-        tally.print(dry_run);
         match ended? {
             End::AllTried => {
-                let counts = if dry_run { dry } else { delivery.counts };
+                let counts = if dry_run { tally.dry } else { delivery.counts };
                 tally.outcome(counts, &delivery.projector().tables)
             }
             End::Stopped => {
-                console::line("stopped by a signal: run the same command again to try the rest");
+                let why = "stopped by a signal: run the same command again to try the rest";
+                output.ended_early(why);
                 Ok(Outcome::Interrupted)
             }
+        }
+    }
+
+    /// For people.
+    fn text(&self, end: &str, duration: Duration) -> String {
+        let Self { delivery, tally, dry_run, .. } = self;
+        let summary = if *dry_run {
+            summary::dry_text(tally.dry.records, tally.dry.rejected, &tally.reasons)
+        } else {
+            let Delivery { counts, not_counted, reasons, .. } = delivery;
+            summary::text(end, counts, *not_counted, reasons, duration)
+        };
+        summary + &tally.text(*dry_run)
+    }
+
+    fn report(&self, end: &'static str, duration: Duration) -> Report {
+        let Self { delivery, tally, dry_run, .. } = self;
+        let (counts, reasons) = if *dry_run {
+            (&tally.dry, &tally.reasons)
+        } else {
+            (&delivery.counts, &delivery.reasons)
+        };
+        Report {
+            dry_run: *dry_run,
+            seconds: duration.as_secs_f64(),
+            not_counted: delivery.not_counted,
+            removed: tally.removed,
+            overtaken: tally.overtaken,
+            untried: tally.untried.json(),
+            not_stored: tally.failed.clone(),
+            ..Report::new(end, counts, reasons)
         }
     }
 
@@ -267,16 +303,21 @@ impl Redrive<'_> {
 }
 
 impl Tally {
-    fn print(&self, dry_run: bool) {
+    /// For people, below the summary.
+    fn text(&self, dry_run: bool) -> String {
         let Self { removed, overtaken, untried, .. } = self;
+        let mut text = String::new();
         if !dry_run {
-            say!("{removed} records removed from rejected_records");
+            let _ = writeln!(text, "{removed} records removed from rejected_records");
         }
         if *overtaken > 0 {
             let tense = if dry_run { "more would be removed" } else { "of them were not applied" };
-            say!("  {overtaken} {tense}: malformed, and their rows hold a newer change");
+            let _ = writeln!(
+                text,
+                "  {overtaken} {tense}: malformed, and their rows hold a newer change"
+            );
         }
-        untried.print();
+        text + &untried.text()
     }
 
     /// What a run came to that tried all: if not a single record is one of the configured tables, the configuration

@@ -1,10 +1,12 @@
 //! `backfill completions` and `backfill man`: what a shell and `man` want to know of the command line. Both print, and
 //! connect to nothing.
 
-use clap::CommandFactory as _;
-
-use crate::cli::{Cli, CompletionsArguments};
+use crate::cli::{self, CompletionsArguments};
+use crate::console;
 use crate::outcome::Outcome;
+
+/// Of a help that neither prints.
+const WIDTH: usize = 100;
 
 /// Prints the completion script of a shell.
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Outcome {
@@ -14,7 +16,7 @@ pub(crate) fn completions(arguments: &CompletionsArguments) -> Outcome {
 
 fn script(shell: clap_complete::Shell) -> Vec<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "backfill", &mut script);
+    clap_complete::generate(shell, &mut cli::command(WIDTH), "backfill", &mut script);
     script
 }
 
@@ -29,7 +31,7 @@ pub(crate) fn manual() -> anyhow::Result<Outcome> {
 
 /// The page of the program, and after it a section per command.
 fn page() -> std::io::Result<Vec<u8>> {
-    let mut cli = Cli::command();
+    let mut cli = cli::command(WIDTH);
     cli.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(cli.clone()).render(&mut page)?;
@@ -44,7 +46,7 @@ fn page() -> std::io::Result<Vec<u8>> {
 }
 
 fn print(text: &[u8]) {
-    crate::console::say!("{}", String::from_utf8_lossy(text).trim_end());
+    console::print(String::from_utf8_lossy(text).trim_end());
 }
 
 #[cfg(test)]

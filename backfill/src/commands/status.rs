@@ -14,9 +14,10 @@ use sqlx::FromRow;
 use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
-use crate::cli::{Settings, StatusArguments};
-use crate::console::say;
+use crate::cli::Settings;
+use crate::console;
 use crate::outcome::Outcome;
+use crate::output::Output;
 use crate::replay::checkpoint::{self, LockHolder};
 
 const DISCARDED: &str = "SELECT count(*) FROM rejected_records WHERE discarded_at IS NOT NULL";
@@ -107,28 +108,11 @@ struct Rows {
     complete_share: Option<f64>,
 }
 
-pub(crate) async fn run(
-    settings: &Settings,
-    arguments: &StatusArguments,
-) -> anyhow::Result<Outcome> {
-    match find_out(settings).await {
-        Ok(status) => {
-            if arguments.json {
-                say!("{}", serde_json::to_string_pretty(&status)?);
-            } else {
-                say!("{}", view::render(&status).trim_end());
-            }
-            Ok(Outcome::Done)
-        }
-        Err(error) => {
-            // A script that reads JSON gets JSON, whatever is wrong.
-            if arguments.json {
-                let error = projector::error::chain(error.as_ref());
-                say!("{:#}", serde_json::json!({ "error": error }));
-            }
-            Err(error)
-        }
-    }
+pub(crate) async fn run(settings: &Settings, output: &Output) -> anyhow::Result<Outcome> {
+    let status = find_out(settings).await?;
+    let width = console::table_width();
+    output.result(|| view::render(&status, width), || serde_json::to_value(&status))?;
+    Ok(Outcome::Done)
 }
 
 async fn find_out(settings: &Settings) -> anyhow::Result<Status> {

@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cli::{Settings, StreamArguments};
-use crate::console::{self, say, span};
+use crate::console::{self, span};
 use crate::deliver::Delivery;
 use crate::outcome::Outcome;
+use crate::output::Output;
 use crate::replay::checkpoint::Checkpoints;
 use crate::replay::collect::{Collector, Times, start_progress};
 use crate::replay::context::{ReplayContext, StreamRun};
@@ -27,7 +28,7 @@ use crate::replay::readers;
 use crate::replay::resume::{self, Sorted};
 use crate::replay::shards::read_stream;
 use crate::replay::source::{Description, Source, Stream};
-use crate::replay::tally::Tally;
+use crate::replay::tally::{RESUMES, Tally};
 use crate::stop::Stop;
 
 /// Between the two clocks are a few calls at the start.
@@ -37,35 +38,23 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &StreamArguments,
     stop: &Stop,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
     let prepared = tokio::select! {
         biased;
         prepared = Box::pin(prepare(settings, arguments)) => prepared,
         () = stop.wait() => {
-            let end = "stopped by a signal before anything was read: run the same command again";
-            console::line(end);
-            say_ended(arguments, "stopped", end);
+            let why = "stopped by a signal before anything was read: run the same command again";
+            output.ended_early(why);
             return Ok(Outcome::Interrupted);
         }
     };
-    match prepared {
-        Ok(Prepared::Ready(replay)) => replay.run(arguments, stop).await,
-        Ok(Prepared::Refused(why)) => {
-            console::line(why);
-            say_ended(arguments, "refused", why);
+    match prepared? {
+        Prepared::Ready(replay) => replay.run(arguments, stop, output).await,
+        Prepared::Refused(why) => {
+            output.ended_early(why);
             Ok(Outcome::Unsafe)
         }
-        Err(error) => {
-            say_ended(arguments, "failed", &projector::error::chain(error.as_ref()));
-            Err(error)
-        }
-    }
-}
-
-/// A script that asked for JSON gets JSON, also of a run that read nothing.
-fn say_ended(arguments: &StreamArguments, ended: &str, error: &str) {
-    if arguments.json {
-        say!("{:#}", serde_json::json!({ "ended": ended, "at_cutoff": false, "error": error }));
     }
 }
 
@@ -99,7 +88,7 @@ async fn prepare(settings: &Settings, arguments: &StreamArguments) -> anyhow::Re
     let found = coverage::examine(&source, &tables).await?;
     let snapshot = arguments.snapshot_time;
     let report = coverage::judge(&found, snapshot, arguments.margin(), OffsetDateTime::now_utc());
-    console::line(report.table().trim_end());
+    console::line(report.table(console::line_width()).trim_end());
     let may_begin = report.may_begin() || arguments.allow_gap;
     if !may_begin && (arguments.restart || !report.is_only_too_old()) {
         return Ok(Prepared::Refused(nothing_read(&report)));
@@ -210,7 +199,12 @@ async fn begin(
 }
 
 impl Replay {
-    async fn run(mut self, arguments: &StreamArguments, stop: &Stop) -> anyhow::Result<Outcome> {
+    async fn run(
+        mut self,
+        arguments: &StreamArguments,
+        stop: &Stop,
+        output: &Output,
+    ) -> anyhow::Result<Outcome> {
         let start = Instant::now();
         let mut progress = start_progress(&self.streams);
         let (sender, mut messages) = mpsc::channel(arguments.parallel.into());
@@ -254,12 +248,9 @@ impl Replay {
             gap: self.gap,
         };
         let outcome = tally.outcome();
-        let json = arguments.json.then(|| tally.json());
-        let text = tally.text();
-        drop(progress);
-        match json {
-            Some(json) => say!("{json:#}"),
-            None => say!("{text}"),
+        output.result(|| tally.text(), || Ok(tally.json()))?;
+        if outcome == Outcome::Interrupted {
+            output.explain(RESUMES);
         }
         ended.map(|_| outcome)
     }

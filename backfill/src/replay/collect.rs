@@ -85,9 +85,18 @@ pub(crate) fn start_progress(streams: &[Arc<StreamRun>]) -> Vec<(String, StreamP
 /// `one_of_several`: its table has other streams, too.
 fn progress_of(run: &StreamRun, one_of_several: bool) -> StreamProgress {
     let stream = &run.stream;
-    let name = if one_of_several { stream.full_name() } else { stream.table.clone() };
+    let (name, short_name) = if one_of_several {
+        (stream.full_name(), stream.short_name())
+    } else {
+        (stream.table.clone(), stream.table.clone())
+    };
     let (listed, finished) = (run.listed.len(), run.finished_before());
-    StreamProgress::start((&stream.table, name), listed, finished, Arc::clone(&run.shards))
+    StreamProgress::start(
+        (&stream.table, name, &short_name),
+        listed,
+        finished,
+        Arc::clone(&run.shards),
+    )
 }
 
 /// Records of many shards, each shard's in order, and where each shard then stands.

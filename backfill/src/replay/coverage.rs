@@ -8,6 +8,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::console::{clock, span};
+use crate::layout;
 use crate::replay::position::RETENTION;
 use crate::replay::readers::Readers;
 use crate::replay::source::{Description, Source, Stream};
@@ -15,6 +16,7 @@ use crate::replay::source::{Description, Source, Stream};
 /// What the streams of both tables look like.
 pub(crate) struct Found(Vec<FoundStream>);
 
+#[derive(Clone)]
 struct FoundStream {
     stream: Stream,
     description: Description,
@@ -136,6 +138,8 @@ struct StreamReport {
     /// The table has replicas in other Regions. `null`: unknown.
     global_table: Option<bool>,
     #[serde(skip)]
+    full_name: String,
+    #[serde(skip)]
     readers: Option<String>,
     /// What makes it unsafe.
     problems: Vec<String>,
@@ -217,6 +221,7 @@ fn judge_stream(
         global_table: readers
             .as_ref()
             .and_then(|readers| readers.replicas.as_ref().ok().map(|replicas| *replicas > 0)),
+        full_name: stream.full_name(),
         readers: readers.as_ref().map(Readers::brief),
         problems,
         notes,
@@ -322,54 +327,35 @@ impl Report {
         self.streams.iter().all(|stream| stream.covered != Some(false))
     }
 
-    /// For people.
-    pub(crate) fn table(&self) -> String {
-        let mut rows = vec![
-            ["TABLE", "STATUS", "ENABLED SINCE", "OLDEST READABLE", "GAP", "SHARDS", "READERS"]
-                .map(str::to_owned)
-                .to_vec(),
-        ];
-        let readers_known = self.streams.iter().any(|stream| stream.readers.is_some());
-        let time = |time: Option<OffsetDateTime>| time.map_or_else(|| "unknown".to_owned(), clock);
+    /// For people, on a terminal of this width.
+    pub(crate) fn table(&self, width: usize) -> String {
+        let mut headings =
+            vec!["TABLE", "STATUS", "ENABLED SINCE", "OLDEST READABLE", "GAP", "SHARDS", "READERS"];
+        if self.streams.iter().all(|stream| stream.readers.is_none()) {
+            headings.pop();
+        }
+        let mut rows: Vec<Vec<String>> =
+            self.streams.iter().map(|stream| stream.row(self.name(stream))).collect();
+        for row in &mut rows {
+            row.truncate(headings.len());
+        }
+        let mut text = layout::table(&headings, &rows, width);
         for stream in &self.streams {
-            rows.push(vec![
-                stream.table.clone(),
-                stream.status.clone(),
-                time(stream.enabled_since),
-                time(stream.oldest_readable),
-                match stream.covered {
-                    Some(true) => "covered",
-                    Some(false) => "NOT COVERED",
-                    None => "-",
-                }
-                .to_owned(),
-                format!("{} open, {} closed", stream.shards_open, stream.shards_closed),
-                stream.readers.clone().unwrap_or_default(),
-            ]);
-        }
-        if !readers_known {
-            for row in &mut rows {
-                row.truncate(6);
-            }
-        }
-        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-        let mut text = String::new();
-        for row in &rows {
-            let cells: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            text += cells.join("  ").trim_end();
-            text += "\n";
-        }
-        for stream in &self.streams {
+            let name = self.name(stream);
             for problem in &stream.problems {
-                text += &["problem: ", &stream.table, ": ", problem, "\n"].concat();
+                text += &["problem: ", &name, ": ", problem, "\n"].concat();
             }
             for note in &stream.notes {
-                text += &["note: ", &stream.table, ": ", note, "\n"].concat();
+                text += &["note: ", &name, ": ", note, "\n"].concat();
             }
         }
         text + &self.verdict()
+    }
+
+    /// The table, and the stream if the table has several.
+    fn name(&self, stream: &StreamReport) -> String {
+        let of_table = self.streams.iter().filter(|other| other.table == stream.table).count();
+        if of_table > 1 { stream.full_name.clone() } else { stream.table.clone() }
     }
 
     fn verdict(&self) -> String {
@@ -390,6 +376,27 @@ impl Report {
         } else {
             format!("NOT SAFE: {covered}, but see the problems above\n")
         }
+    }
+}
+
+impl StreamReport {
+    /// Its row in the table, under this name.
+    fn row(&self, name: String) -> Vec<String> {
+        let time = |time: Option<OffsetDateTime>| time.map_or_else(|| "unknown".to_owned(), clock);
+        let gap = match self.covered {
+            Some(true) => "covered",
+            Some(false) => "NOT COVERED",
+            None => "-",
+        };
+        vec![
+            name,
+            self.status.clone(),
+            time(self.enabled_since),
+            time(self.oldest_readable),
+            gap.to_owned(),
+            format!("{} open, {} closed", self.shards_open, self.shards_closed),
+            self.readers.clone().unwrap_or_default(),
+        ]
     }
 }
 
@@ -447,7 +454,7 @@ mod tests {
             assert_eq!((report.safe, report.may_begin()), (Some(safe), safe), "{name}");
             let aged = name == "a second less" || name == "older than the day";
             assert_eq!(report.is_only_too_old(), safe || aged, "{name}");
-            assert_eq!(report.table().contains("NOT SAFE"), !safe, "{}", report.table());
+            assert_eq!(report.table(100).contains("NOT SAFE"), !safe, "{name}");
         }
     }
 
@@ -497,6 +504,25 @@ mod tests {
     }
 
     #[test]
+    fn the_table_fits_the_terminal_and_tells_two_streams_of_one_table_apart() {
+        let mut old = stream(NOW - Duration::days(30));
+        (old.replaced, old.stream.label) = (true, "2026-10-24T20:00:00.000".to_owned());
+        let mut newest = stream(NOW - Duration::days(2));
+        newest.stream.label = "2026-11-21T20:00:00.000".to_owned();
+        for width in [80, 110] {
+            for found in [Found(vec![stream(NOW)]), Found(vec![old.clone(), newest.clone()])] {
+                let report = judge(&found, None, MARGIN, NOW);
+                let text = report.table(width);
+                let (table, _) = text.split_once("note: ").unwrap_or((&text, ""));
+                assert!(table.lines().all(|line| line.len() <= width), "{width}: {text}");
+                let labels = ["2026-10-24T20:00:00.000", "2026-11-21T20:00:00.000"];
+                let named = labels.iter().all(|label| table.contains(label));
+                assert_eq!(named, found.streams().len() > 1, "{text}");
+            }
+        }
+    }
+
+    #[test]
     fn an_older_stream_without_new_images_is_left_out_and_the_newest_is_refused() {
         let keys_only = |replaced| {
             let mut found = stream(NOW - Duration::days(30));
@@ -524,9 +550,9 @@ TABLE     STATUS   ENABLED SINCE         OLDEST READABLE       GAP      SHARDS  
 sessions  ENABLED  2026-10-24 20:00:00Z  2026-11-22 20:00:00Z  covered  1 open, 1 closed  1 mapping + backfill, limit 2
 safe: every change since 2026-11-23 15:00:00Z can be read, for 19 h 0 min more (until 2026-11-24 15:00:00Z)
 ";
-        assert_eq!(report.table(), expected);
+        assert_eq!(report.table(120), expected);
         let unknown = judge(&found, None, MARGIN, NOW);
-        assert!(unknown.table().contains("the gap is not checked") && unknown.may_begin());
+        assert!(unknown.table(100).contains("the gap is not checked") && unknown.may_begin());
         assert_eq!((unknown.safe, unknown.has_problems()), (None, false));
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::console::{Bar, clock, span};
+use crate::console::{self, Bar, clock, span};
 
 /// How many shards a stream has; it grows while the stream is read.
 #[derive(Debug, Default)]
@@ -42,15 +43,20 @@ pub(crate) struct StreamProgress {
 }
 
 impl StreamProgress {
-    /// `listed` shards are known, `done_before` of them finished by an earlier run.
+    /// `listed` shards are known, `done_before` of them finished by an earlier run. The short name is for the bar.
     pub(crate) fn start(
-        (table, name): (&str, String),
+        (table, name, short_name): (&str, String, &str),
         listed: usize,
         done_before: usize,
         shards: Arc<ShardCount>,
     ) -> Self {
-        let bar = Bar::start(listed as u64, "{prefix:>10} {bar:20} {pos}/{len} shards  {wide_msg}");
-        bar.drawn.set_prefix(name.clone());
+        let template = if console::is_narrow() {
+            "{prefix} {pos}/{len} shards  {wide_msg}"
+        } else {
+            "{prefix:>10} {bar:20} {pos}/{len} shards  {wide_msg}"
+        };
+        let bar = Bar::start(listed as u64, template);
+        bar.drawn.set_prefix(short_name.to_owned());
         Self {
             bar,
             table: table.to_owned(),
@@ -110,16 +116,64 @@ impl StreamProgress {
         let done = self.done_before + self.done.len();
         self.bar.drawn.set_length(total as u64);
         // The stream has come as far as the shard that is farthest behind.
-        let position = self.reached.values().min().map_or_else(
-            || if done >= total { "all read".to_owned() } else { "no record yet".to_owned() },
-            |reached| {
-                let lag = (OffsetDateTime::now_utc() - *reached).max(time::Duration::ZERO);
-                format!("at {}, {} behind now", clock(*reached), span(lag.unsigned_abs()))
-            },
-        );
-        let text =
-            format!("{} records ({:.0}/s)  {position}", self.records, self.bar.rate(self.records));
+        let reached = self.reached.values().min().map(|reached| {
+            let lag = (OffsetDateTime::now_utc() - *reached).max(time::Duration::ZERO);
+            (*reached, lag.unsigned_abs())
+        });
+        let (records, rate) = (self.records, self.bar.rate(self.records));
+        let all_read = done >= total;
+        let beside = beside_the_bar((records, rate), reached, all_read, console::is_narrow());
         let name = &self.name;
-        self.bar.show(done as u64, text, |text| format!("{name}: {done}/{total} shards, {text}"));
+        self.bar.show(done as u64, beside, |_| {
+            let position = position(reached, all_read);
+            format!("{name}: {done}/{total} shards, {records} records ({rate:.0}/s)  {position}")
+        });
+    }
+}
+
+/// Up to when all is read.
+fn position(reached: Option<(OffsetDateTime, Duration)>, all_read: bool) -> String {
+    match reached {
+        Some((reached, lag)) => format!("at {}, {} behind now", clock(reached), span(lag)),
+        None if all_read => "all read".to_owned(),
+        None => "no record yet".to_owned(),
+    }
+}
+
+/// What stands beside the bar: how many records, how many per second, and the lag.
+fn beside_the_bar(
+    (records, rate): (u64, f64),
+    reached: Option<(OffsetDateTime, Duration)>,
+    all_read: bool,
+    narrow: bool,
+) -> String {
+    let lag = match reached {
+        Some((_, lag)) => format!("{} behind", span(lag)),
+        None => position(None, all_read),
+    };
+    if narrow {
+        format!("{lag}, {records} records")
+    } else {
+        format!("{lag}, {records} records ({rate:.0}/s)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use time::macros::datetime;
+
+    use super::beside_the_bar;
+
+    /// The bar library cuts what does not fit: the lag of one of two streams of a table must not be cut.
+    #[test]
+    fn a_bar_fits_terminals_of_80_and_110_columns() {
+        let reached = Some((datetime!(2026-11-23 20:00 UTC), Duration::from_mins(23 * 60 + 59)));
+        let text = |narrow| beside_the_bar((12_345_678, 5_432.0), reached, false, narrow);
+        let narrow = format!("sessions 11-22T00:00:00 104/260 shards  {}", text(true));
+        assert!(narrow.len() <= 80 && narrow.contains("23 h 59 min"), "{narrow}");
+        let wide = format!("sessions 11-22T00:00:00 {:20} 52/60 shards  {}", "", text(false));
+        assert!(wide.len() <= 110, "{wide}");
     }
 }

@@ -462,6 +462,11 @@ impl Stream {
     pub(crate) fn full_name(&self) -> String {
         format!("{} (stream of {})", self.table, self.label)
     }
+
+    /// The same for a bar, which has little room: the streams of a table are at most a few days apart.
+    pub(crate) fn short_name(&self) -> String {
+        format!("{} {}", self.table, self.label.get(5..19).unwrap_or(&self.label))
+    }
 }
 
 /// What `DescribeStream` says of a stream, all pages together.

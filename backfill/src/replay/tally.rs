@@ -19,6 +19,10 @@ use crate::summary;
 /// This many shards are named; `--json` names all.
 const NAMED: usize = 20;
 
+/// Of a run that was stopped.
+pub(crate) const RESUMES: &str =
+    "not all records are applied yet: the same command resumes from here";
+
 /// A run that has ended.
 pub(crate) struct Tally<'a> {
     pub(crate) ended: &'a anyhow::Result<Ended>,
@@ -138,8 +142,7 @@ impl Tally<'_> {
     /// Up to when all is applied.
     fn reach(&self, assumed: &[&ShardName], complete: bool) -> String {
         if !self.at_cutoff() {
-            return "not all records are applied yet: the same command resumes from here"
-                .to_owned();
+            return RESUMES.to_owned();
         }
         let cutoff = clock(self.context.cutoff);
         match (assumed.len(), complete) {
@@ -180,7 +183,6 @@ impl Tally<'_> {
                 Err(_) => "failed",
             },
             "seconds": self.duration.as_secs_f64(),
-            "error": self.ended.as_ref().err().map(|error| projector::error::chain(error.as_ref())),
             "cutoff": time(self.context.cutoff),
             "at_cutoff": self.at_cutoff(),
             "snapshot_time": self.context.snapshot_time.and_then(time),

@@ -89,16 +89,25 @@ pub(crate) fn report(findings: &[Finding]) -> String {
             let _ = writeln!(text, "  {:width$}            remedy: {remedy}", "");
         }
     }
-    let failed = findings.iter().filter(|finding| finding.ok == Some(false)).count();
-    let checked = findings.iter().filter(|finding| finding.ok.is_some()).count();
-    match failed {
-        0 => text + &format!("all {checked} checks passed\n"),
-        _ => {
-            text + &format!(
-                "{failed} of {checked} checks failed: fix the first, then run `backfill doctor` again\n"
-            )
-        }
+    match failed(findings) {
+        None => text + &format!("all {} checks passed\n", checked(findings)),
+        Some(conclusion) => text + &conclusion + "\n",
     }
+}
+
+/// How many checks failed, and what to do; `None` if none did.
+pub(crate) fn failed(findings: &[Finding]) -> Option<String> {
+    let failed = findings.iter().filter(|finding| finding.ok == Some(false)).count();
+    (failed > 0).then(|| {
+        format!(
+            "{failed} of {} checks failed: fix the first, then run `backfill doctor` again",
+            checked(findings)
+        )
+    })
+}
+
+fn checked(findings: &[Finding]) -> usize {
+    findings.iter().filter(|finding| finding.ok.is_some()).count()
 }
 
 #[cfg(test)]

@@ -1,17 +1,20 @@
 //! What became of each file of `file`, and of all together: nothing is left out without a word.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use projector::config::ConfigError;
+use serde_json::{Value as Json, json};
 
 use crate::commands::file::document::Refusal;
 use crate::commands::file::values::{Broken, Place};
-use crate::console::{self, say};
+use crate::console;
 
 /// How many different problems of a file are kept; the others are counted.
 const KEPT: usize = 10;
 /// How many files are named again at the end.
 const NAMED: usize = 20;
+/// How many files `--json` names.
+const LISTED: usize = 1_000;
 
 /// What became of one file.
 #[derive(Debug, Default)]
@@ -78,16 +81,19 @@ impl FileReport {
         }
     }
 
-    /// A line per problem: the file, the place, the reason.
+    /// The problems, each with its place and reason.
+    fn problems(&self) -> Vec<String> {
+        let others = match self.other_problems {
+            0 => None,
+            count => Some(format!("{count} more for other reasons")),
+        };
+        self.problems.iter().map(ToString::to_string).chain(others).collect()
+    }
+
+    /// A line per problem, after the name of the file.
     fn tell(&self) {
-        for problem in &self.problems {
+        for problem in self.problems() {
             console::line(&format!("{}: {problem}", self.name));
-        }
-        if self.other_problems > 0 {
-            console::line(&format!(
-                "{}: {} more for other reasons",
-                self.name, self.other_problems
-            ));
         }
         if self.state() == State::Empty {
             console::line(&format!("{}: empty", self.name));
@@ -131,8 +137,8 @@ pub(crate) struct Tally {
     nothing: usize,
     documents: u64,
     records: u64,
-    /// The first of those that are not read, or in part.
-    bad: Vec<String>,
+    /// The first of those that are not read, or in part, and why.
+    bad: Vec<(String, Vec<String>)>,
     /// A problem that a variable is to blame for.
     of_tables: Option<String>,
     /// Whether there is any other.
@@ -152,8 +158,8 @@ impl Tally {
             State::Nothing => (&mut self.nothing, true),
         };
         *count += 1;
-        if bad && self.bad.len() < NAMED {
-            self.bad.push(report.name.clone());
+        if bad && self.bad.len() < LISTED {
+            self.bad.push((report.name.clone(), report.problems()));
         }
         let of_tables = report.problems.iter().find(|problem| problem.of_tables);
         if let (None, Some(problem)) = (&self.of_tables, of_tables) {
@@ -162,31 +168,47 @@ impl Tally {
         self.other |= report.problems.iter().any(|problem| !problem.of_tables);
     }
 
-    /// On standard output: how many files were read, and which were not.
-    pub(crate) fn print(&self, hidden: u64) {
-        say!("files: {} of {} read in full", self.whole + self.empty, self.files());
+    /// For people: how many files were read, and which were not.
+    pub(crate) fn text(&self, hidden: u64) -> String {
+        let mut text =
+            format!("files: {} of {} read in full\n", self.whole + self.empty, self.files());
         for (count, meaning) in [
             (self.empty, "of those empty"),
             (self.part, "read in part"),
             (self.nothing, "not read"),
         ] {
             if count > 0 {
-                say!("  {count:>6} {meaning}");
+                let _ = writeln!(text, "  {count:>6} {meaning}");
             }
         }
         if hidden > 0 {
-            say!("  {hidden:>6} left out, because their names begin with a dot");
+            let _ = writeln!(text, "  {hidden:>6} left out, because their names begin with a dot");
         }
-        for name in &self.bad {
-            say!("  not read, or in part: {name}");
+        for (name, _) in self.bad.iter().take(NAMED) {
+            let _ = writeln!(text, "  not read, or in part: {name}");
         }
-        let others = self.part + self.nothing - self.bad.len();
+        let others = (self.part + self.nothing).saturating_sub(NAMED);
         if others > 0 {
-            say!("  and {others} more, each named above");
+            let _ = writeln!(text, "  and {others} more, each named above");
         }
         if self.records == 0 && self.documents > 0 && self.part + self.nothing == 0 {
-            say!("there are no records in these files: is this the right path?");
+            text += "there are no records in these files: is this the right path?\n";
         }
+        text
+    }
+
+    /// As JSON.
+    pub(crate) fn json(&self, hidden: u64) -> Json {
+        let bad = |(name, problems): &(String, Vec<String>)| json!({ "file": name, "problems": problems });
+        json!({
+            "found": self.files(),
+            "read_in_full": self.whole + self.empty,
+            "empty": self.empty,
+            "read_in_part": self.part,
+            "not_read": self.nothing,
+            "left_out": hidden,
+            "with_problems": self.bad.iter().map(bad).collect::<Json>(),
+        })
     }
 
     /// # Errors

@@ -1,13 +1,15 @@
 //! What a role may do: the grants of the projector and of a backfill, and the settings that a role needs behind a
 //! proxy. The lists here are also what `backfill doctor` asks for.
 
+use std::fmt;
+
 use anyhow::Context as _;
 use projector::bind;
 use projector::config::ConfigError;
 use projector::database::{DedicatedConnection, ROLE_SETTINGS};
 use projector::error::Error;
+use serde::Serialize;
 
-use crate::console::say;
 use crate::statement::{lacks_privilege, without_remedy};
 
 /// Privileges on tables.
@@ -65,12 +67,41 @@ pub(crate) struct Role {
     settings: Vec<String>,
 }
 
-/// A statement for a role.
+/// What is done for a role.
 pub(crate) enum Step {
-    /// Must succeed.
+    /// Nothing: the role has a setting of its own.
+    Keep(String),
+    /// A statement that must succeed.
     Grant(String),
-    /// Is needed behind a proxy only.
+    /// A statement that is needed behind a proxy only.
     Set(String),
+}
+
+/// What became of a step.
+pub(crate) enum Done {
+    /// The setting of its own that a role keeps.
+    Kept(String),
+    /// A statement.
+    Statement(Statement),
+}
+
+/// A statement for a role.
+#[derive(Debug, Serialize)]
+pub(crate) struct Statement {
+    sql: String,
+    result: Ran,
+}
+
+/// What became of a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Ran {
+    Granted,
+    Set,
+    /// The login may not.
+    NotSet,
+    WouldGrant,
+    WouldSet,
 }
 
 impl Role {
@@ -111,7 +142,7 @@ impl Role {
             grants.iter().map(|grant| Step::Grant(grant.sql(&self.quoted))).collect();
         for (name, value) in ROLE_SETTINGS {
             if let Some(own) = own_setting(&self.settings, name, value) {
-                say!("kept             {} has {own} of its own", self.quoted);
+                steps.push(Step::Keep(format!("{} has {own} of its own", self.quoted)));
                 continue;
             }
             let (known,): (bool,) = connection
@@ -129,31 +160,54 @@ impl Role {
 }
 
 impl Step {
-    /// Runs the statement, and says so.
-    pub(crate) async fn run(&self, connection: &mut DedicatedConnection) -> anyhow::Result<()> {
-        let (Self::Grant(sql) | Self::Set(sql)) = self;
-        let ran = connection.execute(sql).await;
-        match (self, ran) {
-            (Self::Grant(_), Ok(())) => say!("granted          {sql}"),
-            (Self::Set(_), Ok(())) => say!("set              {sql}"),
+    /// Runs the statement.
+    pub(crate) async fn run(self, connection: &mut DedicatedConnection) -> anyhow::Result<Done> {
+        let (sql, success, may_be_refused) = match self {
+            Self::Keep(setting) => return Ok(Done::Kept(setting)),
+            Self::Grant(sql) => (sql, Ran::Granted, false),
             // Only behind a proxy are they missed.
-            (Self::Set(_), Err(Error::Database(error))) if lacks_privilege(&error) => {
-                say!(
-                    "not set          {sql}: this login may not; behind a proxy, run it as one that may"
-                );
-            }
-            (_, Err(error)) => {
+            Self::Set(sql) => (sql, Ran::Set, true),
+        };
+        let result = match connection.execute(&sql).await {
+            Ok(()) => success,
+            Err(Error::Database(error)) if may_be_refused && lacks_privilege(&error) => Ran::NotSet,
+            Err(error) => {
                 return Err(without_remedy(error)).with_context(|| format!("running {sql}"));
             }
-        }
-        Ok(())
+        };
+        Ok(Done::Statement(Statement { sql, result }))
     }
 
-    /// Says what [`Step::run`] would do.
-    pub(crate) fn announce(&self) {
+    /// What [`Step::run`] would do.
+    pub(crate) fn announced(self) -> Done {
+        let (sql, result) = match self {
+            Self::Keep(setting) => return Done::Kept(setting),
+            Self::Grant(sql) => (sql, Ran::WouldGrant),
+            Self::Set(sql) => (sql, Ran::WouldSet),
+        };
+        Done::Statement(Statement { sql, result })
+    }
+}
+
+/// The line for people.
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (word, text) = match self {
+            Self::Kept(setting) => ("kept", setting),
+            Self::Statement(Statement { sql, result }) => match result {
+                Ran::Granted => ("granted", sql),
+                Ran::Set => ("set", sql),
+                Ran::NotSet => ("not set", sql),
+                Ran::WouldGrant => ("would grant", sql),
+                Ran::WouldSet => ("would set", sql),
+            },
+        };
+        write!(f, "{word:<15}  {text}")?;
         match self {
-            Self::Grant(sql) => say!("would grant      {sql}"),
-            Self::Set(sql) => say!("would set        {sql}"),
+            Self::Statement(Statement { result: Ran::NotSet, .. }) => {
+                f.write_str(": this login may not; behind a proxy, run it as one that may")
+            }
+            _ => Ok(()),
         }
     }
 }

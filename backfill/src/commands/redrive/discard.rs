@@ -7,47 +7,18 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use projector::apply::Pace;
+use projector::counts::Counts;
 use projector::database::Database;
 
 use crate::commands::redrive::rejected::{self, BATCH, Filter};
-use crate::console::{self, say};
+use crate::commands::redrive::report::Report;
 use crate::outcome::{Outcome, Remedy};
+use crate::output::Output;
 use crate::stop::Stop;
 use crate::summary::Reasons;
 
-/// Discards the records that the filter means; with `dry_run` only says which.
-pub(crate) async fn run(
-    database: &Database,
-    filter: Filter<'_>,
-    why: &str,
-    dry_run: bool,
-    stop: &Stop,
-) -> anyhow::Result<Outcome> {
-    let start = Instant::now();
-    let mut discarding = Discarding {
-        database,
-        filter,
-        why,
-        dry_run,
-        pace: Pace::new(BATCH),
-        last: String::new(),
-        records: 0,
-        reasons: Reasons::default(),
-    };
-    let ended = discarding.until_done(stop).await;
-    let Discarding { records, reasons, .. } = discarding;
-    if dry_run {
-        say!("dry run, nothing was written: {records} records would be discarded");
-    } else {
-        let seconds = start.elapsed().as_secs_f64();
-        say!("{records} records discarded in {seconds:.1} s; their rows stay in rejected_records");
-    }
-    reasons.print();
-    ended
-        .context(Remedy("not all is discarded: run the same command again for the rest".to_owned()))
-}
-
-struct Discarding<'a> {
+/// A run that discards.
+pub(crate) struct Discarding<'a> {
     database: &'a Database,
     filter: Filter<'a>,
     why: &'a str,
@@ -59,14 +30,71 @@ struct Discarding<'a> {
     reasons: Reasons,
 }
 
-impl Discarding<'_> {
+impl<'a> Discarding<'a> {
+    /// Of the records that the filter means; with `dry_run` it only says which.
+    pub(crate) fn new(
+        database: &'a Database,
+        filter: Filter<'a>,
+        why: &'a str,
+        dry_run: bool,
+    ) -> Self {
+        Self {
+            database,
+            filter,
+            why,
+            dry_run,
+            pace: Pace::new(BATCH),
+            last: String::new(),
+            records: 0,
+            reasons: Reasons::default(),
+        }
+    }
+
+    /// Discards all, and says what came of it, however it ended.
+    pub(crate) async fn run(mut self, stop: &Stop, output: &Output) -> anyhow::Result<Outcome> {
+        let start = Instant::now();
+        let ended = self.until_done(stop).await;
+        let seconds = start.elapsed().as_secs_f64();
+        output
+            .result(|| self.text(seconds), || serde_json::to_value(self.report(&ended, seconds)))?;
+        if matches!(ended, Ok(Outcome::Interrupted)) {
+            output.ended_early("stopped by a signal: run the same command again for the rest");
+        }
+        let remedy = "not all is discarded: run the same command again for the rest";
+        ended.context(Remedy(remedy.to_owned()))
+    }
+
+    /// For people.
+    fn text(&self, seconds: f64) -> String {
+        let Self { records, reasons, dry_run, .. } = self;
+        let heading = if *dry_run {
+            format!("dry run, nothing was written: {records} records would be discarded\n")
+        } else {
+            format!(
+                "{records} records discarded in {seconds:.1} s; their rows stay in rejected_records\n"
+            )
+        };
+        heading + &reasons.text()
+    }
+
+    fn report(&self, ended: &anyhow::Result<Outcome>, seconds: f64) -> Report {
+        let ended = match ended {
+            Ok(Outcome::Interrupted) => "stopped",
+            Ok(_) => "done",
+            Err(_) => "failed",
+        };
+        let (dry_run, discarded) = (self.dry_run, self.records);
+        let report = Report::new(ended, &Counts::default(), &self.reasons);
+        Report { dry_run, seconds, discarded, ..report }
+    }
+
     async fn until_done(&mut self, stop: &Stop) -> anyhow::Result<Outcome> {
         loop {
             let reading =
                 rejected::next_reasons(self.database, &self.last, self.filter, &mut self.pace);
             let found = tokio::select! {
                 biased;
-                () = stop.wait() => return Ok(stopped()),
+                () = stop.wait() => return Ok(Outcome::Interrupted),
                 found = reading => found?,
             };
             let Some((last, _)) = found.last() else { return Ok(Outcome::Done) };
@@ -74,7 +102,7 @@ impl Discarding<'_> {
             tokio::select! {
                 biased;
                 done = self.page(found) => done?,
-                () = stop.grace_over() => return Ok(stopped()),
+                () = stop.grace_over() => return Ok(Outcome::Interrupted),
             }
         }
     }
@@ -91,9 +119,4 @@ impl Discarding<'_> {
         }
         Ok(())
     }
-}
-
-fn stopped() -> Outcome {
-    console::line("stopped by a signal: run the same command again for the rest");
-    Outcome::Interrupted
 }

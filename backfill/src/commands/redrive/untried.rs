@@ -1,10 +1,11 @@
-//! The records that `redrive` does not try: which they are, and what to do with each.
+//! The records that `redrive` does not try: which they are, and what to do with each. Pure.
+
+use std::fmt::Write as _;
 
 use projector::change::Misconfigured;
+use serde_json::{Value as Json, json};
 
-use crate::console::say;
-
-/// At most this many are named.
+/// At most this many are named for people.
 const NAMED: usize = 20;
 
 /// The records that cannot be tried: of another table, or without a new image.
@@ -14,7 +15,7 @@ pub(crate) struct Untried {
     pub(crate) foreign: u64,
     /// Of one of the two, but without the item as it was written.
     pub(crate) without_image: u64,
-    /// The first of them, and why.
+    /// All of them, and why.
     named: Vec<(String, Misconfigured)>,
 }
 
@@ -25,9 +26,7 @@ impl Untried {
             Misconfigured::NotAStream(_) | Misconfigured::UnknownTable { .. } => &mut self.foreign,
             Misconfigured::NoNewImages { .. } => &mut self.without_image,
         } += 1;
-        if self.named.len() < NAMED {
-            self.named.push((identity, why));
-        }
+        self.named.push((identity, why));
     }
 
     /// How many there are.
@@ -35,19 +34,26 @@ impl Untried {
         self.foreign + self.without_image
     }
 
-    /// On standard output: which they are, and what to do with each.
-    pub(crate) fn print(&self) {
+    /// For people: which they are, and what to do with each.
+    pub(crate) fn text(&self) -> String {
         if self.count() == 0 {
-            return;
+            return String::new();
         }
         let discard = "`backfill redrive --discard --identity ID --why TEXT` discards one";
-        say!("{} records stay untried ({discard}):", self.count());
-        for (identity, why) in &self.named {
-            say!("  {identity}: {}", why_untried(why));
+        let mut text = format!("{} records stay untried ({discard}):\n", self.count());
+        for (identity, why) in self.named.iter().take(NAMED) {
+            let _ = writeln!(text, "  {identity}: {}", why_untried(why));
         }
-        if self.count() > self.named.len() as u64 {
-            say!("  ...");
+        if self.count() > NAMED as u64 {
+            text += "  ... (--json names all)\n";
         }
+        text
+    }
+
+    /// As JSON: all of them.
+    pub(crate) fn json(&self) -> Json {
+        let one = |(identity, why): &(String, Misconfigured)| json!({ "identity": identity, "why": why_untried(why) });
+        self.named.iter().map(one).collect()
     }
 }
 

@@ -6,20 +6,22 @@ use std::time::Duration;
 use super::{Checkpoint, Rejected, Rows, Status};
 
 use crate::console::{clock, span};
+use crate::layout;
 use crate::replay::checkpoint::LockHolder;
 
 /// At most this many shards of a stream are listed; those with the greatest lag come first.
 const LISTED: usize = 50;
+const HEADINGS: [&str; 5] = ["SHARD", "READ THROUGH", "LAG", "UPDATED", "SEQUENCE NUMBER"];
 
-/// The whole status, as text.
-pub(super) fn render(status: &Status) -> String {
+/// The whole status, as text for a terminal of this width.
+pub(super) fn render(status: &Status, width: usize) -> String {
     let mut text = lock(status.lock.as_ref());
     if status.checkpoints.is_empty() {
         text += "checkpoints: none; `backfill stream` begins at TRIM_HORIZON\n";
     }
     let same_stream = |a: &Checkpoint, b: &Checkpoint| a.stream_arn == b.stream_arn;
     for stream in status.checkpoints.chunk_by(same_stream) {
-        text += &checkpoints(stream);
+        text += &checkpoints(stream, width);
     }
     text + &rejected(&status.rejected) + &rows(&status.rows)
 }
@@ -31,27 +33,21 @@ fn lock(holder: Option<&LockHolder>) -> String {
     let address = address.as_ref().map(|address| format!(" from {address}")).unwrap_or_default();
     let since = connected_at.map(|at| format!(" since {}", clock(at))).unwrap_or_default();
     format!(
-        "lock: held by a `backfill stream` (server process {pid}{address}{since}); to end it: SELECT pg_terminate_backend({pid})\n"
+        "lock: held by a `backfill stream` (server process {pid}{address}{since}); to end it: `SELECT pg_terminate_backend({pid})`\n"
     )
 }
 
 /// The shards of one stream.
-fn checkpoints(stream: &[Checkpoint]) -> String {
+fn checkpoints(stream: &[Checkpoint], width: usize) -> String {
     let finished = stream.iter().filter(|shard| shard.finished).count();
     let mut text = format!(
         "checkpoints of {}: {} shards, {finished} finished\n",
         stream.first().map_or("", |shard| &shard.stream_arn),
         stream.len()
     );
-    let mut rows =
-        vec![["SHARD", "READ THROUGH", "LAG", "UPDATED", "SEQUENCE NUMBER"].map(str::to_owned)];
-    rows.extend(stream.iter().take(LISTED).map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [0, 1, 2, 3, 4].map(width);
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
+    let rows: Vec<Vec<String>> = stream.iter().take(LISTED).map(row).collect();
+    for line in layout::table(&HEADINGS, &rows, width.saturating_sub(2)).lines() {
+        let _ = writeln!(text, "  {line}");
     }
     if stream.len() > LISTED {
         let _ = writeln!(text, "  and {} more: --json lists all", stream.len() - LISTED);
@@ -59,13 +55,13 @@ fn checkpoints(stream: &[Checkpoint]) -> String {
     text
 }
 
-fn row(shard: &Checkpoint) -> [String; 5] {
+fn row(shard: &Checkpoint) -> Vec<String> {
     let lag = match shard.lag_seconds {
         _ if shard.finished => "finished".to_owned(),
         Some(seconds) => span(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
         None => "unknown".to_owned(),
     };
-    [
+    vec![
         shard.shard_id.clone(),
         shard.read_through.map_or_else(|| "nothing yet".to_owned(), clock),
         lag,
@@ -148,7 +144,7 @@ checkpoints: none; `backfill stream` begins at TRIM_HORIZON
 rejected records: none
 rows of measurements: not known until PostgreSQL has analyzed the table
 ";
-        assert_eq!(render(&status(Vec::new())), expected);
+        assert_eq!(render(&status(Vec::new()), 100), expected);
     }
 
     #[test]
@@ -169,7 +165,7 @@ rows of measurements: not known until PostgreSQL has analyzed the table
             ..status(vec![shard(false), shard(true)])
         };
         let expected = "\
-lock: held by a `backfill stream` (server process 42 from 10.0.0.7 since 2026-11-23 20:00:00Z); to end it: SELECT pg_terminate_backend(42)
+lock: held by a `backfill stream` (server process 42 from 10.0.0.7 since 2026-11-23 20:00:00Z); to end it: `SELECT pg_terminate_backend(42)`
 checkpoints of arn:sessions: 2 shards, 1 finished
   SHARD      READ THROUGH          LAG        UPDATED               SEQUENCE NUMBER
   shardId-a  2026-11-23 20:00:00Z  1 min 5 s  2026-11-23 20:00:05Z  4200
@@ -179,12 +175,12 @@ rejected records: 9, for 3 reasons (2 more are discarded); `backfill redrive` tr
   and 2 reasons more
 rows of measurements: about 1000, 88 % of them complete (PostgreSQL's estimate)
 ";
-        assert_eq!(render(&full), expected);
+        assert_eq!(render(&full, 100), expected);
     }
 
     #[test]
     fn a_long_list_is_cut_and_says_so() {
-        let text = render(&status(vec![shard(false); LISTED + 3]));
+        let text = render(&status(vec![shard(false); LISTED + 3]), 100);
         assert!(text.contains("and 3 more: --json lists all"), "{text}");
         assert_eq!(text.matches("shardId-a").count(), LISTED);
     }
