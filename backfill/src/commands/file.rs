@@ -7,6 +7,7 @@ mod batches;
 mod document;
 mod dump;
 mod input;
+mod outline;
 mod report;
 mod scan;
 mod values;

@@ -1,292 +1,14 @@
-//! Pure: what a JSON document of a file is, told by the names of its members, and the change records in it.
+//! Pure: the change records in a JSON document of a file, or why there are none.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::fmt;
 
-use projector::attribute::Text;
 use projector::change::{Tables, stream_of};
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::commands::file::dump::{StreamArn, Unfit};
-use crate::commands::file::scan::Scanned;
-
-/// The parts of a document that tell what it is. The rest is skipped unread: records keep their bytes to the letter.
-#[derive(Debug)]
-pub(crate) enum Outline<'a> {
-    Object(Box<Members<'a>>),
-    List(Vec<&'a RawValue>),
-    /// Neither an object nor a list.
-    Other,
-}
-
-/// The members of an object, in whatever order they come, that tell what it is.
-#[derive(Debug, Default)]
-pub(crate) struct Members<'a> {
-    /// `Records`: an event, or what `GetRecords` returned.
-    records: Option<Member<'a>>,
-    /// `DDBStreamBatchInfo`: what Lambda writes about a batch that it gave up on.
-    batch: Option<&'a RawValue>,
-    /// `payload`: the event of such a batch.
-    payload: Option<&'a RawValue>,
-    /// `NextShardIterator`, beside `Records`. It begins with the stream's ARN.
-    next_shard_iterator: Option<Member<'a>>,
-    /// `eventSource` of a record.
-    source: Option<Member<'a>>,
-    /// `eventSourceARN` of a record.
-    arn: Option<Member<'a>>,
-    /// `dynamodb` of a record.
-    images: Option<Member<'a>>,
-    /// `eventID`, which a record has and others may have.
-    event_id: bool,
-    foreign: Option<Foreign>,
-}
-
-/// What else a document can be, by the names of its members. A later one here is the surer sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Foreign {
-    /// A report of Lambda about an invocation that was not of a stream.
-    Destination,
-    Items,
-    Kinesis,
-}
-
-/// A member's value, as far as it is of interest.
-#[derive(Debug)]
-enum Member<'a> {
-    Text(Cow<'a, str>),
-    List(Vec<&'a RawValue>),
-    /// With its `StreamViewType`, if that is text.
-    Object(Option<Cow<'a, str>>),
-    Other,
-}
-
-impl Member<'_> {
-    fn text(&self) -> Option<&str> {
-        if let Self::Text(text) = self { Some(text) } else { None }
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Outline<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Document;
-
-        impl<'de> Visitor<'de> for Document {
-            type Value = Outline<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a document")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Box::<Members<'de>>::default();
-                while let Some(name) = map.next_key::<Text<'de>>()? {
-                    members.read(&name, &mut map)?;
-                }
-                Ok(Outline::Object(members))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
-                elements(list).map(Outline::List)
-            }
-
-            fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-                Ok(Outline::Other)
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-                Ok(Outline::Other)
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Outline::Other)
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-                Ok(Outline::Other)
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Outline::Other)
-            }
-
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Outline::Other)
-            }
-        }
-
-        deserializer.deserialize_any(Document)
-    }
-}
-
-impl<'a> Members<'a> {
-    fn read<A: MapAccess<'a>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
-        let foreign = match name {
-            "Records" => return map.next_value().map(|value| self.records = Some(value)),
-            "DDBStreamBatchInfo" => return map.next_value().map(|value| self.batch = Some(value)),
-            "payload" => return map.next_value().map(|value| self.payload = Some(value)),
-            "NextShardIterator" => {
-                return map.next_value().map(|value| self.next_shard_iterator = Some(value));
-            }
-            "eventSource" | "EventSource" => {
-                return map.next_value().map(|value| self.source = Some(value));
-            }
-            "eventSourceARN" => return map.next_value().map(|value| self.arn = Some(value)),
-            "dynamodb" => return map.next_value().map(|value| self.images = Some(value)),
-            "eventID" => {
-                self.event_id = true;
-                None
-            }
-            "kinesis" | "recordFormat" | "KinesisBatchInfo" => Some(Foreign::Kinesis),
-            "Item" | "Items" | "Keys" | "NewImage" | "OldImage" => Some(Foreign::Items),
-            "requestContext" | "responseContext" => Some(Foreign::Destination),
-            _ => None,
-        };
-        self.foreign = self.foreign.max(foreign);
-        map.next_value::<IgnoredAny>()?;
-        Ok(())
-    }
-
-    /// Whether this is a change record, perhaps a malformed one.
-    fn is_record(&self) -> bool {
-        self.images.is_some() || self.arn.is_some() || self.event_id
-    }
-}
-
-impl<'a> From<&Scanned<'a>> for Outline<'a> {
-    fn from(record: &Scanned<'a>) -> Self {
-        let text = |text| Member::Text(Cow::Borrowed(text));
-        Self::Object(Box::new(Members {
-            source: record.source.map(text),
-            arn: Some(text(record.arn)),
-            images: Some(Member::Object(record.view_type.map(Cow::Borrowed))),
-            ..Members::default()
-        }))
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AMember;
-
-        impl<'de> Visitor<'de> for AMember {
-            type Value = Member<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut view_type = None;
-                // A number of many digits comes here too, as a map of one member with another name.
-                while let Some(name) = map.next_key::<Text<'de>>()? {
-                    if &*name == "StreamViewType" {
-                        view_type = Some(map.next_value::<Member<'de>>()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(Member::Object(match view_type {
-                    Some(Member::Text(text)) => Some(text),
-                    _ => None,
-                }))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
-                elements(list).map(Member::List)
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Member::Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Member::Text(Cow::Owned(text.to_owned())))
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-                Ok(Member::Other)
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Member::Other)
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-                Ok(Member::Other)
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Member::Other)
-            }
-
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Member::Other)
-            }
-        }
-
-        deserializer.deserialize_any(AMember)
-    }
-}
-
-fn elements<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Vec<&'de RawValue>, A::Error> {
-    let mut elements = Vec::new();
-    while let Some(element) = list.next_element()? {
-        elements.push(element);
-    }
-    Ok(elements)
-}
-
-/// Of an event, or a list, that does not end: the event of those elements that are complete. `None` if there are none.
-pub(crate) fn truncated_event(text: &[u8]) -> Option<Outline<'_>> {
-    let mut complete = Vec::new();
-    // It ends in an error; what came before is kept.
-    let _ = Complete(&mut complete).deserialize(&mut serde_json::Deserializer::from_slice(text));
-    if complete.is_empty() {
-        return None;
-    }
-    let records = Some(Member::List(complete));
-    Some(Outline::Object(Box::new(Members { records, ..Members::default() })))
-}
-
-/// Keeps the elements of a list, or of the list `Records`, as far as they come.
-struct Complete<'k, 'de>(&'k mut Vec<&'de RawValue>);
-
-impl<'de> DeserializeSeed<'de> for Complete<'_, 'de> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Complete<'_, 'de> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(name) = map.next_key::<Text<'de>>()? {
-            if &*name == "Records" {
-                map.next_value_seed(Complete(&mut *self.0))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while let Some(element) = list.next_element()? {
-            self.0.push(element);
-        }
-        Ok(())
-    }
-}
+use crate::commands::file::outline::{Foreign, Member, Members, Outline};
 
 /// Why a document, or a part of one, is not applied. It is no change record of these tables, so that
 /// `rejected_records` is not the place for it.
@@ -562,8 +284,9 @@ fn shortened(text: &str) -> &str {
 mod tests {
     use projector::change::Tables;
 
-    use super::{Extractor, Outline, Taken};
+    use super::{Extractor, Taken};
     use crate::commands::file::dump::StreamArn;
+    use crate::commands::file::outline::Outline;
 
     const ARN: &str =
         "arn:aws:dynamodb:eu-central-1:1:table/sessions/stream/2026-11-22T00:00:00.000";
@@ -632,84 +355,84 @@ mod tests {
         );
     }
 
+    /// What is no change record, and what is said of it.
+    const REFUSED: &[(&str, &str)] = &[
+        (r#"{"ping":true}"#, "neither a change record nor a Lambda event"),
+        (
+            r#"{"source":"aws.events","detail-type":"Scheduled Event","detail":{}}"#,
+            "neither a change record",
+        ),
+        (
+            r#"{"timestamp":"2026-11-22T08:00:00Z","level":"INFO","message":"batch"}"#,
+            "neither a change record",
+        ),
+        (r#"{"version":"1.0","records":[]}"#, "neither a change record"),
+        (r#"{"Records":[null,{}]}"#, "neither a change record"),
+        (r#"{"Records":{"a":1}}"#, "Records is not a list"),
+        ("[[{}]]", "a list within a list"),
+        ("[null]", "neither a change record"),
+        (r#"{"Item":{"session_id":{"S":"a"}}}"#, "an export holds items without sequence numbers"),
+        (
+            r#"{"Metadata":{},"Keys":{},"NewImage":{}}"#,
+            "an export holds items without sequence numbers",
+        ),
+        (
+            r#"{"Count":1,"Items":[{}]}"#,
+            "write these items again at the source, so that the stream carries them (see docs/incidents.md",
+        ),
+        (
+            r#"{"Records":[{"kinesis":{"data":"e30="},"eventSource":"aws:kinesis","eventID":"a"}]}"#,
+            "a record of a Kinesis stream",
+        ),
+        (
+            r#"{"recordFormat":"application/json","tableName":"sessions","eventID":"a","dynamodb":{}}"#,
+            "a record of a Kinesis stream",
+        ),
+        (
+            r#"{"requestContext":{},"KinesisBatchInfo":{},"payload":"{}"}"#,
+            "a record of a Kinesis stream",
+        ),
+        (
+            r#"{"requestContext":{},"requestPayload":{},"responseContext":{}}"#,
+            "was not of a DynamoDB stream",
+        ),
+        (
+            r#"{"Records":[{"eventSource":"aws:sqs","body":"{}","eventSourceARN":"arn:aws:sqs:r:1:q"}]}"#,
+            "from \"aws:sqs\"",
+        ),
+        (r#"{"Records":[{"EventSource":"aws:sns","Sns":{}}]}"#, "from \"aws:sns\""),
+        (
+            r#"{"Records":[{"eventID":"a","eventSource":"s3.amazonaws.com","eventName":"PutObject"}]}"#,
+            "from \"s3.amazonaws.com\"",
+        ),
+        (r#"{"eventID":"a","dynamodb":{}}"#, "say with --stream-arn"),
+        (
+            r#"{"DDBStreamBatchInfo":{"shardId":"s","streamArn":"x"},"requestContext":{}}"#,
+            "of s of x; within 24 hours `backfill stream`",
+        ),
+        (r#"{"DDBStreamBatchInfo":{},"payload":"x"}"#, "whose payload is no event with records"),
+        (
+            r#"{"DDBStreamBatchInfo":{},"payload":"{\"Records\":[]}"}"#,
+            "whose payload is no event with records",
+        ),
+    ];
+
     #[test]
     fn what_is_no_record_of_these_streams_is_refused_with_a_hint() {
         let of = |arn: &str| format!(r#"{{"dynamodb":{{}},"eventSourceARN":"{arn}"}}"#);
         let orders = of(&ARN.replace("sessions", "orders"));
         let keys_only =
             format!(r#"{{"eventSourceARN":"{ARN}","dynamodb":{{"StreamViewType":"KEYS_ONLY"}}}}"#);
-        for (document, hint) in [
-            (r#"{"ping":true}"#, "neither a change record nor a Lambda event"),
-            (
-                r#"{"source":"aws.events","detail-type":"Scheduled Event","detail":{}}"#,
-                "neither a change record",
-            ),
-            (
-                r#"{"timestamp":"2026-11-22T08:00:00Z","level":"INFO","message":"batch"}"#,
-                "neither a change record",
-            ),
-            (r#"{"version":"1.0","records":[]}"#, "neither a change record"),
-            (r#"{"Records":[null,{}]}"#, "neither a change record"),
-            (r#"{"Records":{"a":1}}"#, "Records is not a list"),
-            ("[[{}]]", "a list within a list"),
-            ("[null]", "neither a change record"),
-            (
-                r#"{"Item":{"session_id":{"S":"a"}}}"#,
-                "an export holds items without sequence numbers",
-            ),
-            (
-                r#"{"Metadata":{},"Keys":{},"NewImage":{}}"#,
-                "an export holds items without sequence numbers",
-            ),
-            (
-                r#"{"Count":1,"Items":[{}]}"#,
-                "write these items again at the source, so that the stream carries them (see docs/incidents.md",
-            ),
-            (
-                r#"{"Records":[{"kinesis":{"data":"e30="},"eventSource":"aws:kinesis","eventID":"a"}]}"#,
-                "a record of a Kinesis stream",
-            ),
-            (
-                r#"{"recordFormat":"application/json","tableName":"sessions","eventID":"a","dynamodb":{}}"#,
-                "a record of a Kinesis stream",
-            ),
-            (
-                r#"{"requestContext":{},"KinesisBatchInfo":{},"payload":"{}"}"#,
-                "a record of a Kinesis stream",
-            ),
-            (
-                r#"{"requestContext":{},"requestPayload":{},"responseContext":{}}"#,
-                "was not of a DynamoDB stream",
-            ),
-            (
-                r#"{"Records":[{"eventSource":"aws:sqs","body":"{}","eventSourceARN":"arn:aws:sqs:r:1:q"}]}"#,
-                "from \"aws:sqs\"",
-            ),
-            (r#"{"Records":[{"EventSource":"aws:sns","Sns":{}}]}"#, "from \"aws:sns\""),
-            (
-                r#"{"Records":[{"eventID":"a","eventSource":"s3.amazonaws.com","eventName":"PutObject"}]}"#,
-                "from \"s3.amazonaws.com\"",
-            ),
+        let queue = of("arn:aws:sqs:r:1:q");
+        let own = [
             (
                 orders.as_str(),
                 "of table \"orders\", but SESSIONS_TABLE is \"sessions\" and SCANS_TABLE is \"scans\"",
             ),
             (keys_only.as_str(), "view type KEYS_ONLY"),
-            (of("arn:aws:sqs:r:1:q").as_str(), "from \"arn:aws:sqs:r:1:q\""),
-            (r#"{"eventID":"a","dynamodb":{}}"#, "say with --stream-arn"),
-            (
-                r#"{"DDBStreamBatchInfo":{"shardId":"s","streamArn":"x"},"requestContext":{}}"#,
-                "of s of x; within 24 hours `backfill stream`",
-            ),
-            (
-                r#"{"DDBStreamBatchInfo":{},"payload":"x"}"#,
-                "whose payload is no event with records",
-            ),
-            (
-                r#"{"DDBStreamBatchInfo":{},"payload":"{\"Records\":[]}"}"#,
-                "whose payload is no event with records",
-            ),
-        ] {
+            (queue.as_str(), "from \"arn:aws:sqs:r:1:q\""),
+        ];
+        for (document, hint) in REFUSED.iter().copied().chain(own) {
             let (records, refused) = taken(document, None);
             assert_eq!(records, [""; 0], "{document}");
             assert!(!refused.is_empty(), "{document}");

@@ -148,7 +148,7 @@ mod tests {
     use std::path::Path;
 
     use super::{Scanned, record};
-    use crate::commands::file::document::Outline;
+    use crate::commands::file::outline::Outline;
 
     const ARN: &str = "arn:aws:dynamodb:r:1:table/sessions/stream/l";
 

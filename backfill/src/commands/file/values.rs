@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io::{self, BufRead};
 
-use crate::commands::file::document::{Outline, truncated_event};
+use crate::commands::file::outline::{Outline, truncated_event};
 use crate::commands::file::scan;
 
 /// The largest value that is read. Lambda's events have at most 6 MB, and escaped as text in what it writes about a
