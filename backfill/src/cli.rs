@@ -255,7 +255,6 @@ fn time(text: &str) -> Result<OffsetDateTime, String> {
 }
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct StreamArguments {
     #[arg(long, value_name = "TIME", help = SNAPSHOT_TIME, value_parser = time)]
     pub(crate) snapshot_time: Option<OffsetDateTime>,

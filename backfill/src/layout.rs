@@ -3,8 +3,8 @@
 /// Between two columns.
 const GAP: usize = 2;
 
-/// A table. Columns that are too wide break their cells between words; if that is not enough, each row becomes a block
-/// of lines, headed by its first cell.
+/// A table. Columns that are too wide break their cells between words; if that is not enough, each
+/// row becomes a block of lines, headed by its first cell.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>], width: usize) -> String {
     let headings: Vec<String> = headings.iter().map(|heading| (*heading).to_owned()).collect();
     match column_widths(&headings, rows, width) {
@@ -82,8 +82,8 @@ fn block(headings: &[String], row: &[String], width: usize) -> String {
     lines.map(|line| fit(&line, width) + "\n").collect()
 }
 
-/// Breaks the lines that are too wide between words. What follows stands below the last column of its line, if the line
-/// has columns (two spaces or more), or is indented.
+/// Breaks the lines that are too wide between words. What follows stands below the last column of
+/// its line, if the line has columns (two spaces or more), or is indented.
 pub(crate) fn fit(text: &str, width: usize) -> String {
     let lines = text.lines().flat_map(|line| broken(line, width, indent(line, width)));
     lines.collect::<Vec<_>>().join("\n")
@@ -124,7 +124,8 @@ fn broken(line: &str, width: usize, indent: usize) -> Vec<String> {
     lines
 }
 
-/// Where to break: at a space, if possible not within `a command in backquotes`, which somebody copies.
+/// Where to break: at a space, if possible not within `a command in backquotes`, which somebody
+/// copies.
 fn break_before(line: &[char], begin: usize, width: usize) -> usize {
     let quoted =
         |at: usize| line[..at].iter().filter(|character| **character == '`').count() % 2 == 1;

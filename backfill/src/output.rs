@@ -1,5 +1,5 @@
-//! The result of a command: text for people or, with `--json`, one object on standard output, whatever happens. Then
-//! everything for people goes to standard error.
+//! The result of a command: text for people or, with `--json`, one object on standard output,
+//! whatever happens. Then everything for people goes to standard error.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -61,7 +61,8 @@ impl Output {
         Ok(())
     }
 
-    /// Why a command that did not fail has not done all that it was asked for, for people and for the object.
+    /// Why a command that did not fail has not done all that it was asked for, for people and for
+    /// the object.
     pub(crate) fn ended_early(&self, why: &str) {
         console::line(why);
         self.explain(why);

@@ -1,5 +1,5 @@
-//! What the commands of `backfill` print: with `--json` one object, as docs/reference.md describes it; and which
-//! settings a command takes.
+//! What the commands of `backfill` print: with `--json` one object, as docs/reference.md describes
+//! it; and which settings a command takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,8 @@ use tokio::process::Command;
 const COMMANDS: [&str; 8] =
     ["doctor", "status", "check", "migrate", "stream", "file", "redrive", "objects"];
 
-/// Members of lists that no run here fills: shards that vanish while they are read (see `trimmed.rs`, `listings.rs`).
+/// Members of lists that no run here fills: shards that vanish while they are read (see
+/// `trimmed.rs`, `listings.rs`).
 const NOT_SEEN: [(&str, &str); 2] = [("stream", "gone[]"), ("stream", "named_and_not_there[]")];
 
 /// The members of a section of the reference, and the type of each.
@@ -111,7 +112,8 @@ fn is_of_type(value: &Json, kind: &str) -> bool {
     })
 }
 
-/// A read model, and the streams of both tables: one record each, of which that of the scans was never read.
+/// A read model, and the streams of both tables: one record each, of which that of the scans was
+/// never read.
 struct Account {
     stores: Stores,
     server: StreamServer,
@@ -148,7 +150,8 @@ impl Account {
     }
 }
 
-/// Every key that comes out is documented, and every documented key comes out; also if a command fails.
+/// Every key that comes out is documented, and every documented key comes out; also if a command
+/// fails.
 #[tokio::test(flavor = "multi_thread")]
 async fn stream_check_status_and_doctor_print_what_the_reference_says() {
     let account = Account::new().await;
@@ -270,7 +273,8 @@ async fn a_wrong_flag_is_json_too() {
     }
 }
 
-/// A variable that does not concern a command is not read, whatever it holds; a flag of its name is refused.
+/// A variable that does not concern a command is not read, whatever it holds; a flag of its name is
+/// refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_variable_that_does_not_concern_a_command_is_harmless() {
     let account = Account::new().await;

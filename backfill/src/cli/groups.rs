@@ -1,5 +1,5 @@
-//! The commands in groups, by what an operator wants to do. Pure. clap lists all commands under one heading, so the
-//! list in `backfill --help` is made here.
+//! The commands in groups, by what an operator wants to do. Pure. clap lists all commands under one
+//! heading, so the list in `backfill --help` is made here.
 
 use clap::Command;
 
@@ -29,7 +29,7 @@ fn list(cli: &Command, width: usize) -> String {
     let longest = longest.unwrap_or(0);
     let mut text = String::new();
     for (heading, names) in GROUPS {
-        text += &format!("{heading}:\n");
+        text += &[heading, ":\n"].concat();
         for command in names.iter().filter_map(|name| cli.find_subcommand(name)) {
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             let line =

@@ -1,5 +1,6 @@
-//! The settings: the Lambda's environment variables, each also a flag. Pure. They stand in groups, so that a command
-//! takes, and its help shows, only those that concern it. A variable of another group is not read: it is harmless.
+//! The settings: the Lambda's environment variables, each also a flag. Pure. They stand in groups,
+//! so that a command takes, and its help shows, only those that concern it. A variable of another
+//! group is not read: it is harmless.
 
 use clap::Args;
 use projector::config::{Config, ConfigError, VARIABLES};
@@ -17,13 +18,14 @@ type Setting<'a> = (&'static str, &'a Option<String>);
 /// The database, for a command that uses one connection.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = HEADING)]
+#[expect(clippy::struct_field_names, reason = "each is named like its variable")]
 pub(crate) struct Database {
     /// `postgres://USER:PASSWORD@HOST:5432/DATABASE`. The server's certificate is verified, unless
     /// ?sslmode= says otherwise. Percent-encode the password.
     #[arg(long, env, hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
-    /// A Secrets Manager secret with `username` and `password`. Its `host`, `port` and `dbname` count
-    /// only if `DATABASE_URL` is not set.
+    /// A Secrets Manager secret with `username` and `password`. Its `host`, `port` and `dbname`
+    /// count only if `DATABASE_URL` is not set.
     #[arg(long, env, value_name = "ARN")]
     database_secret_arn: Option<String>,
     /// How to log in: `password`, or `iam` for a new token per connection [default: password].
@@ -110,8 +112,8 @@ pub(crate) struct Everything {
     stores: Stores,
     #[command(flatten)]
     tables: Tables,
-    /// What to do with items that DynamoDB removed by time to live: `apply` the removal, or `keep` their
-    /// values [default: apply].
+    /// What to do with items that DynamoDB removed by time to live: `apply` the removal, or `keep`
+    /// their values [default: apply].
     #[arg(long, env, value_name = "apply|keep")]
     ttl_removals: Option<String>,
 }
@@ -152,8 +154,8 @@ impl Settings {
         Config::read(get, DEFAULT_CONNECTIONS)
     }
 
-    /// The configuration without the settings that are wrong, and what is wrong with them. `None` if too little is
-    /// left of it.
+    /// The configuration without the settings that are wrong, and what is wrong with them. `None`
+    /// if too little is left of it.
     pub(crate) fn config_and_faults(&self) -> (Option<Config>, Vec<ConfigError>) {
         let mut faults: Vec<ConfigError> = Vec::new();
         while faults.len() < VARIABLES.len() {

@@ -1,5 +1,5 @@
-//! Pure: the outline of a JSON document, that is, the members whose names tell what it is. Everything else is skipped
-//! unread.
+//! Pure: the outline of a JSON document, that is, the members whose names tell what it is.
+//! Everything else is skipped unread.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::commands::file::scan::Scanned;
 
-/// The parts of a document that tell what it is. The rest is skipped unread: records keep their bytes to the letter.
+/// The parts of a document that tell what it is. The rest is skipped unread: records keep their
+/// bytes to the letter.
 #[derive(Debug)]
 pub(crate) enum Outline<'a> {
     Object(Box<Members<'a>>),
@@ -241,7 +242,8 @@ fn elements<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Vec<&'de RawValue>, A
     Ok(elements)
 }
 
-/// Of an event, or a list, that does not end: the event of those elements that are complete. `None` if there are none.
+/// Of an event, or a list, that does not end: the event of those elements that are complete. `None`
+/// if there are none.
 pub(crate) fn truncated_event(text: &[u8]) -> Option<Outline<'_>> {
     let mut complete = Vec::new();
     // It ends in an error; what came before is kept.

@@ -1,4 +1,5 @@
-//! What a run of `redrive` came to, as JSON: one form, whether it tries the records or discards them. Pure.
+//! What a run of `redrive` came to, as JSON: one form, whether it tries the records or discards
+//! them. Pure.
 
 use projector::counts::Counts;
 use serde::Serialize;
