@@ -419,7 +419,9 @@ async fn a_batch_that_a_signal_cuts_off_is_reported_as_not_counted() {
     owner.run("ROLLBACK").await;
     let again = backfill(&stores, &["redrive"]);
     assert_code(&again, 0);
-    assert_eq!((counted(&again, "duplicate"), counted(&again, "not counted")), (5, 0));
+    // The statement that the signal cut off may still commit once the lock is gone.
+    assert!((5..=6).contains(&counted(&again, "duplicate")), "{again:?}");
+    assert_eq!(counted(&again, "not counted"), 0);
     assert_eq!(stores.rejected().await, 0);
 }
 

@@ -191,7 +191,7 @@ async fn stream_check_status_and_doctor_print_what_the_reference_says() {
     status.run(&account.fail(&["status"]).await, 2);
     let mut other_run = account.stores.connect().await;
     let lock = format!("SELECT pg_advisory_lock({})", i64::from_be_bytes(*b"backfill"));
-    sqlx::raw_sql(&lock).execute(&mut other_run).await.expect("the lock");
+    other_run.run(&lock).await;
     let rejected =
         "INSERT INTO rejected_records (identity, reason, record) VALUES ('i', 'why', '{}')";
     assert_eq!(account.stores.change(rejected).await, 1);
@@ -205,7 +205,7 @@ async fn migrate_file_redrive_and_objects_print_what_the_reference_says() {
     let empty = Account { stores: Stores::unmigrated().await, ..Account::new().await };
     let role = format!("terminal_{:08x}", fastrand::u32(..));
     let sql = format!("CREATE ROLE {role} LOGIN; ALTER ROLE {role} SET statement_timeout = '1s'");
-    sqlx::raw_sql(&sql).execute(&mut account.stores.connect().await).await.expect("a role");
+    account.stores.change(&sql).await;
     let mut migrate = Schema::of("migrate");
     migrate.run(&account.fail(&["migrate"]).await, 2);
     let planned = migrate.run(&empty.run(&["migrate", "--dry-run"]).await, 0);
