@@ -3,6 +3,9 @@
 mod groups;
 mod settings;
 
+mod merge;
+mod verify;
+
 use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
@@ -10,7 +13,9 @@ use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+pub(crate) use self::merge::MergeArguments;
 use self::settings::{Database, Everything, Stores, Tables};
+pub(crate) use self::verify::VerifyArguments;
 use crate::outcome::exit_codes;
 
 pub(crate) use self::settings::Settings;
@@ -56,6 +61,12 @@ pub(crate) enum Command {
     /// Apply records from files, such as those that Lambda gave up on.
     #[command(long_about = FILE, after_help = exit_codes())]
     File(FileArguments),
+    /// Merge another database, or an archive, by stored versions.
+    #[command(long_about = merge::HELP, after_help = exit_codes())]
+    Merge(MergeArguments),
+    /// Prove that the rows equal another database, the tables or the objects.
+    #[command(long_about = verify::HELP, after_help = exit_codes())]
+    Verify(VerifyArguments),
     /// Retry the records in `rejected_records`, or discard them.
     #[command(long_about = REDRIVE, after_help = exit_codes())]
     Redrive(RedriveArguments),
@@ -82,6 +93,8 @@ impl Command {
             Self::Check(arguments) => arguments.settings.settings(),
             Self::Stream(arguments) => arguments.settings.settings(),
             Self::File(arguments) => arguments.settings.settings(),
+            Self::Merge(arguments) => arguments.settings.settings(),
+            Self::Verify(arguments) => arguments.settings.settings(),
             Self::Redrive(arguments) => arguments.settings.settings(),
             Self::Objects(arguments) => arguments.settings.settings(),
             Self::Status(arguments) => arguments.settings.settings(),
@@ -97,6 +110,8 @@ impl Command {
             Self::Check(arguments) => arguments.format.json,
             Self::Stream(arguments) => arguments.format.json,
             Self::File(arguments) => arguments.format.json,
+            Self::Merge(arguments) => arguments.format.json,
+            Self::Verify(arguments) => arguments.format.json,
             Self::Redrive(arguments) => arguments.format.json,
             Self::Objects(arguments) => arguments.format.json,
             Self::Status(arguments) => arguments.format.json,
@@ -350,8 +365,8 @@ pub(crate) struct MigrateArguments {
     /// `rejected_records`. Also set its `synchronous_commit` and time limits, unless it has its own.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
-    /// Let this role run every other command: the same, and DELETE on `rejected_records` and
-    /// SELECT, INSERT, UPDATE, DELETE on `backfill_checkpoints`.
+    /// Let this role run every other command: the same, DELETE on `rejected_records`,
+    /// SELECT, INSERT, UPDATE, DELETE on `backfill_checkpoints`, and SELECT, INSERT on `verifications`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_backfill_to: Option<String>,
     #[command(flatten)]
@@ -433,12 +448,14 @@ mod tests {
         const TABLES: &[&str] = &["SESSIONS_TABLE", "SCANS_TABLE"];
         let stores =
             [LOGIN, &["DATABASE_CONNECTIONS", "ARCHIVE_BUCKET", "ARCHIVE_PREFIX"]].concat();
-        let expected: [(&str, &[&str]); 10] = [
+        let expected: [(&str, &[&str]); 12] = [
             ("doctor", &VARIABLES),
             ("migrate", LOGIN),
             ("check", TABLES),
             ("stream", &VARIABLES),
             ("file", &VARIABLES),
+            ("merge", &VARIABLES),
+            ("verify", &VARIABLES),
             ("redrive", &VARIABLES),
             ("objects", &stores),
             ("status", LOGIN),

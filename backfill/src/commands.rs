@@ -4,9 +4,11 @@
 pub(crate) mod check;
 pub(crate) mod doctor;
 pub(crate) mod file;
+pub(crate) mod merge;
 pub(crate) mod migrate;
 pub(crate) mod objects;
 pub(crate) mod redrive;
 pub(crate) mod shell;
 pub(crate) mod status;
 pub(crate) mod stream;
+pub(crate) mod verify;

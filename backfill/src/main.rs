@@ -9,11 +9,14 @@ mod deliver;
 mod layout;
 mod outcome;
 mod output;
+mod peer;
+mod rate;
 mod replay;
 mod retry;
 mod statement;
 mod stop;
 mod summary;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -95,6 +98,12 @@ async fn run(command: &Command, output: &Output) -> anyhow::Result<Outcome> {
             }
             Command::File(arguments) => {
                 commands::file::run(settings, arguments, stop, output).await
+            }
+            Command::Merge(arguments) => {
+                Box::pin(commands::merge::run(settings, arguments, stop, output)).await
+            }
+            Command::Verify(arguments) => {
+                Box::pin(commands::verify::run(settings, arguments, stop, output)).await
             }
             Command::Redrive(arguments) => {
                 commands::redrive::run(settings, arguments, stop, output).await

@@ -25,11 +25,13 @@ pub(crate) enum Outcome {
     Trimmed,
     /// A signal ended the run before all was applied.
     Interrupted,
+    /// Two sides that were compared differ.
+    Different,
 }
 
 impl Outcome {
     /// Every outcome, by exit code.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Done,
         Self::Failed,
         Self::Configuration,
@@ -37,6 +39,7 @@ impl Outcome {
         Self::Unsafe,
         Self::Trimmed,
         Self::Interrupted,
+        Self::Different,
     ];
 
     /// What a run that applied everything came to.
@@ -54,6 +57,7 @@ impl Outcome {
             Self::Unsafe => 4,
             Self::Trimmed => 5,
             Self::Interrupted => 6,
+            Self::Different => 7,
         }
     }
 
@@ -81,6 +85,7 @@ impl Outcome {
             Self::Interrupted => {
                 &["ended by SIGINT or SIGTERM before all was applied; the same command", "resumes"]
             }
+            Self::Different => &["different: the two sides differ, and go on to differ"],
         }
     }
 }
@@ -141,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_codes_are_those_of_the_contract() {
-        assert_eq!(Outcome::ALL.map(Outcome::code), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(Outcome::ALL.map(Outcome::code), [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]
@@ -153,14 +158,14 @@ mod tests {
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             helps.push((command.get_name().to_owned(), help(command)));
         }
-        assert_eq!(helps.len(), 11);
+        assert_eq!(helps.len(), 13);
         for (name, help) in helps {
             let (_, codes) = help.split_once("Exit codes:").expect(&name);
             let listed: Vec<u8> = codes
                 .lines()
                 .filter_map(|line| line.split_whitespace().next()?.parse().ok())
                 .collect();
-            assert_eq!(listed, [0, 1, 2, 3, 4, 5, 6, SECOND_SIGNAL], "{name}: {codes}");
+            assert_eq!(listed, [0, 1, 2, 3, 4, 5, 6, 7, SECOND_SIGNAL], "{name}: {codes}");
         }
     }
 

@@ -6,10 +6,11 @@ use clap::Command;
 use crate::layout;
 
 /// THE list of groups: every command is in exactly one.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("See where things stand", &["doctor", "status", "check"]),
     ("Prepare the database", &["migrate"]),
-    ("Close the gap", &["stream", "file"]),
+    ("Close the gap", &["stream", "file", "merge"]),
+    ("Prove that both sides are equal", &["verify"]),
     ("Fix what is left", &["redrive", "objects"]),
     ("Set up your shell", &["completions", "man"]),
 ];

@@ -3,12 +3,18 @@
 //! A version is `<stream label>/<sequence number, padded with zeros to 40 digits>`. The same text
 //! stands in the row, in the JSON and in the object's metadata, so that plain `>` (bytes, the C
 //! collation) is the order of versions everywhere. Versions of different items are never compared.
+//!
+//! A part that was re-read from its table has no place in a stream. Its version is the one that the row held, `+`, and
+//! 16 digits, which grow with each repair: greater than the version that it had, smaller than the stream's next one.
 
 use std::fmt;
 
 /// The longest sequence number a stream gives out, in decimal digits (DynamoDB Streams API,
 /// `StreamRecord.SequenceNumber`: 21 to 40). 40 digits do not fit `u128`.
 pub const SEQUENCE_DIGITS: usize = 40;
+
+/// The digits of a repair: microseconds since 1970.
+const REPAIR_DIGITS: usize = 16;
 
 const ZEROS: &str = "0000000000000000000000000000000000000000";
 const _: () = assert!(ZEROS.len() == SEQUENCE_DIGITS);
@@ -29,6 +35,19 @@ pub enum VersionError {
     /// The label is empty, too long, or has a character outside `A-Z a-z 0-9 . : + -`.
     #[error("the stream label is not a time such as 2026-11-22T00:00:00.000")]
     Label,
+    /// The text is none of `<label>/<40 digits>`, the same with `+<16 digits>`, and `+<16 digits>`.
+    #[error("the version is not <stream label>/<40 digits>, with or without +<16 digits>")]
+    Form,
+}
+
+/// The version without what a repair added to it; empty if the row never held the part before the repair.
+#[must_use]
+pub fn without_repair(version: &str) -> &str {
+    let digits = version.len().saturating_sub(REPAIR_DIGITS);
+    match version.get(digits..).zip(version.get(..digits).and_then(|rest| rest.strip_suffix('+'))) {
+        Some((repair, rest)) if repair.bytes().all(|byte| byte.is_ascii_digit()) => rest,
+        _ => version,
+    }
 }
 
 impl Version {
@@ -54,6 +73,23 @@ impl Version {
         Ok(Self([stream_label, "/", &ZEROS[sequence_number.len()..], sequence_number].concat()))
     }
 
+    /// Reads the text that a row, an object or another database holds.
+    ///
+    /// # Errors
+    /// [`VersionError`] if it is none that this or a newer projector writes.
+    pub fn parse(text: &str) -> Result<Self, VersionError> {
+        let rest = without_repair(text);
+        if rest.is_empty() && !text.is_empty() {
+            return Ok(Self(text.to_owned()));
+        }
+        let (label, number) = rest.split_once('/').ok_or(VersionError::Form)?;
+        if number.len() != SEQUENCE_DIGITS {
+            return Err(VersionError::Form);
+        }
+        Self::new(label, number)?;
+        Ok(Self(text.to_owned()))
+    }
+
     /// The stream's label.
     #[must_use]
     pub fn label(&self) -> &str {
@@ -75,7 +111,7 @@ impl fmt::Display for Version {
 
 #[cfg(test)]
 mod tests {
-    use super::{Version, VersionError};
+    use super::{Version, VersionError, without_repair};
 
     const LABEL: &str = "2026-11-22T00:00:00.000";
 
@@ -118,5 +154,33 @@ mod tests {
         for label in ["", "a/b", "a b", "é", &"x".repeat(65)] {
             assert_eq!(Version::new(label, "1"), Err(VersionError::Label), "{label}");
         }
+    }
+
+    #[test]
+    fn a_text_is_a_version_if_it_has_the_form() {
+        let plain = version("111").as_str().to_owned();
+        let repaired = format!("{plain}+1795334400000000");
+        for text in [plain.as_str(), &repaired, "+1795334400000000"] {
+            assert_eq!(Version::parse(text).expect(text).as_str(), text);
+        }
+        assert_eq!(without_repair(&repaired), plain);
+        assert_eq!(without_repair(&plain), plain);
+        assert_eq!(without_repair("+1795334400000000"), "");
+        let others =
+            ["", "L/111", "L", "+17", &plain[1..].replace('/', ""), &format!("{repaired}0"), "é"];
+        for text in others {
+            assert!(Version::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_repair_comes_after_its_version_and_before_the_next_one() {
+        let repaired = |text: &str| {
+            let text = format!("{}+1795334400000000", version(text));
+            Version::parse(&text).expect("a version")
+        };
+        assert!(version("2") < repaired("2"));
+        assert!(repaired("2") < version("3"));
+        assert!(Version::parse("+1795334400000000").expect("a version") < version("0"));
     }
 }

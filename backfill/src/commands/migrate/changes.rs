@@ -162,7 +162,7 @@ mod tests {
             let made = changes.made.iter();
             made.filter(|made| (made.kind, made.table, made.name) == (kind, table, name)).count()
         };
-        for table in ["measurements", "rejected_records", "backfill_checkpoints"] {
+        for table in ["measurements", "rejected_records", "backfill_checkpoints", "verifications"] {
             assert_eq!(found(Kind::Table, table, table), 1, "{table}");
         }
         let rejected = "rejected_records";

@@ -30,6 +30,7 @@ pub(crate) const BACKFILL: &[Grant] = &[
         privileges: &["SELECT", "INSERT", "UPDATE", "DELETE"],
         tables: &["rejected_records", "backfill_checkpoints"],
     },
+    Grant { privileges: &["SELECT", "INSERT"], tables: &["verifications"] },
 ];
 
 /// The privileges that the login lacks, of the tables and privileges given side by side; `$3` is `true` if it must

@@ -1,0 +1,40 @@
+//! Whether two sides are equal: what a difference is, and how it is reported and kept. One file per comparison.
+
+pub(crate) mod difference;
+pub(crate) mod objects;
+pub(crate) mod report;
+pub(crate) mod rows;
+pub(crate) mod tables;
+pub(crate) mod verification;
+
+use std::time::Duration;
+
+use crate::rate::Rate;
+use crate::stop::Stop;
+use crate::verify::report::Report;
+
+/// What every comparison has.
+pub(crate) struct Run<'a> {
+    pub(crate) stop: &'a Stop,
+    /// The differences that persist.
+    pub(crate) report: Report,
+    /// How many sessions are compared per second.
+    pub(crate) rate: Rate,
+    /// How long to wait before what differs is read again.
+    pub(crate) wait: Duration,
+    /// How often it is read again.
+    pub(crate) rounds: u16,
+    /// Every session up to this one is compared, and its differences are in the report.
+    pub(crate) compared_through: String,
+}
+
+/// How a comparison ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Every session was compared.
+    AllCompared,
+    /// A signal came first.
+    Stopped,
+    /// So many sessions differ that comparing the rest would say nothing new.
+    TooManyDiffer,
+}

@@ -1,0 +1,63 @@
+//! The differences of a run: each to a file, the first of them to people, all of them counted.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::verify::difference::{Difference, Tally};
+
+/// How many differences are named for people.
+const NAMED: usize = 20;
+
+/// What a run has found so far.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    file: Option<BufWriter<File>>,
+    named: Vec<Difference>,
+    pub(crate) tally: Tally,
+}
+
+impl Report {
+    /// A report that also writes each difference as one line of JSON to this file, which it empties first.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn create(path: Option<&Path>) -> anyhow::Result<Self> {
+        let create = |path: &Path| {
+            let file = File::create(path);
+            file.with_context(|| format!("cannot write the report {}", path.display()))
+        };
+        let file = path.map(create).transpose()?.map(BufWriter::new);
+        Ok(Self { file, ..Self::default() })
+    }
+
+    /// Takes up a difference that persists.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn add(&mut self, difference: Difference) -> anyhow::Result<()> {
+        self.tally.add(difference.kind);
+        if let Some(file) = &mut self.file {
+            writeln!(file, "{}", difference.json()).context("cannot write the report")?;
+        }
+        if self.named.len() < NAMED {
+            self.named.push(difference);
+        }
+        Ok(())
+    }
+
+    /// The first differences.
+    pub(crate) fn named(&self) -> &[Difference] {
+        &self.named
+    }
+
+    /// Writes what is still in memory to the file.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
+        self.file.as_mut().map_or(Ok(()), std::io::Write::flush).context("cannot write the report")
+    }
+}
