@@ -1,7 +1,6 @@
 //! `backfill verify`: compares our rows with another database, with the tables or with the objects, and says what
 //! differs and goes on to differ.
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use projector::apply::Projector;
@@ -9,15 +8,15 @@ use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
 use projector::start;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use sqlx::Row as _;
 use sqlx::postgres::PgArguments;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{Settings, VerifyArguments};
-use crate::console::span;
+use crate::console::{self, say, span};
 use crate::outcome::{Outcome, Remedy};
-use crate::output::Output;
 use crate::peer;
 use crate::rate::Rate;
 use crate::retry::retry_transient;
@@ -31,10 +30,20 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &VerifyArguments,
     stop: &Stop,
-    output: &Output,
 ) -> anyhow::Result<Outcome> {
-    let projector = start::projector_with_credentials(settings.config()?).await?;
-    let started_at = now(&projector.database).await?;
+    let starting = async {
+        let projector = start::projector_with_credentials(settings.config()?).await?;
+        let started_at = now(&projector.database).await?;
+        Ok::<_, anyhow::Error>((projector, started_at))
+    };
+    let (projector, started_at) = tokio::select! {
+        biased;
+        () = stop.wait() => {
+            console::line("stopped by a signal before anything was compared: run the same command again");
+            return Ok(Outcome::Interrupted);
+        }
+        started = starting => started?,
+    };
     let start = Instant::now();
     let mut run = Run {
         stop,
@@ -45,8 +54,6 @@ pub(crate) async fn run(
         compared_through: arguments.after.clone().unwrap_or_default(),
     };
     let (comparison, against, ended) = Box::pin(compare(&projector, arguments, &mut run)).await?;
-    run.report.flush()?;
-    let ended = ended.map_err(|error| error.context(Remedy(resume(&run, arguments))));
     let verification = Verification {
         comparison,
         against,
@@ -55,12 +62,22 @@ pub(crate) async fn run(
         since: arguments.since,
         tally: run.report.tally,
     };
-    verification::save(&projector.database, &verification).await?;
-    let took = start.elapsed();
-    output.result(|| text(&verification, &run, took), || Ok(json(&verification, &run, took)))?;
+    let ended = ended.map_err(|error| error.context(Remedy(resume(&run, arguments))));
+    // What is known is shown, whatever fails after that.
+    if arguments.json {
+        print_json(&verification, &run, ended.as_ref().ok(), start.elapsed());
+    } else {
+        print(&verification, &run, ended.as_ref().ok(), start.elapsed());
+    }
+    run.report.flush()?;
     let ended = ended?;
+    tokio::select! {
+        biased;
+        saved = verification::save(&projector.database, &verification) => saved?,
+        () = stop.grace_over() => console::line("no row in verifications keeps this result"),
+    }
     if ended != End::AllCompared {
-        output.ended_early(&resume(&run, arguments));
+        console::line(&resume(&run, arguments));
     }
     Ok(outcome(ended, run.report.tally.differences()))
 }
@@ -99,53 +116,76 @@ fn resume(run: &Run<'_>, arguments: &VerifyArguments) -> String {
     if arguments.tables || run.compared_through.is_empty() {
         return "run the same command again: it begins anew".to_owned();
     }
-    format!("run the same command with --after '{}' for the rest", run.compared_through)
+    format!("run the same command with --after '{}': it skips nothing", run.compared_through)
 }
 
-fn text(verification: &Verification, run: &Run<'_>, duration: Duration) -> String {
-    let Verification { against, tally, complete, .. } = verification;
+/// The result in a word or two. `ended` is `None` if the comparison failed.
+fn result(verification: &Verification, ended: Option<&End>) -> &'static str {
+    match (verification.tally.differences(), ended) {
+        (1.., _) => "different",
+        (0, Some(End::AllCompared)) if verification.complete && verification.since.is_none() => {
+            "equal"
+        }
+        (0, Some(End::AllCompared)) => "no difference in what was compared",
+        (0, Some(End::Stopped)) => "stopped, no difference so far",
+        (0, Some(End::TooManyDiffer)) => "different",
+        (0, None) => "failed, no difference so far",
+    }
+}
+
+fn print(verification: &Verification, run: &Run<'_>, ended: Option<&End>, duration: Duration) {
+    let Verification { against, tally, .. } = verification;
     let seconds = duration.as_secs_f64().max(1e-9);
     let rate = tally.compared as f64 / seconds;
-    let end = match (tally.differences(), complete) {
-        (0, true) => "equal",
-        (0, false) => "no difference in what was compared",
-        (1.., _) => "different",
-    };
+    let end = result(verification, ended);
     let took = span(duration.max(Duration::from_secs(1)));
-    let mut text = format!(
-        "{end}: {} sessions compared with {against} in {took} ({rate:.0}/s)\n",
-        tally.compared
-    );
+    say!("{end}: {} sessions compared with {against} in {took} ({rate:.0}/s)", tally.compared);
     for kind in Kind::ALL {
-        let _ = writeln!(text, "  {:<10}{:>10}", kind.name(), tally.of(kind));
+        say!("  {:<10}{:>10}", kind.name(), tally.of(kind));
     }
     for difference in run.report.named() {
-        let _ = writeln!(text, "{}", difference.text());
+        say!("{}", difference.text());
     }
-    let more = tally.differences() - run.report.named().len() as u64;
-    if more > 0 {
-        let _ = writeln!(text, "... and {more} more: --report FILE writes all of them");
+    let named = run.report.named().len() as u64;
+    if tally.differences() > named {
+        say!("... and {} more: --report FILE writes all of them", tally.differences() - named);
     }
-    text
+    let Report { not_confirmed, .. } = &run.report;
+    if *not_confirmed > 0 {
+        let named = run.report.unconfirmed();
+        let more = if *not_confirmed > named.len() as u64 { ", ..." } else { "" };
+        say!(
+            "not confirmed: {not_confirmed} sessions differed when they were last read, and were not read again \
+             {} times: {}{more}",
+            run.rounds,
+            named.join(", ")
+        );
+    }
 }
 
-fn json(verification: &Verification, run: &Run<'_>, duration: Duration) -> Json {
-    let Verification { comparison, against, started_at: _, complete, since: _, tally } =
-        verification;
+fn print_json(verification: &Verification, run: &Run<'_>, ended: Option<&End>, duration: Duration) {
+    let Verification { comparison, against, started_at: _, complete, since, tally } = verification;
+    let since = since.and_then(|since| since.format(&Rfc3339).ok());
     let differences: serde_json::Map<_, _> =
         Kind::ALL.map(|kind| (kind.name().to_owned(), json!(tally.of(kind)))).into_iter().collect();
     let first: Vec<_> = run.report.named().iter().map(Difference::json).collect();
     let compared_through = (!complete).then_some(&run.compared_through);
-    json!({
-        "comparison": comparison.name(),
-        "against": against,
-        "complete": complete,
-        "compared": tally.compared,
-        "differences": differences,
-        "first": first,
-        "compared_through": compared_through,
-        "seconds": duration.as_secs_f64(),
-    })
+    say!(
+        "{}",
+        json!({
+            "result": result(verification, ended),
+            "comparison": comparison.name(),
+            "against": against,
+            "complete": complete,
+            "since": since,
+            "compared": tally.compared,
+            "differences": differences,
+            "first": first,
+            "not_confirmed": run.report.not_confirmed,
+            "compared_through": compared_through,
+            "seconds": duration.as_secs_f64(),
+        })
+    );
 }
 
 /// Our database's clock.

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use crate::verify::difference::{Difference, Tally};
 
-/// How many differences are named for people.
+/// How many differences, and how many sessions that are not confirmed, are named for people.
 const NAMED: usize = 20;
 
 /// What a run has found so far.
@@ -17,6 +17,9 @@ pub(crate) struct Report {
     file: Option<BufWriter<File>>,
     named: Vec<Difference>,
     pub(crate) tally: Tally,
+    unconfirmed: Vec<String>,
+    /// How many sessions differed when they were last read, and were not read again often enough to be a difference.
+    pub(crate) not_confirmed: u64,
 }
 
 impl Report {
@@ -46,6 +49,19 @@ impl Report {
             self.named.push(difference);
         }
         Ok(())
+    }
+
+    /// Takes up a session that differed when it was last read, in a run that ends before it was read again often enough.
+    pub(crate) fn leave_unconfirmed(&mut self, session_id: &str) {
+        self.not_confirmed += 1;
+        if self.unconfirmed.len() < NAMED {
+            self.unconfirmed.push(session_id.to_owned());
+        }
+    }
+
+    /// The first sessions that are not confirmed.
+    pub(crate) fn unconfirmed(&self) -> &[String] {
+        &self.unconfirmed
     }
 
     /// The first differences.

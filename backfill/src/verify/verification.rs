@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use crate::console;
 use crate::retry::retry_transient;
+use crate::statement::lacks_privilege;
 use crate::verify::difference::{Kind, Tally};
 
 /// What was compared with our rows.
@@ -54,7 +55,8 @@ const SAVE: &str = "INSERT INTO verifications
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 RETURNING id";
 
-/// Keeps what a run came to. A database that can only be read, such as a replica, keeps none, which is said.
+/// Keeps what a run came to. A database that can only be read, such as a replica, keeps none, nor does one in which the login
+/// may only read; that is said.
 ///
 /// # Errors
 /// If the row cannot be written for another reason.
@@ -75,15 +77,20 @@ pub(crate) async fn save(database: &Database, verification: &Verification) -> an
     };
     let saving = retry_transient("write to verifications", async || {
         match database.fetch(SAVE, arguments, Deadline::NONE).await {
-            Err(Error::Database(error)) if is_read_only(&error) => Ok(false),
-            saved => saved.map(|_| true),
+            Err(Error::Database(error)) if is_read_only(&error) => Ok(Some(READ_ONLY)),
+            Err(Error::Database(error)) if lacks_privilege(&error) => Ok(Some(NO_PRIVILEGE)),
+            saved => saved.map(|_| None),
         }
     });
-    if !saving.await? {
-        console::line("the database is read-only, so no row in verifications keeps this result");
+    if let Some(why) = saving.await? {
+        console::line(&format!("no row in verifications keeps this result: {why}"));
     }
     Ok(())
 }
+
+const READ_ONLY: &str = "the database is read-only";
+const NO_PRIVILEGE: &str =
+    "the login may not write there (`backfill migrate --grant-backfill-to` grants it)";
 
 /// SQLSTATE 25006 (PostgreSQL documentation, "PostgreSQL Error Codes").
 fn is_read_only(error: &sqlx::Error) -> bool {
