@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod compare_objects;
 mod console;
 mod deliver;
 mod layout;

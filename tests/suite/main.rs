@@ -35,6 +35,8 @@ mod terminal;
 mod tidy;
 mod tip;
 mod trimmed;
+mod verify;
+mod verify_objects;
 
 /// A file that nobody names here is not compiled, and its tests pass by never running.
 #[test]

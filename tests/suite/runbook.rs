@@ -135,7 +135,7 @@ async fn the_gap(walk: &mut Walk, old: &Stores, new: &Stores) {
 
 /// Step 10, with writes while the old side stands still.
 async fn way_back(walk: &mut Walk, old: &Stores, new: &Stores) {
-    assert!(walk.block("10. Switch", "infra/scripts/compare").await.contains("equal"));
+    assert!(walk.block("10. Switch", "backfill verify").await.contains("equal"));
     let detached = walk.block("10. Switch", "Mappings=disabled").await;
     assert_eq!(detached.matches("Mapping: Disabled").count(), 2, "{detached}");
     walk.write(20..30, "while detached").await;

@@ -4,9 +4,6 @@
 //! It goes through the projector's own comparison, so that it may run beside live functions, and takes no
 //! object back.
 
-mod compare;
-mod in_vain;
-
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -16,7 +13,7 @@ use projector::start;
 use serde_json::{Value as Json, json};
 
 use crate::cli::{ObjectsArguments, Settings};
-use crate::commands::objects::compare::{Comparing, End, Tally};
+use crate::compare_objects::{self, Comparing, End, Tally};
 use crate::console::{Progress, span};
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
@@ -40,7 +37,7 @@ pub(crate) async fn run(
     let after = arguments.after.clone().unwrap_or_default();
     let rows = tokio::select! {
         biased;
-        rows = compare::count(&projector.database, &after) => rows?,
+        rows = compare_objects::count(&projector.database, &after) => rows?,
         () = stop.wait() => {
             output.ended_early(&format!("stopped by a signal: {}", resume(&after)));
             return Ok(Outcome::Interrupted);
@@ -65,7 +62,7 @@ fn report(
     let end = match &ended {
         Ok(End::Stopped) => "stopped",
         Ok(End::AllCompared) if left.is_empty() => "done",
-        Ok(End::AllCompared) | Err(_) => "failed",
+        Ok(End::AllCompared | End::TooManyDiffer) | Err(_) => "failed",
     };
     output.result(
         || text(end, comparing.tally(), duration, dry_run),
@@ -79,7 +76,7 @@ fn report(
             Ok(Outcome::Interrupted)
         }
         Ok(End::AllCompared) if left.is_empty() => Ok(Outcome::Done),
-        Ok(End::AllCompared) => {
+        Ok(End::AllCompared | End::TooManyDiffer) => {
             let named = left[..left.len().min(NAMED)].join(", ");
             let more = if left.len() > NAMED { ", ..." } else { "" };
             let what = if dry_run { "compared" } else { "written" };

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use projector::apply::Projector;
+use projector::config::{ArchiveConfig, ConfigError};
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
@@ -31,8 +32,11 @@ pub(crate) async fn run(
     arguments: &VerifyArguments,
     stop: &Stop,
 ) -> anyhow::Result<Outcome> {
+    let config = settings.config()?;
+    let place = |archive: &ArchiveConfig| format!("s3://{}/{}", archive.bucket, archive.prefix);
+    let archive = config.archive.as_ref().map(place).unwrap_or_default();
     let starting = async {
-        let projector = start::projector_with_credentials(settings.config()?).await?;
+        let projector = start::projector_with_credentials(config).await?;
         let started_at = now(&projector.database).await?;
         Ok::<_, anyhow::Error>((projector, started_at))
     };
@@ -53,7 +57,8 @@ pub(crate) async fn run(
         rounds: arguments.rounds,
         compared_through: arguments.after.clone().unwrap_or_default(),
     };
-    let (comparison, against, ended) = Box::pin(compare(&projector, arguments, &mut run)).await?;
+    let comparing = Box::pin(compare(&projector, archive, arguments, &mut run));
+    let (comparison, against, ended) = comparing.await?;
     let verification = Verification {
         comparison,
         against,
@@ -62,7 +67,10 @@ pub(crate) async fn run(
         since: arguments.since,
         tally: run.report.tally,
     };
-    let ended = ended.map_err(|error| error.context(Remedy(resume(&run, arguments))));
+    let ended = match ended {
+        Err(error) if run.report.tally.compared == 0 => return Err(error),
+        ended => ended.map_err(|error| error.context(Remedy(resume(&run, arguments)))),
+    };
     // What is known is shown, whatever fails after that.
     if arguments.json {
         print_json(&verification, &run, ended.as_ref().ok(), start.elapsed());
@@ -85,6 +93,7 @@ pub(crate) async fn run(
 /// Runs the comparison that the flags choose. Gives the name of the other side, too.
 async fn compare(
     projector: &Projector,
+    archive: String,
     arguments: &VerifyArguments,
     run: &mut Run<'_>,
 ) -> anyhow::Result<(Comparison, String, anyhow::Result<End>)> {
@@ -94,8 +103,12 @@ async fn compare(
         return Ok((Comparison::Rows, peer.name, ended));
     }
     if arguments.objects {
-        let (against, ended) = objects::compare(projector, run).await?;
-        return Ok((Comparison::Objects, against, ended));
+        let bucket = projector.archive.as_ref().ok_or_else(|| ConfigError {
+            variable: "ARCHIVE_BUCKET",
+            problem: "is not set: it names the bucket whose objects are compared".to_owned(),
+        })?;
+        let ended = objects::compare(&projector.database, bucket, arguments, run).await;
+        return Ok((Comparison::Objects, archive, ended));
     }
     let (against, ended) = tables::compare(projector, arguments, run).await?;
     Ok((Comparison::Tables, against, ended))

@@ -1,6 +1,8 @@
 //! The objects of all rows, page by page in the order of the table: what failed while others passed waits for
 //! the end, and is known by the session before it, so that a later run can resume without skipping it.
 
+pub(crate) mod in_vain;
+
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
@@ -16,8 +18,9 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 use tokio::time::timeout;
 
-use crate::commands::objects::in_vain::{InVain, TRY_IN_VAIN};
+use crate::compare_objects::in_vain::{InVain, TRY_IN_VAIN};
 use crate::console::{self, LINE_EVERY, Progress, span};
+use crate::rate::Rate;
 use crate::retry::{pause_after, retry_transient};
 use crate::statement;
 use crate::stop::Stop;
@@ -46,6 +49,19 @@ pub(crate) enum End {
     AllCompared,
     /// A signal came first.
     Stopped,
+    /// More objects differ than [`Comparing::keep_what_differs`] keeps.
+    TooManyDiffer,
+}
+
+/// An object that is not what its row says, as a dry run finds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Differing {
+    pub(crate) session_id: String,
+    /// What the row held when it was read.
+    pub(crate) versions: Versions,
+    /// The session before it in the order of the table.
+    pub(crate) previous: String,
+    pub(crate) found: Found,
 }
 
 /// What came of the objects.
@@ -84,6 +100,10 @@ pub(crate) struct Comparing<'a> {
     /// How many pages in a row failed as a whole.
     pages_in_vain: u32,
     tally: Tally,
+    rate: Rate,
+    /// What differs, and how much of it is kept at most; `None` if none is.
+    differing: Vec<Differing>,
+    keeps: Option<usize>,
 }
 
 /// How many rows there are after this session, or an estimate of all where counting takes too long.
@@ -118,7 +138,42 @@ impl<'a> Comparing<'a> {
             left: Vec::new(),
             pages_in_vain: 0,
             tally: Tally::default(),
+            rate: Rate::new(None),
+            differing: Vec::new(),
+            keeps: None,
         }
+    }
+
+    /// Takes no more objects per second than this.
+    pub(crate) fn at_most_per_second(mut self, objects: Option<u32>) -> Self {
+        self.rate = Rate::new(objects);
+        self.pace = Pace::new(objects.map_or(PAGE, |objects| PAGE.min(objects as usize)));
+        self
+    }
+
+    /// Keeps what a dry run finds, and ends early after so many objects that differ.
+    pub(crate) fn keep_what_differs(&mut self, most: usize) {
+        self.keeps = Some(most);
+    }
+
+    /// The objects that differ and were kept.
+    pub(crate) fn take_differing(&mut self) -> Vec<Differing> {
+        std::mem::take(&mut self.differing)
+    }
+
+    /// Compares the objects of these sessions once more.
+    pub(crate) async fn look_again(
+        &mut self,
+        differing: Vec<Differing>,
+        progress: &mut Progress,
+    ) -> anyhow::Result<()> {
+        let pending = differing.into_iter().map(|differing| {
+            let Differing { session_id, versions, previous, found: _ } = differing;
+            Pending { session_id, versions, previous }
+        });
+        let mut left = self.compare(pending.collect(), progress).await?;
+        self.left.append(&mut left);
+        Ok(())
     }
 
     /// What came of the objects so far.
@@ -156,10 +211,18 @@ impl<'a> Comparing<'a> {
             let sessions = page.len() as u64;
             tokio::select! {
                 biased;
+                () = stop.wait() => return Ok(End::Stopped),
+                () = self.rate.take(sessions as f64) => {}
+            }
+            tokio::select! {
+                biased;
                 done = self.page(page, progress) => done?,
                 () = stop.grace_over() => return Ok(End::Stopped),
             }
             self.show(sessions, progress);
+            if self.keeps.is_some_and(|most| self.differing.len() > most) {
+                return Ok(End::TooManyDiffer);
+            }
         }
         // What was wrong with them may have passed.
         let again = self.left.clone();
@@ -261,6 +324,7 @@ impl<'a> Comparing<'a> {
                 Some(Ok(done)) => {
                     vain.borrow_mut().passed(Instant::now());
                     self.tally.add(done);
+                    self.keep(pending, done);
                 }
                 None => untried.push(pending),
                 Some(Err(error)) if error.consequence() == Consequence::Fatal => {
@@ -273,6 +337,16 @@ impl<'a> Comparing<'a> {
             }
         }
         Ok(failures.after(untried, stop.requested()))
+    }
+
+    fn keep(&mut self, pending: Pending, done: Done) {
+        let Pending { session_id, versions, previous } = pending;
+        match done {
+            Done::Found(found @ (Found::Missing | Found::Behind)) if self.keeps.is_some() => {
+                self.differing.push(Differing { session_id, versions, previous, found });
+            }
+            Done::Found(_) | Done::Written => {}
+        }
     }
 
     /// This many more sessions are done.
