@@ -144,8 +144,8 @@ impl Progress {
         self.show(by, format!("{compared} objects compared ({rate:.0}/s), {text}"));
     }
 
-    /// The same for sessions that are compared: `text` says what came of them. A line has the remaining time, too, at the
-    /// rate of the whole run so far.
+    /// The same for sessions that are compared: `text` says what came of them. A line has the
+    /// remaining time, too, at the rate of the whole run so far.
     pub(crate) fn advance_sessions(&mut self, by: u64, compared: u64, text: &str) {
         let rate = self.bar.rate(compared);
         let remaining = self.length.saturating_sub(self.done + by) as f64;

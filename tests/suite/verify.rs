@@ -1,4 +1,5 @@
-//! `backfill verify --against`: two real databases, faults planted in one of them, and writers that do not stop.
+//! `backfill verify --against`: two real databases, faults planted in one of them, and writers that
+//! do not stop.
 
 use std::collections::BTreeMap;
 use std::process::Output;
@@ -80,7 +81,8 @@ fn differences(
     found
 }
 
-/// Faults: the session, who has it, the statement, and what is said of it. Those of `CONTENT` show only in values.
+/// Faults: the session, who has it, the statement, and what is said of it. Those of `CONTENT` show
+/// only in values.
 fn faults() -> Vec<(&'static str, bool, String, &'static [&'static str])> {
     let delete = |id: &str| format!("DELETE FROM measurements WHERE session_id = '{id}'");
     let add = |id: &str| {
@@ -402,6 +404,27 @@ fn running(ours: &Stores, theirs: &Stores, arguments: &[&str]) -> Command {
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true);
     command
+}
+
+/// A password on a command line is seen by everybody on the machine.
+#[tokio::test]
+async fn the_peer_may_come_from_its_variable_and_is_not_our_own_database() {
+    let (ours, theirs) = two(3).await;
+    let run = async |url: &str| {
+        let mut command = Command::new(testkit::emulator::binary("backfill"));
+        command.args(["verify", "--against"]).env("DATABASE_URL", &ours.database_url);
+        command.env("PEER_DATABASE_URL", url).output().await.expect("backfill runs")
+    };
+    assert_code(&run(&theirs.database_url).await, 0);
+    for (url, named) in
+        [("", "is not set"), (&ours.database_url, "is the database of DATABASE_URL")]
+    {
+        let output = run(url).await;
+        assert_code(&output, 2);
+        let message = text(&output.stderr);
+        assert!(message.contains("PEER_DATABASE_URL") && message.contains(named), "{message}");
+        assert_eq!(text(&output.stdout), "");
+    }
 }
 
 #[tokio::test]

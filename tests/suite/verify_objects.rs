@@ -1,4 +1,5 @@
-//! `backfill verify --objects`: objects that are missing or behind are named, and nothing is written.
+//! `backfill verify --objects`: objects that are missing or behind are named, and nothing is
+//! written.
 
 use std::process::Output;
 use std::sync::Arc;

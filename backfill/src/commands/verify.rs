@@ -1,5 +1,5 @@
-//! `backfill verify`: compares our rows with another database, with the tables or with the objects, and says what
-//! differs and goes on to differ.
+//! `backfill verify`: compares our rows with another database, with the tables or with the objects,
+//! and says what differs and goes on to differ.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ pub(crate) async fn run(
     let (projector, started_at) = tokio::select! {
         biased;
         () = stop.wait() => {
-            console::line("stopped by a signal before anything was compared: run the same command again");
+            console::line("stopped by a signal before anything was compared");
             return Ok(Outcome::Interrupted);
         }
         started = starting => started?,
@@ -79,15 +79,23 @@ pub(crate) async fn run(
     }
     run.report.flush()?;
     let ended = ended?;
-    tokio::select! {
-        biased;
-        saved = verification::save(&projector.database, &verification) => saved?,
-        () = stop.grace_over() => console::line("no row in verifications keeps this result"),
-    }
+    keep(&projector.database, &verification, stop).await?;
     if ended != End::AllCompared {
         console::line(&resume(&run, arguments));
     }
     Ok(outcome(ended, run.report.tally.differences()))
+}
+
+/// Keeps the result, for as long as a signal leaves time.
+async fn keep(database: &Database, verification: &Verification, stop: &Stop) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        saved = verification::save(database, verification) => saved,
+        () = stop.grace_over() => {
+            console::line("no row in verifications keeps this result");
+            Ok(())
+        }
+    }
 }
 
 /// Runs the comparison that the flags choose. Gives the name of the other side, too.
@@ -168,8 +176,8 @@ fn print(verification: &Verification, run: &Run<'_>, ended: Option<&End>, durati
         let named = run.report.unconfirmed();
         let more = if *not_confirmed > named.len() as u64 { ", ..." } else { "" };
         say!(
-            "not confirmed: {not_confirmed} sessions differed when they were last read, and were not read again \
-             {} times: {}{more}",
+            "not confirmed: {not_confirmed} sessions differed when they were last read, and were \
+             not read again {} times: {}{more}",
             run.rounds,
             named.join(", ")
         );

@@ -1,7 +1,9 @@
-//! `verify --objects`: our rows and the objects of the archive. Only HEAD requests are sent, so nothing is written.
+//! `verify --objects`: our rows and the objects of the archive. Only HEAD requests are sent, so
+//! nothing is written.
 //!
-//! An object is never taken back, so one that lacked what its row held at first sight has caught up as soon as it holds
-//! that. What the row holds by then plays no part: under constant writes an object is always a moment behind.
+//! An object is never taken back, so one that lacked what its row held at first sight has caught up
+//! as soon as it holds that. What the row holds by then plays no part: under constant writes an
+//! object is always a moment behind.
 
 use std::time::Duration;
 
@@ -74,8 +76,8 @@ impl Objects<'_> {
             self.report(run)?;
             if too_many {
                 console::line(&format!(
-                    "more than {MOST} objects differ, so the comparison ends here: write them first, with \
-                     `backfill objects`"
+                    "more than {MOST} objects differ, so the comparison ends here: write them \
+                     first, with `backfill objects`"
                 ));
                 return Ok(End::TooManyDiffer);
             }
@@ -93,14 +95,16 @@ impl Objects<'_> {
         ended
     }
 
-    /// Looks again at what differs, up to so many times, each after this wait. `false` if a signal came first.
+    /// Looks again at what differs, up to so many times, each after this wait. `false` if a signal
+    /// came first.
     async fn settle(&mut self, rounds: u16, wait: Duration) -> anyhow::Result<bool> {
         for round in 1..=rounds {
             if self.waiting.is_empty() {
                 break;
             }
             console::line(&format!(
-                "{} objects differ, and may be on their way: looked at again in {} s ({round} of {rounds})",
+                "{} objects differ, and may be on their way: looked at again in {} s \
+                 ({round} of {rounds})",
                 self.waiting.len(),
                 wait.as_secs()
             ));

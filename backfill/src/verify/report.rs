@@ -18,12 +18,14 @@ pub(crate) struct Report {
     named: Vec<Difference>,
     pub(crate) tally: Tally,
     unconfirmed: Vec<String>,
-    /// How many sessions differed when they were last read, and were not read again often enough to be a difference.
+    /// How many sessions differed when they were last read, and were not read again often enough to
+    /// be a difference.
     pub(crate) not_confirmed: u64,
 }
 
 impl Report {
-    /// A report that also writes each difference as one line of JSON to this file, which it empties first.
+    /// A report that also writes each difference as one line of JSON to this file, which it empties
+    /// first.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -51,7 +53,8 @@ impl Report {
         Ok(())
     }
 
-    /// Takes up a session that differed when it was last read, in a run that ends before it was read again often enough.
+    /// Takes up a session that differed when it was last read, in a run that ends before it was
+    /// read again often enough.
     pub(crate) fn leave_unconfirmed(&mut self, session_id: &str) {
         self.not_confirmed += 1;
         if self.unconfirmed.len() < NAMED {

@@ -1,11 +1,13 @@
 //! `verify --against`: our rows and those of another database.
 //!
-//! Both tables are walked together in the order of the key, a range at a time. One side leads: its next rows come as
-//! digests of about a thousand each. The other side gives the digests of the same spans of keys. Only the keys and versions
-//! of spans that differ are listed. No statement reads more rows than its range, so none holds a snapshot for long.
+//! Both tables are walked together in the order of the key, a range at a time. One side leads: its
+//! next rows come as digests of about a thousand each. The other side gives the digests of the same
+//! spans of keys. Only the keys and versions of spans that differ are listed. No statement reads
+//! more rows than its range, so none holds a snapshot for long.
 //!
-//! Each range ends at a key of the side that leads. If the other side has many more rows there, it leads instead; if the
-//! side that leads has no more rows, the other one leads to its own end. So all keys of both sides are covered, each once.
+//! Each range ends at a key of the side that leads. If the other side has many more rows there, it
+//! leads instead; if the side that leads has no more rows, the other one leads to its own end. So
+//! all keys of both sides are covered, each once.
 
 pub(crate) mod chunks;
 pub(crate) mod columns;
@@ -131,11 +133,12 @@ impl<'a> Walk<'a> {
         let (rows, chunk) = if arguments.deep { ROWS_WITH_VALUES } else { ROWS };
         let scope =
             Scope { chunk, sampled_below: sampled_below(arguments), since: arguments.since };
-        let side = |database, types| {
+        let side = |whose, database, types| {
             let statements = Statements::new(&columns, types, scope.since.is_some());
-            Side { database, statements, scope }
+            Side { whose, database, statements, scope }
         };
-        let (ours, theirs) = (side(ours, &our_types), side(&peer.database, &their_types));
+        let ours = side("our database", ours, &our_types);
+        let theirs = side(&peer.name, &peer.database, &their_types);
         Ok(Self {
             sides: [ours, theirs],
             leads: 0,
@@ -177,8 +180,8 @@ impl<'a> Walk<'a> {
         Ok(End::AllCompared)
     }
 
-    /// Compares one range, and reads the next page of the side that leads meanwhile. That is lost if this range has to be
-    /// asked for again.
+    /// Compares one range, and reads the next page of the side that leads meanwhile. That is lost
+    /// if this range has to be asked for again.
     async fn range(
         &mut self,
         page: Page,
@@ -250,8 +253,8 @@ impl<'a> Walk<'a> {
         let too_many = self.rounds.len() > MOST;
         if too_many {
             console::line(&format!(
-                "more than {MOST} sessions differ, so the comparison ends here: bring the rows up to date first, \
-                 with `backfill merge`"
+                "more than {MOST} sessions differ, so the comparison ends here: update the rows \
+                 first, with `backfill merge`"
             ));
             self.rounds.report(&mut run.report)?;
         }

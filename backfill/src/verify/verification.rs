@@ -55,8 +55,8 @@ const SAVE: &str = "INSERT INTO verifications
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 RETURNING id";
 
-/// Keeps what a run came to. A database that can only be read, such as a replica, keeps none, nor does one in which the login
-/// may only read; that is said.
+/// Keeps what a run came to. A database that can only be read, such as a replica, keeps none, nor
+/// does one in which the login may only read; that is said.
 ///
 /// # Errors
 /// If the row cannot be written for another reason.

@@ -35,8 +35,8 @@ pub(crate) struct Span {
     pub(crate) through: String,
 }
 
-/// The spans that differ, and how many rows are compared and equal. `sums` are the rows of the other side by the place of
-/// their chunk.
+/// The spans that differ, and how many rows are compared and equal. `sums` are the rows of the
+/// other side by the place of their chunk.
 pub(crate) fn differing(
     after: &str,
     chunks: &[Chunk],

@@ -1,5 +1,5 @@
-//! Pure: which columns of two databases are compared, and the SQL that gives a value the same text on every server,
-//! whatever its version and settings.
+//! Pure: which columns of two databases are compared, and the SQL that gives a value the same text
+//! on every server, whatever its version and settings.
 
 use std::collections::BTreeMap;
 
@@ -34,8 +34,8 @@ pub(crate) fn change_time_of(part: Part) -> String {
     format!("{}_changed_at", part.name())
 }
 
-/// The columns of both tables whose values are compared, and the names of those that only one table has. Keys and
-/// versions are always compared.
+/// The columns of both tables whose values are compared, and the names of those that only one table
+/// has. Keys and versions are always compared.
 pub(crate) fn in_both(ours: &Types, theirs: &Types) -> (Vec<Column>, Vec<String>) {
     let versions = Part::ALL.map(version_of);
     let is_value = |name: &&String| *name != "session_id" && !versions.contains(name);
@@ -58,7 +58,8 @@ pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The text that stands for a value; NULL for NULL. It has no comma, unless its length stands before it.
+/// The text that stands for a value; NULL for NULL. It has no comma, unless its length stands
+/// before it.
 pub(crate) fn text_of(name: &str, kind: &str) -> String {
     let value = quoted(name);
     let with_length = |text: &str| format!("length({text}) || ':' || {text}");
@@ -70,12 +71,14 @@ pub(crate) fn text_of(name: &str, kind: &str) -> String {
         "bytea" => format!("md5({value})"),
         // Microseconds since 1970; an infinite time is none.
         "timestamp with time zone" => format!(
-            "CASE WHEN isfinite({value}) THEN (extract(epoch FROM {value}) * 1000000)::bigint::text \
-             ELSE {value}::text END"
+            "CASE WHEN isfinite({value}) \
+             THEN (extract(epoch FROM {value}) * 1000000)::bigint::text ELSE {value}::text END"
         ),
-        // The order of members is no difference. jsonb cannot hold U+0000, so such a value counts as it is written.
+        // The order of members is no difference. jsonb cannot hold U+0000, so such a value counts
+        // as it is written.
         "json" | "jsonb" => format!(
-            r"CASE WHEN strpos({value}::text, '\u0000') > 0 THEN md5({value}::text) ELSE md5({value}::jsonb::text) END"
+            "CASE WHEN strpos({value}::text, '\\u0000') > 0 THEN md5({value}::text) \
+             ELSE md5({value}::jsonb::text) END"
         ),
         _ => with_length(&format!("{value}::text")),
     }

@@ -1,8 +1,10 @@
-//! Pure: which sessions of two listings may differ, and whether they still do when they are read again.
+//! Pure: which sessions of two listings may differ, and whether they still do when they are read
+//! again.
 //!
-//! While both sides are written, two reads of one row rarely see the same moment. A part differs only if the side that
-//! was behind at first sight still lacks what the other side had then. If both sides have that or something newer, the
-//! part has moved on, and a row under constant writes is no difference.
+//! While both sides are written, two reads of one row rarely see the same moment. A part differs
+//! only if the side that was behind at first sight still lacks what the other side had then. If
+//! both sides have that or something newer, the part has moved on, and a row under constant writes
+//! is no difference.
 
 use std::cmp::Ordering;
 
@@ -46,8 +48,8 @@ pub(crate) struct Suspect {
 pub(crate) enum Verdict {
     /// Equal, or both sides have what one of them had at first sight.
     Settled,
-    /// The same, but the values were to be compared, and the look did not see both sides at one version: by now the newer
-    /// versions are these.
+    /// The same, but the values were to be compared, and the look did not see both sides at one
+    /// version: by now the newer versions are these.
     Moved(Versions),
     /// Only the values can say.
     ReadValues,
@@ -55,7 +57,8 @@ pub(crate) enum Verdict {
     Differs(Vec<Difference>),
 }
 
-/// The sessions that differ between two listings of the same keys, both in order, and how many sessions there are in all.
+/// The sessions that differ between two listings of the same keys, both in order, and how many
+/// sessions there are in all.
 pub(crate) fn suspects(ours: &[Listed], theirs: &[Listed]) -> (Vec<Suspect>, u64) {
     let (mut ours, mut theirs) = (ours.iter().peekable(), theirs.iter().peekable());
     let (mut suspects, mut sessions) = (Vec::new(), 0);
@@ -108,7 +111,8 @@ fn newer_of_each(ours: &Versions, theirs: &Versions) -> Versions {
     PerPart::from_fn(|part| ours[part].clone().max(theirs[part].clone()))
 }
 
-/// Whether two versions differ by a repair at most. A part that was never seen counts as one that a repair found absent.
+/// Whether two versions differ by a repair at most. A part that was never seen counts as one that a
+/// repair found absent.
 fn same_change(ours: Option<&str>, theirs: Option<&str>) -> bool {
     let change = |version: Option<&str>| version.map_or("", without_repair).to_owned();
     change(ours) == change(theirs)

@@ -1,4 +1,5 @@
-//! The sessions that differed when they were last read. They are read again in rounds, because most are only on their way.
+//! The sessions that differed when they were last read. They are read again in rounds, because most
+//! are only on their way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use crate::verify::rows::columns::Column;
 use crate::verify::rows::judge::{Held, Suspect, Verdict, judge};
 use crate::verify::rows::side::Side;
 
-/// If more sessions than this differ, the databases are not copies of each other, and naming them all helps nobody.
+/// If more sessions than this differ, the databases are not copies of each other, and naming them
+/// all helps nobody.
 pub(crate) const MOST: usize = 100_000;
 /// At most this many sessions are read again at a time.
 const PAGE: usize = 2_000;
@@ -56,8 +58,9 @@ impl<'a> Rounds<'a> {
         self.waiting.iter().map(|waiting| &*waiting.after).min()
     }
 
-    /// Takes up sessions that differ among the rows after this key. Those whose versions differ by a repair alone are
-    /// compared at once: after a large repair there are many, and their values are mostly equal.
+    /// Takes up sessions that differ among the rows after this key. Those whose versions differ by
+    /// a repair alone are compared at once: after a large repair there are many, and their values
+    /// are mostly equal.
     pub(crate) async fn add(&mut self, after: &str, suspects: Vec<Suspect>) -> anyhow::Result<()> {
         let (repaired, mut others): (Vec<_>, Vec<_>) =
             suspects.into_iter().partition(|suspect| suspect.by_repair_alone);
@@ -84,7 +87,8 @@ impl<'a> Rounds<'a> {
                 break;
             }
             console::line(&format!(
-                "{} sessions differ, and may be on their way: read again in {} s ({round} of {rounds})",
+                "{} sessions differ, and may be on their way: read again in {} s \
+                 ({round} of {rounds})",
                 self.waiting.len(),
                 wait.as_secs()
             ));

@@ -1,5 +1,6 @@
-//! PostgreSQL: one side of the comparison. Every statement may be repeated, and is: after a failover, after a standby
-//! canceled it because it had to apply a change, and with fewer rows after it took too long.
+//! PostgreSQL: one side of the comparison. Every statement may be repeated, and is: after a
+//! failover, after a standby canceled it because it had to apply a change, and with fewer rows
+//! after it took too long.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -53,6 +54,8 @@ pub(crate) struct Scope {
 /// One of the two databases.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Side<'a> {
+    /// Which one, for messages.
+    pub(crate) whose: &'a str,
     pub(crate) database: &'a Database,
     pub(crate) statements: Statements,
     pub(crate) scope: Scope,
@@ -84,8 +87,8 @@ impl Side<'_> {
         self.unless_too_much(statements.lead, arguments, limit > 1, chunk).await
     }
 
-    /// The rows after a key in the chunks of the other side, by the place of the chunk; at most so many rows in all.
-    /// `divisible`: the caller can ask for fewer if this is too much.
+    /// The rows after a key in the chunks of the other side, by the place of the chunk; at most so
+    /// many rows in all. `divisible`: the caller can ask for fewer if this is too much.
     pub(crate) async fn follow(
         &self,
         after: &str,
@@ -129,7 +132,8 @@ impl Side<'_> {
                 self.add_scope(&mut arguments)?;
                 Ok(arguments)
             };
-            let page = retry_transient("list the rows that differ", async || {
+            let what = format!("list the rows of {} that differ", self.whose);
+            let page = retry_transient(&what, async || {
                 statement::page(self.database, &mut pace, self.statements.list, arguments).await
             });
             let (limit, rows) = page.await?;
@@ -159,7 +163,8 @@ impl Side<'_> {
                 arguments.add(&keys[..limit.min(keys.len())])?;
                 Ok(arguments)
             };
-            let page = retry_transient("read again what differs", async || {
+            let what = format!("read again what differs in {}", self.whose);
+            let page = retry_transient(&what, async || {
                 statement::page(self.database, &mut pace, sql, arguments).await
             });
             let (limit, rows) = page.await?;
@@ -189,7 +194,8 @@ impl Side<'_> {
         of_row: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
     ) -> anyhow::Result<Answer<Vec<T>>> {
         let start = Instant::now();
-        let asked = retry_transient("compare the rows", async || {
+        let what = format!("compare the rows of {}", self.whose);
+        let asked = retry_transient(&what, async || {
             match self.database.fetch(sql, &arguments, Deadline::NONE).await {
                 Err(error) if divisible && is_too_much(&error) => Ok(None),
                 rows => rows.map(Some),
@@ -202,8 +208,8 @@ impl Side<'_> {
     }
 }
 
-/// A standby that cannot wait any longer to apply a change cancels what still needs the old state (40001): a shorter
-/// statement needs it for a shorter time.
+/// A standby that cannot wait any longer to apply a change cancels what still needs the old state
+/// (40001): a shorter statement needs it for a shorter time.
 fn is_too_much(error: &Error) -> bool {
     let conflicts = |error: &sqlx::Error| sqlstate(error).as_deref() == Some("40001");
     error.too_much() || matches!(error, Error::Database(error) if conflicts(error))

@@ -1,7 +1,8 @@
-//! Pure: the SQL by which one side is compared. A row's digest is made of text alone (md5 and sums), so it is the same on
-//! every version of PostgreSQL.
+//! Pure: the SQL by which one side is compared. A row's digest is made of text alone (md5 and
+//! sums), so it is the same on every version of PostgreSQL.
 //!
-//! Every statement reads a bounded number of rows in the order of the key, and holds its snapshot no longer than that.
+//! Every statement reads a bounded number of rows in the order of the key, and holds its snapshot
+//! no longer than that.
 
 use std::fmt::Write as _;
 
@@ -17,7 +18,8 @@ pub(crate) const ALL_SAMPLED: i64 = 1 << 32;
 pub(crate) struct Statements {
     /// The next rows after a key, as chunks: last key, rows, rows compared, sum of their digests.
     pub(crate) lead: &'static str,
-    /// The rows between two keys in the chunks of the other side: chunk, rows, rows compared, sum of digests.
+    /// The rows between two keys in the chunks of the other side: chunk, rows, rows compared, sum
+    /// of digests.
     pub(crate) follow: &'static str,
     /// The rows between two keys: key, versions, digest of the values if the row is sampled.
     pub(crate) list: &'static str,
@@ -28,8 +30,8 @@ pub(crate) struct Statements {
 }
 
 impl Statements {
-    /// The statements that compare these columns, whose types are this side's; with `since` only rows that changed after
-    /// the time in the last parameter.
+    /// The statements that compare these columns, whose types are this side's; with `since` only
+    /// rows that changed after the time in the last parameter.
     pub(crate) fn new(columns: &[Column], types: &Types, since: bool) -> Self {
         let text = |column: &Column| {
             let kind = types.get(&column.name).map_or("", String::as_str);
@@ -46,7 +48,8 @@ impl Statements {
     }
 }
 
-/// Parameters: the key before the first, how many rows at most, how many per chunk, the sample, the time.
+/// Parameters: the key before the first, how many rows at most, how many per chunk, the sample, the
+/// time.
 fn lead(texts: &[String], since: bool) -> String {
     let digest = digest(texts, "$4", since.then_some("$5"));
     format!(
@@ -62,8 +65,8 @@ GROUP BY chunk ORDER BY chunk"
     )
 }
 
-/// Parameters: the key before the first, the last key, how many rows at most, what ends each chunk but the last, the
-/// sample, the time.
+/// Parameters: the key before the first, the last key, how many rows at most, what ends each chunk
+/// but the last, the sample, the time.
 fn follow(texts: &[String], since: bool) -> String {
     let digest = digest(texts, "$5", since.then_some("$6"));
     format!(
@@ -150,8 +153,8 @@ fn values(texts: &[String]) -> String {
     format!(",\n    ARRAY[{}]::text[]", digests.join(", "))
 }
 
-/// What stands above this key and below every other key after it, so that a key that is equal to the end of a chunk is in
-/// it: PostgreSQL's text holds no smaller character.
+/// What stands above this key and below every other key after it, so that a key that is equal to
+/// the end of a chunk is in it: PostgreSQL's text holds no smaller character.
 pub(crate) fn just_above(key: &str) -> String {
     format!("{key}\u{1}")
 }

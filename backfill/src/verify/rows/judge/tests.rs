@@ -6,7 +6,8 @@ use super::{Held, Listed, Suspect, Verdict, judge, suspects};
 use crate::verify::difference::Kind;
 use crate::verify::rows::columns::Column;
 
-/// A version of a stream: 5 is `L/0…05`, 5.1 its first repair, 0.1 a repair of what was never there; 0 is none.
+/// A version of a stream: 5 is `L/0…05`, 5.1 its first repair, 0.1 a repair of what was never
+/// there; 0 is none.
 fn version(number: f64) -> Option<String> {
     let (change, repair) = (number.trunc(), (number.fract() * 10.0).round());
     let change = if change > 0.0 { format!("L/{change:040}") } else { String::new() };
@@ -34,7 +35,8 @@ fn columns() -> Vec<Column> {
     ]
 }
 
-/// A row with these versions and the digests of `left_mesh`, `left_changed_at`, `user_id`, `complete`.
+/// A row with these versions and the digests of `left_mesh`, `left_changed_at`, `user_id`,
+/// `complete`.
 fn held(of: [f64; 3], values: Option<&str>) -> Held {
     let digests =
         values.map(|values| values.chars().map(|value| Some(value.to_string())).collect());
