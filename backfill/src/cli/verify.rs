@@ -25,6 +25,7 @@ them, one JSON object per line. Exit code 7 if differences persist.
 SIGINT and SIGTERM end the run with what is known so far, and with the --after from which a new run resumes.";
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(group(ArgGroup::new("comparison").args(["against", "tables", "objects"]).required(true)))]
 pub(crate) struct VerifyArguments {
     /// Compare with the rows of this database; without a value, with that of `PEER_DATABASE_URL`.
@@ -46,8 +47,8 @@ pub(crate) struct VerifyArguments {
     /// With --against: compare only what changed after this time. RFC 3339, such as 2026-11-23T14:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = super::time, requires = "against")]
     pub(crate) since: Option<OffsetDateTime>,
-    /// With --tables: read a full point-in-time export instead of the tables: s3://BUCKET/PREFIX or a folder, the one
-    /// that holds manifest-summary.json.
+    /// With --tables: read a full point-in-time export instead of the tables: `s3://BUCKET/PREFIX` or a
+    /// folder, the one that holds manifest-summary.json.
     #[arg(long, value_name = "PLACE", requires = "tables")]
     pub(crate) export: Option<Vec<String>>,
     /// With --tables: how many segments of each table are scanned at once.

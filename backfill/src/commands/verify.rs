@@ -107,7 +107,7 @@ async fn compare(
 ) -> anyhow::Result<(Comparison, String, anyhow::Result<End>)> {
     if let Some(url) = &arguments.against {
         let peer = peer::connect("--against", url, &projector.database).await?;
-        let ended = rows::compare(&projector.database, &peer, arguments, run).await;
+        let ended = Box::pin(rows::compare(&projector.database, &peer, arguments, run)).await;
         return Ok((Comparison::Rows, peer.name, ended));
     }
     if arguments.objects {
@@ -115,7 +115,8 @@ async fn compare(
             variable: "ARCHIVE_BUCKET",
             problem: "is not set: it names the bucket whose objects are compared".to_owned(),
         })?;
-        let ended = objects::compare(&projector.database, bucket, arguments, run).await;
+        let comparing = objects::compare(&projector.database, bucket, arguments, run);
+        let ended = Box::pin(comparing).await;
         return Ok((Comparison::Objects, archive, ended));
     }
     let (against, ended) = tables::compare(projector, arguments, run).await?;
@@ -143,13 +144,12 @@ fn resume(run: &Run<'_>, arguments: &VerifyArguments) -> String {
 /// The result in a word or two. `ended` is `None` if the comparison failed.
 fn result(verification: &Verification, ended: Option<&End>) -> &'static str {
     match (verification.tally.differences(), ended) {
-        (1.., _) => "different",
+        (1.., _) | (0, Some(End::TooManyDiffer)) => "different",
         (0, Some(End::AllCompared)) if verification.complete && verification.since.is_none() => {
             "equal"
         }
         (0, Some(End::AllCompared)) => "no difference in what was compared",
         (0, Some(End::Stopped)) => "stopped, no difference so far",
-        (0, Some(End::TooManyDiffer)) => "different",
         (0, None) => "failed, no difference so far",
     }
 }

@@ -45,7 +45,7 @@ pub(crate) async fn compare(
         .at_most_per_second(arguments.max_rate);
     let mut objects =
         Objects { comparing, progress: Progress::start(rows), stop: run.stop, waiting: Vec::new() };
-    let ended = objects.until_done(run).await;
+    let ended = Box::pin(objects.until_done(run)).await;
     objects.leave(run, matches!(ended, Ok(End::AllCompared | End::TooManyDiffer)));
     ended
 }
@@ -61,13 +61,13 @@ struct Objects<'a> {
 impl Objects<'_> {
     async fn until_done(&mut self, run: &mut Run<'_>) -> anyhow::Result<End> {
         loop {
-            let ended = self.walk(run).await?;
+            let ended = Box::pin(self.walk(run)).await?;
             if ended == compare_objects::End::Stopped {
                 return Ok(End::Stopped);
             }
             let too_many = ended == compare_objects::End::TooManyDiffer;
             let rounds = if too_many { 1 } else { run.rounds };
-            if !self.settle(rounds, run.wait).await? {
+            if !Box::pin(self.settle(rounds, run.wait)).await? {
                 return Ok(End::Stopped);
             }
             if too_many && self.waiting.len() <= MOST {
@@ -162,6 +162,6 @@ impl Objects<'_> {
         }
         let waiting = self.waiting.iter().map(|waiting| waiting.previous.as_str());
         let resume = waiting.chain([self.comparing.resume_after()]).min();
-        run.compared_through = resume.unwrap_or_default().to_owned();
+        resume.unwrap_or_default().clone_into(&mut run.compared_through);
     }
 }

@@ -56,7 +56,7 @@ pub(crate) async fn compare(
     run: &mut Run<'_>,
 ) -> anyhow::Result<End> {
     let stop = run.stop;
-    let starting = Walk::start(ours, peer, arguments, &run.compared_through);
+    let starting = Box::pin(Walk::start(ours, peer, arguments, &run.compared_through));
     let mut walk = tokio::select! {
         biased;
         () = stop.wait() => return Ok(End::Stopped),
@@ -65,10 +65,10 @@ pub(crate) async fn compare(
     let ended = tokio::select! {
         biased;
         () = stop.wait() => Ok(End::Stopped),
-        ended = walk.until_done(run) => ended,
+        ended = Box::pin(walk.until_done(run)) => ended,
     };
     let Walk { through, mut rounds, .. } = walk;
-    run.compared_through = rounds.resume_after().unwrap_or(&through).to_owned();
+    rounds.resume_after().unwrap_or(&through).clone_into(&mut run.compared_through);
     if !matches!(ended, Ok(End::AllCompared)) {
         rounds.leave_unconfirmed(&mut run.report);
     }
@@ -169,13 +169,13 @@ impl<'a> Walk<'a> {
                 continue;
             }
             run.rate.take(page.rows() as f64).await;
-            next = self.range(page, &mut run.report).await?;
-            if self.rounds.len() > MOST && self.too_many(run).await? {
+            next = Box::pin(self.range(page, &mut run.report)).await?;
+            if self.rounds.len() > MOST && Box::pin(self.too_many(run)).await? {
                 return Ok(End::TooManyDiffer);
             }
         }
         self.progress.finish();
-        self.rounds.settle(run.rounds, run.wait).await?;
+        Box::pin(self.rounds.settle(run.rounds, run.wait)).await?;
         self.rounds.report(&mut run.report)?;
         Ok(End::AllCompared)
     }
@@ -190,8 +190,8 @@ impl<'a> Walk<'a> {
         let Some(last) = page.chunks.last().map(|chunk| chunk.last.clone()) else {
             return Ok(None);
         };
-        let (limit, follower) = (page.limit * 2, self.sides[1 - self.leads]);
-        let following = follower.follow(&self.through, &page.chunks, limit, page.rows() > 1);
+        let (limit, other) = (page.limit * 2, self.sides[1 - self.leads]);
+        let following = other.follow(&self.through, &page.chunks, limit, page.rows() > 1);
         let reading_on = async {
             if page.is_last() { None } else { Some(self.lead(&last, self.limit()).await) }
         };
@@ -210,7 +210,7 @@ impl<'a> Walk<'a> {
         let (spans, equal) = differing(&self.through, &page.chunks, &sums);
         report.tally.compared += equal;
         for span in spans {
-            self.list(&span, report).await?;
+            Box::pin(self.list(&span, report)).await?;
         }
         self.pace.done(page.rows(), page.took.max(took));
         self.through = last;
@@ -225,7 +225,7 @@ impl<'a> Walk<'a> {
         let (ours, theirs) =
             try_join(ours.list(after, through), theirs.list(after, through)).await?;
         let (suspects, sessions) = suspects(&ours, &theirs);
-        self.rounds.add(after, suspects).await?;
+        Box::pin(self.rounds.add(after, suspects)).await?;
         report.tally.compared += sessions;
         Ok(())
     }
@@ -249,7 +249,7 @@ impl<'a> Walk<'a> {
 
     /// Whether too many sessions differ, even after they were read again. They are reported then.
     async fn too_many(&mut self, run: &mut Run<'_>) -> anyhow::Result<bool> {
-        self.rounds.settle(1, run.wait).await?;
+        Box::pin(self.rounds.settle(1, run.wait)).await?;
         let too_many = self.rounds.len() > MOST;
         if too_many {
             console::line(&format!(

@@ -133,10 +133,10 @@ impl Side<'_> {
                 Ok(arguments)
             };
             let what = format!("list the rows of {} that differ", self.whose);
-            let page = retry_transient(&what, async || {
+            let reading = retry_transient(&what, async || {
                 statement::page(self.database, &mut pace, self.statements.list, arguments).await
             });
-            let (limit, rows) = page.await?;
+            let (limit, rows) = reading.await?;
             for row in &rows {
                 listed.push(listed_of(row).map_err(Error::Database)?);
             }
@@ -152,9 +152,10 @@ impl Side<'_> {
         mut keys: &[&str],
         with_values: bool,
     ) -> anyhow::Result<HashMap<String, Held>> {
-        let (sql, most) = match with_values {
-            true => (self.statements.look_values, LOOKED_AT),
-            false => (self.statements.look, LISTED),
+        let (sql, most) = if with_values {
+            (self.statements.look_values, LOOKED_AT)
+        } else {
+            (self.statements.look, LISTED)
         };
         let (mut pace, mut found) = (Pace::new(most), HashMap::new());
         while !keys.is_empty() {
@@ -164,10 +165,10 @@ impl Side<'_> {
                 Ok(arguments)
             };
             let what = format!("read again what differs in {}", self.whose);
-            let page = retry_transient(&what, async || {
+            let reading = retry_transient(&what, async || {
                 statement::page(self.database, &mut pace, sql, arguments).await
             });
-            let (limit, rows) = page.await?;
+            let (limit, rows) = reading.await?;
             for row in &rows {
                 let (key, held) = held_of(row, with_values).map_err(Error::Database)?;
                 found.insert(key, held);
