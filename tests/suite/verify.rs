@@ -357,6 +357,9 @@ async fn a_database_that_can_only_be_read_is_compared_and_keeps_no_result() {
 #[tokio::test]
 async fn rows_of_one_side_alone_are_found_wherever_they_lie() {
     let (ours, theirs) = two(5_000).await;
+    let last = "DELETE FROM measurements WHERE session_id > 's4990'";
+    assert_eq!(ours.change(last).await, 10);
+    assert_eq!(differences(&ours, &theirs, &[]).len(), 10, "only the other side has the last ones");
     let sides = [(&ours, "'s0001', 's4000'", "missing"), (&theirs, "'s0002', 's4999'", "extra")];
     for (emptied, kept, kind) in sides {
         let others = format!("DELETE FROM measurements WHERE session_id NOT IN ({kept})");
