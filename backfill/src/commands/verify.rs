@@ -1,6 +1,7 @@
 //! `backfill verify`: compares our rows with another database, with the tables or with the objects,
 //! and says what differs and goes on to differ.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use projector::apply::Projector;
@@ -9,15 +10,16 @@ use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
 use projector::start;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use sqlx::Row as _;
 use sqlx::postgres::PgArguments;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cli::{Settings, VerifyArguments};
-use crate::console::{self, say, span};
+use crate::console::span;
 use crate::outcome::{Outcome, Remedy};
+use crate::output::Output;
 use crate::peer;
 use crate::rate::Rate;
 use crate::retry::retry_transient;
@@ -31,6 +33,7 @@ pub(crate) async fn run(
     settings: &Settings,
     arguments: &VerifyArguments,
     stop: &Stop,
+    output: &Output,
 ) -> anyhow::Result<Outcome> {
     let config = settings.config()?;
     let place = |archive: &ArchiveConfig| format!("s3://{}/{}", archive.bucket, archive.prefix);
@@ -43,7 +46,7 @@ pub(crate) async fn run(
     let (projector, started_at) = tokio::select! {
         biased;
         () = stop.wait() => {
-            console::line("stopped by a signal before anything was compared");
+            output.ended_early("stopped by a signal before anything was compared");
             return Ok(Outcome::Interrupted);
         }
         started = starting => started?,
@@ -72,27 +75,36 @@ pub(crate) async fn run(
         ended => ended.map_err(|error| error.context(Remedy(resume(&run, arguments)))),
     };
     // What is known is shown, whatever fails after that.
-    if arguments.json {
-        print_json(&verification, &run, ended.as_ref().ok(), start.elapsed());
-    } else {
-        print(&verification, &run, ended.as_ref().ok(), start.elapsed());
-    }
+    let (took, known) = (start.elapsed(), ended.as_ref().ok());
+    output.result(
+        || text(&verification, &run, known, took),
+        || Ok(json(&verification, &run, known, took)),
+    )?;
     run.report.flush()?;
     let ended = ended?;
-    keep(&projector.database, &verification, stop).await?;
+    keep(&projector.database, &verification, stop, output).await?;
     if ended != End::AllCompared {
-        console::line(&resume(&run, arguments));
+        output.ended_early(&resume(&run, arguments));
     }
-    Ok(outcome(ended, run.report.tally.differences()))
+    let outcome = outcome(ended, run.report.tally.differences());
+    if outcome == Outcome::Different {
+        output.explain("the two sides differ");
+    }
+    Ok(outcome)
 }
 
 /// Keeps the result, for as long as a signal leaves time.
-async fn keep(database: &Database, verification: &Verification, stop: &Stop) -> anyhow::Result<()> {
+async fn keep(
+    database: &Database,
+    verification: &Verification,
+    stop: &Stop,
+    output: &Output,
+) -> anyhow::Result<()> {
     tokio::select! {
         biased;
         saved = verification::save(database, verification) => saved,
         () = stop.grace_over() => {
-            console::line("no row in verifications keeps this result");
+            output.ended_early("no row in verifications keeps this result");
             Ok(())
         }
     }
@@ -154,59 +166,75 @@ fn result(verification: &Verification, ended: Option<&End>) -> &'static str {
     }
 }
 
-fn print(verification: &Verification, run: &Run<'_>, ended: Option<&End>, duration: Duration) {
+fn text(
+    verification: &Verification,
+    run: &Run<'_>,
+    ended: Option<&End>,
+    duration: Duration,
+) -> String {
     let Verification { against, tally, .. } = verification;
     let seconds = duration.as_secs_f64().max(1e-9);
     let rate = tally.compared as f64 / seconds;
     let end = result(verification, ended);
     let took = span(duration.max(Duration::from_secs(1)));
-    say!("{end}: {} sessions compared with {against} in {took} ({rate:.0}/s)", tally.compared);
+    let mut text = format!(
+        "{end}: {} sessions compared with {against} in {took} ({rate:.0}/s)\n",
+        tally.compared
+    );
     for kind in Kind::ALL {
-        say!("  {:<10}{:>10}", kind.name(), tally.of(kind));
+        let _ = writeln!(text, "  {:<10}{:>10}", kind.name(), tally.of(kind));
     }
     for difference in run.report.named() {
-        say!("{}", difference.text());
+        let _ = writeln!(text, "{}", difference.text());
     }
-    let named = run.report.named().len() as u64;
-    if tally.differences() > named {
-        say!("... and {} more: --report FILE writes all of them", tally.differences() - named);
+    let more = tally.differences().saturating_sub(run.report.named().len() as u64);
+    if more > 0 {
+        let _ = writeln!(text, "... and {more} more: --report FILE writes all of them");
     }
-    let Report { not_confirmed, .. } = &run.report;
-    if *not_confirmed > 0 {
-        let named = run.report.unconfirmed();
-        let more = if *not_confirmed > named.len() as u64 { ", ..." } else { "" };
-        say!(
-            "not confirmed: {not_confirmed} sessions differed when they were last read, and were \
-             not read again {} times: {}{more}",
-            run.rounds,
-            named.join(", ")
-        );
-    }
+    text + &not_confirmed(run)
 }
 
-fn print_json(verification: &Verification, run: &Run<'_>, ended: Option<&End>, duration: Duration) {
+/// The sessions that a run which ended early has not read often enough; empty if there are none.
+fn not_confirmed(run: &Run<'_>) -> String {
+    let Report { not_confirmed, .. } = &run.report;
+    if *not_confirmed == 0 {
+        return String::new();
+    }
+    let named = run.report.unconfirmed();
+    let more = if *not_confirmed > named.len() as u64 { ", ..." } else { "" };
+    format!(
+        "not confirmed: {not_confirmed} sessions differed when they were last read, and were not read again {} \
+         times: {}{more}\n",
+        run.rounds,
+        named.join(", ")
+    )
+}
+
+fn json(
+    verification: &Verification,
+    run: &Run<'_>,
+    ended: Option<&End>,
+    duration: Duration,
+) -> Json {
     let Verification { comparison, against, started_at: _, complete, since, tally } = verification;
     let since = since.and_then(|since| since.format(&Rfc3339).ok());
     let differences: serde_json::Map<_, _> =
         Kind::ALL.map(|kind| (kind.name().to_owned(), json!(tally.of(kind)))).into_iter().collect();
     let first: Vec<_> = run.report.named().iter().map(Difference::json).collect();
     let compared_through = (!complete).then_some(&run.compared_through);
-    say!(
-        "{}",
-        json!({
-            "result": result(verification, ended),
-            "comparison": comparison.name(),
-            "against": against,
-            "complete": complete,
-            "since": since,
-            "compared": tally.compared,
-            "differences": differences,
-            "first": first,
-            "not_confirmed": run.report.not_confirmed,
-            "compared_through": compared_through,
-            "seconds": duration.as_secs_f64(),
-        })
-    );
+    json!({
+        "result": result(verification, ended),
+        "comparison": comparison.name(),
+        "against": against,
+        "complete": complete,
+        "since": since,
+        "compared": tally.compared,
+        "differences": differences,
+        "first": first,
+        "not_confirmed": run.report.not_confirmed,
+        "compared_through": compared_through,
+        "seconds": duration.as_secs_f64(),
+    })
 }
 
 /// Our database's clock.
