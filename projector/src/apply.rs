@@ -1,7 +1,7 @@
 //! THE apply path: records → changes → fold → upsert → objects.
 //!
-//! The Lambda and every kind of backfill call [`Projector::apply`]; nothing else writes the read
-//! model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
+//! The Lambda and every kind of backfill call [`Projector::apply`], or [`Projector::apply_changes`] for what is decoded
+//! already; nothing else writes the read model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
 //! is named in [`BatchOutcome::failed`] and may not be acknowledged.
 
 mod attempt;
@@ -147,6 +147,30 @@ impl Projector {
         self.reject(records, refused, &mut batch, deadline).await?;
 
         log_rejections(&batch.rejections);
+        batch.failed.sort_unstable();
+        batch.failed.dedup();
+        batch.counts.failed = batch.failed.len() as u64;
+        Ok(batch)
+    }
+
+    /// Applies changes that are decoded already: those of the rows of another database, or of objects. Each stands at
+    /// its own [`Arrival::position`], by which the outcome names it.
+    ///
+    /// What PostgreSQL refuses is in [`BatchOutcome::rejections`], and nowhere else: there is no record that
+    /// `rejected_records` could keep.
+    ///
+    /// # Errors
+    /// As [`Projector::apply`].
+    pub async fn apply_changes(
+        &self,
+        arrivals: &[Arrival],
+        deadline: Deadline,
+    ) -> Result<BatchOutcome, Error> {
+        let mut batch = BatchOutcome::default();
+        batch.counts.records = arrivals.len() as u64;
+        batch.oldest = arrivals.iter().filter_map(|arrival| arrival.change.changed_at).min();
+        batch.rejections = self.store(fold::fold(arrivals), &mut batch, deadline).await?;
+        batch.counts.rejected = batch.rejections.len() as u64;
         batch.failed.sort_unstable();
         batch.failed.dedup();
         batch.counts.failed = batch.failed.len() as u64;

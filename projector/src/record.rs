@@ -5,3 +5,4 @@ pub mod change;
 pub mod fold;
 pub mod image;
 pub mod kept;
+pub mod stored;

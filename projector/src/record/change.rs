@@ -335,10 +335,19 @@ fn session_id<'a>(keys: &'a Item<'_>) -> Result<&'a str, Malformed> {
     let Some(Attribute::S(session_id)) = keys.get("session_id") else {
         return Err(Malformed::SessionId);
     };
+    require_session_id(session_id)?;
+    Ok(session_id)
+}
+
+/// Refuses what is no key of a session: it becomes a part of an object's key.
+///
+/// # Errors
+/// [`Malformed::SessionId`].
+pub fn require_session_id(session_id: &str) -> Result<(), Malformed> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let first_allowed = session_id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     if first_allowed && session_id.len() <= 128 && session_id.bytes().all(allowed) {
-        Ok(session_id)
+        Ok(())
     } else {
         Err(Malformed::SessionId)
     }

@@ -51,6 +51,18 @@ pub struct Described {
     pub format: u32,
 }
 
+/// An object as a listing names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: String,
+    /// How large its body is.
+    pub bytes: u64,
+}
+
+/// A body and its metadata.
+pub type Object = (Bytes, Option<HashMap<String, String>>);
+
 /// What became of a conditional PUT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
@@ -173,15 +185,28 @@ impl Archive {
     ///
     /// # Errors
     /// [`Error::Archive`] or [`Error::NoBucket`].
-    pub async fn get(
-        &self,
-        key: &str,
-        etag: &str,
-    ) -> Result<Option<(Bytes, Option<HashMap<String, String>>)>, Error> {
-        let get = self.client.get_object().bucket(&self.config.bucket).key(key).if_match(etag);
-        let object = match get.send().await {
+    pub async fn get(&self, key: &str, etag: &str) -> Result<Option<Object>, Error> {
+        self.get_if(key, Some(etag)).await
+    }
+
+    /// The body and the metadata of the object, whichever it is now; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] or [`Error::NoBucket`].
+    pub async fn get_current(&self, key: &str) -> Result<Option<Object>, Error> {
+        self.get_if(key, None).await
+    }
+
+    async fn get_if(&self, key: &str, etag: Option<&str>) -> Result<Option<Object>, Error> {
+        let get = self.client.get_object().bucket(&self.config.bucket).key(key);
+        let object = match get.set_if_match(etag.map(str::to_owned)).send().await {
             Ok(object) => object,
-            Err(error) if matches!(status(&error), Some(404 | 412)) => return Ok(None),
+            Err(error)
+                if matches!(status(&error), Some(404 | 412))
+                    && error.code() != Some("NoSuchBucket") =>
+            {
+                return Ok(None);
+            }
             Err(error) => return Err(self.failed("GET", key, &error)),
         };
         let metadata = object.metadata;
@@ -189,6 +214,28 @@ impl Archive {
         let body =
             body.map_err(|error| self.error("GET", key, Message::new("S3 broke off"), error))?;
         Ok(Some((body.into_bytes(), metadata)))
+    }
+
+    /// The objects below the prefix whose keys come after this one, up to 1,000 of them in the order of their keys.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] or [`Error::NoBucket`].
+    pub async fn list(&self, after: &str) -> Result<Vec<Listed>, Error> {
+        let ArchiveConfig { bucket, prefix } = &self.config;
+        let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+        let list = if after.is_empty() { list } else { list.start_after(after) };
+        let page = list.send().await.map_err(|error| self.failed("LIST", prefix, &error))?;
+        let listed = |object: aws_sdk_s3::types::Object| {
+            let bytes = object.size.and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
+            Some(Listed { key: object.key?, bytes })
+        };
+        Ok(page.contents.unwrap_or_default().into_iter().filter_map(listed).collect())
+    }
+
+    /// The session whose object has this key; `None` where it is none of ours.
+    #[must_use]
+    pub fn session_of<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.config.prefix)?.strip_suffix(".json")
     }
 
     /// Asks for a byte of an object that does not exist: an answer of "not found" proves that the bucket is there, and

@@ -123,19 +123,29 @@ fn mark(
     upserted: &mut [Option<Upserted>],
     marked: impl Fn(Versions) -> Upserted,
 ) -> Result<(), Error> {
+    for (session_id, held) in found_versions(rows).map_err(Error::Database)? {
+        if let Some(place) = place_of(sessions, &session_id)
+            && !newer(&sessions[place].patch, &held.as_deref())
+        {
+            upserted[place] = Some(marked(held));
+        }
+    }
+    Ok(())
+}
+
+/// The sessions that the arrays of an answer name, and their versions.
+fn found_versions(rows: &[PgRow]) -> Result<Vec<(String, Versions)>, sqlx::Error> {
+    let mut found = Vec::new();
     for row in rows {
-        let (keys, versions) = versions(row).map_err(Error::Database)?;
+        let (keys, versions) = versions(row)?;
         let mut versions = versions.map(Vec::into_iter);
         for session_id in keys {
             // The arrays are equally long.
             let held = Versions::from_fn(|part| versions[part].next().flatten());
-            let Some(place) = place_of(sessions, &session_id) else { continue };
-            if !newer(&sessions[place].patch, &held.as_deref()) {
-                upserted[place] = Some(marked(held));
-            }
+            found.push((session_id, held));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// The keys found, and the versions of each part in their order.
@@ -189,6 +199,24 @@ pub async fn change_times(
         Ok((row.try_get(0)?, times))
     };
     rows.iter().map(times).collect::<Result<_, _>>().map_err(Error::Database)
+}
+
+/// The versions that the rows of these sessions hold; a session without a row has no entry.
+///
+/// # Errors
+/// As [`Database::fetch`].
+pub async fn versions_by_key(
+    database: &Database,
+    session_ids: &[&str],
+    deadline: Deadline,
+) -> Result<HashMap<String, Versions>, Error> {
+    let arguments = || {
+        let mut arguments = PgArguments::default();
+        arguments.add(session_ids)?;
+        Ok(arguments)
+    };
+    let rows = database.fetch(statement::VERSIONS, arguments, deadline).await?;
+    Ok(found_versions(&rows).map_err(Error::Database)?.into_iter().collect())
 }
 
 fn place_of(sessions: &[SessionChanges<'_>], session_id: &str) -> Option<usize> {
@@ -294,15 +322,28 @@ pub async fn read(
     session_id: &str,
     deadline: Deadline,
 ) -> Result<Measurement, Error> {
+    let rows = read_by_key(database, &[session_id], deadline).await?;
+    rows.into_iter().next().ok_or_else(|| Error::RowVanished(session_id.to_owned()))
+}
+
+/// The rows of these sessions, each whole, in no order; a session without a row has none. The caller bounds what they
+/// take.
+///
+/// # Errors
+/// As [`Database::fetch`].
+pub async fn read_by_key(
+    database: &Database,
+    session_ids: &[&str],
+    deadline: Deadline,
+) -> Result<Vec<Measurement>, Error> {
     let arguments = || {
         let mut arguments = PgArguments::default();
-        arguments.add([session_id].as_slice())?;
+        arguments.add(session_ids)?;
         arguments.add(true)?;
         Ok(arguments)
     };
     let rows = database.fetch(statement::READ.as_str(), arguments, deadline).await?;
-    let row = rows.first().map(measurement).transpose()?.flatten();
-    row.ok_or_else(|| Error::RowVanished(session_id.to_owned()))
+    rows.iter().filter_map(|row| measurement(row).transpose()).collect()
 }
 
 /// One array a column, in the order of the statement's parameters. Public for the benchmark, whose
