@@ -1,14 +1,17 @@
 //! Delivers batches to the projector until every record of them is accounted for: what Lambda does
-//! for the live function, with patience and an end. Files, streams and `redrive` share it. Only `redrive` may leave
-//! records that cannot be stored, since they are kept in `rejected_records`.
+//! for the live function, with patience and an end. Files, streams, `redrive` and `merge` share it. Only `redrive` and
+//! `merge` may leave records that cannot be stored, since they are kept where they came from.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::bail;
-use projector::apply::{Durations, Projector};
+use projector::apply::{BatchOutcome, Durations, Projector};
 use projector::change::{self, Decoded, Tables};
 use projector::counts::Counts;
 use projector::deadline::Deadline;
+use projector::error::Error;
+use projector::fold::Arrival;
 use tokio::task::JoinHandle;
 
 use crate::console;
@@ -24,6 +27,32 @@ const TRIES_OF_THE_REST: u32 = 4;
 /// The run ends if PostgreSQL refuses at least this many sessions of a batch, all for the same reason, and takes
 /// none: the table is at fault. Nobody halves our batches, so a few records may well be at fault themselves.
 const ALL_REFUSED_AT_LEAST: usize = 20;
+
+/// What a batch is made of.
+pub(crate) trait Deliverable: Sized + Send {
+    /// Applies a batch. The outcome names its members by their index in it.
+    fn apply(
+        projector: &Projector,
+        batch: &mut [Self],
+    ) -> impl Future<Output = Result<BatchOutcome, Error>> + Send;
+}
+
+/// A record, as Lambda delivers it.
+impl Deliverable for Vec<u8> {
+    async fn apply(projector: &Projector, batch: &mut [Self]) -> Result<BatchOutcome, Error> {
+        Box::pin(projector.apply(batch, Deadline::NONE)).await
+    }
+}
+
+/// A change that is decoded already.
+impl Deliverable for Arrival {
+    async fn apply(projector: &Projector, batch: &mut [Self]) -> Result<BatchOutcome, Error> {
+        for (index, arrival) in batch.iter_mut().enumerate() {
+            arrival.position = index;
+        }
+        Box::pin(projector.apply_changes(batch, Deadline::NONE)).await
+    }
+}
 
 /// The projector, and what came of all batches so far.
 pub(crate) struct Delivery {
@@ -46,8 +75,22 @@ pub(crate) struct Delivered {
     durations: Durations,
     /// The indices of the records that have rows in `rejected_records`, in order: open ones and discarded ones.
     rejected: Vec<usize>,
+    /// Why, by the indices of the open ones.
+    refused: Vec<(usize, String)>,
     /// The indices of the records that could not be stored, in order.
     failed: Vec<usize>,
+}
+
+impl Delivered {
+    /// What PostgreSQL refuses of a batch of changes: the index of each, and why.
+    pub(crate) fn refused(&self) -> &[(usize, String)] {
+        &self.refused
+    }
+
+    /// What could not be stored while others could, by index.
+    pub(crate) fn failed(&self) -> &[usize] {
+        &self.failed
+    }
 }
 
 /// The records of a batch that are not in both stores, by their indices, in order.
@@ -75,7 +118,7 @@ impl Delivery {
         }
     }
 
-    /// For records that were rejected before: that all are refused again says nothing of the table.
+    /// For records that may have been refused before: that all are refused says nothing of the table.
     pub(crate) fn of_rejected(mut projector: Projector) -> Self {
         projector.all_refused_at_least = usize::MAX;
         Self::of(projector)
@@ -105,10 +148,8 @@ impl Delivery {
     ) -> anyhow::Result<NotStored> {
         let count = records.len();
         self.not_counted += count as u64;
-        let mut delivered = deliver(&self.projector, records, TRIES_OF_THE_REST).await?;
-        if delivered.failed.len() == count {
-            delivered = delivered.require_all()?;
-        }
+        let mut delivered =
+            deliver(&self.projector, records, TRIES_OF_THE_REST).await?.require_any(count)?;
         let failed = std::mem::take(&mut delivered.failed);
         Ok(NotStored { rejected: self.add(delivered), failed })
     }
@@ -119,6 +160,19 @@ impl Delivery {
         self.not_counted += records.len() as u64;
         let projector = Arc::clone(&self.projector);
         tokio::spawn(async move { deliver(&projector, records, MAX_TRIES).await?.require_all() })
+    }
+
+    /// Delivers changes on a task of its own. What cannot be stored while others can is left where it came from.
+    pub(crate) fn start_changes(
+        &mut self,
+        changes: Vec<Arrival>,
+    ) -> JoinHandle<anyhow::Result<Delivered>> {
+        let count = changes.len();
+        self.not_counted += count as u64;
+        let projector = Arc::clone(&self.projector);
+        tokio::spawn(async move {
+            deliver(&projector, changes, TRIES_OF_THE_REST).await?.require_any(count)
+        })
     }
 
     /// Adds what came of a batch, and gives the indices of the records that were rejected.
@@ -132,6 +186,11 @@ impl Delivery {
 }
 
 impl Delivered {
+    /// Of a batch of this many, one at least must be through: otherwise the stores are away.
+    fn require_any(self, count: usize) -> anyhow::Result<Self> {
+        if self.failed.len() == count { self.require_all() } else { Ok(self) }
+    }
+
     fn require_all(self) -> anyhow::Result<Self> {
         if self.failed.is_empty() {
             return Ok(self);
@@ -145,18 +204,17 @@ impl Delivered {
 
 /// Delivers a batch until nothing more can be stored: [`MAX_TRIES`] in vain or, once some of it is through,
 /// `deliveries_of_the_rest`.
-async fn deliver(
+async fn deliver<T: Deliverable>(
     projector: &Projector,
-    records: Vec<Vec<u8>>,
+    mut records: Vec<T>,
     deliveries_of_the_rest: u32,
 ) -> anyhow::Result<Delivered> {
     let mut delivered = Delivered { records: records.len() as u64, ..Delivered::default() };
-    let mut records: Vec<(usize, Vec<u8>)> = records.into_iter().enumerate().collect();
+    let mut indices: Vec<usize> = (0..records.len()).collect();
     let (mut delivery, mut most) = (0, MAX_TRIES);
     while delivery < most {
         delivery += 1;
-        let bytes: Vec<&[u8]> = records.iter().map(|(_, record)| record.as_slice()).collect();
-        let batch = Box::pin(projector.apply(&bytes, Deadline::NONE)).await?;
+        let batch = T::apply(projector, &mut records).await?;
         // A record counts once it is through. (A change whose object failed was applied then; it
         // comes again as a duplicate.)
         let mut counts = batch.counts;
@@ -164,10 +222,12 @@ async fn deliver(
         counts.failed = 0;
         delivered.counts += counts;
         delivered.durations += batch.durations;
-        delivered.rejected.extend(batch.discarded.iter().map(|index| records[*index].0));
+        delivered.rejected.extend(batch.discarded.iter().map(|index| indices[*index]));
         for rejection in batch.rejections {
-            delivered.rejected.push(records[rejection.record_index].0);
-            delivered.reasons.add(rejection.reason);
+            let index = indices[rejection.record_index];
+            delivered.rejected.push(index);
+            delivered.reasons.add(rejection.reason.clone());
+            delivered.refused.push((index, rejection.reason));
         }
         if batch.failed.is_empty() {
             delivered.rejected.sort_unstable();
@@ -177,6 +237,7 @@ async fn deliver(
         if batch.failed.len() < records.len() {
             (delivery, most) = (1, deliveries_of_the_rest);
         }
+        indices = batch.failed.iter().map(|index| indices[*index]).collect();
         let mut failed = batch.failed.into_iter().peekable();
         let mut record_index = 0;
         records.retain(|_| {
@@ -196,7 +257,7 @@ async fn deliver(
         }
     }
     delivered.rejected.sort_unstable();
-    delivered.failed = records.into_iter().map(|(index, _)| index).collect();
+    delivered.failed = indices;
     Ok(delivered)
 }
 
