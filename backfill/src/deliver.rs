@@ -11,7 +11,7 @@ use projector::change::{self, Decoded, Tables};
 use projector::counts::Counts;
 use projector::deadline::Deadline;
 use projector::error::Error;
-use projector::fold::Arrival;
+use projector::fold::IndexedChange;
 use tokio::task::JoinHandle;
 
 use crate::console;
@@ -45,10 +45,10 @@ impl Deliverable for Vec<u8> {
 }
 
 /// A change that is decoded already.
-impl Deliverable for Arrival {
+impl Deliverable for IndexedChange {
     async fn apply(projector: &Projector, batch: &mut [Self]) -> Result<BatchOutcome, Error> {
         for (index, arrival) in batch.iter_mut().enumerate() {
-            arrival.position = index;
+            arrival.record_index = index;
         }
         Box::pin(projector.apply_changes(batch, Deadline::NONE)).await
     }
@@ -165,7 +165,7 @@ impl Delivery {
     /// Delivers changes on a task of its own. What cannot be stored while others can is left where it came from.
     pub(crate) fn start_changes(
         &mut self,
-        changes: Vec<Arrival>,
+        changes: Vec<IndexedChange>,
     ) -> JoinHandle<anyhow::Result<Delivered>> {
         let count = changes.len();
         self.not_counted += count as u64;

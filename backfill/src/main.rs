@@ -7,6 +7,7 @@ mod commands;
 mod compare_objects;
 mod console;
 mod deliver;
+mod exclusive;
 mod layout;
 mod outcome;
 mod output;

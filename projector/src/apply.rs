@@ -154,7 +154,7 @@ impl Projector {
     }
 
     /// Applies changes that are decoded already: those of the rows of another database, or of objects. Each stands at
-    /// its own [`Arrival::position`], by which the outcome names it.
+    /// its own [`IndexedChange::record_index`], by which the outcome names it.
     ///
     /// What PostgreSQL refuses is in [`BatchOutcome::rejections`], and nowhere else: there is no record that
     /// `rejected_records` could keep.
@@ -163,7 +163,7 @@ impl Projector {
     /// As [`Projector::apply`].
     pub async fn apply_changes(
         &self,
-        arrivals: &[Arrival],
+        arrivals: &[IndexedChange],
         deadline: Deadline,
     ) -> Result<BatchOutcome, Error> {
         let mut batch = BatchOutcome::default();

@@ -26,6 +26,7 @@ use crate::commands::redrive::report::Report;
 use crate::commands::redrive::untried::Untried;
 use crate::console::{self, Progress};
 use crate::deliver::{Delivery, NotStored};
+use crate::exclusive::{self, Held};
 use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::stop::Stop;
@@ -63,6 +64,10 @@ pub(crate) async fn run(
         let discarding = Discarding::new(database, filter, why, arguments.dry_run);
         return discarding.run(stop, output).await;
     }
+    let lock = match arguments.dry_run {
+        true => None,
+        false => Held::take_unless_pooled(exclusive::REPAIR, database).await?,
+    };
     if without_archive && !arguments.dry_run {
         console::line(
             "ARCHIVE_BUCKET is not set: a record is removed when it is in the database, no object is written",
@@ -70,6 +75,7 @@ pub(crate) async fn run(
     }
     let redrive = Redrive {
         delivery,
+        lock,
         filter,
         dry_run: arguments.dry_run,
         pace: Pace::new(BATCH),
@@ -88,6 +94,8 @@ enum End {
 
 struct Redrive<'a> {
     delivery: Delivery,
+    /// Keeps a merge and another redrive away; a dry run has none.
+    lock: Option<Held>,
     filter: Filter<'a>,
     dry_run: bool,
     pace: Pace,
@@ -135,7 +143,7 @@ impl Redrive<'_> {
             || self.text(end, duration),
             || serde_json::to_value(self.report(end, duration)),
         )?;
-        let Self { delivery, tally, progress, dry_run, .. } = self;
+        let Self { delivery, lock: _lock, tally, progress, dry_run, .. } = self;
         drop(progress);
         match ended? {
             End::AllTried => {
@@ -184,6 +192,9 @@ impl Redrive<'_> {
     async fn until_done(&mut self, stop: &Stop) -> anyhow::Result<End> {
         loop {
             let database = &self.delivery.projector().database;
+            if let Some(lock) = &mut self.lock {
+                lock.keep(database).await?;
+            }
             let reading = rejected::next(database, &self.last, self.filter, &mut self.pace);
             let batch = tokio::select! {
                 biased;

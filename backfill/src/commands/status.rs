@@ -16,9 +16,9 @@ use time::OffsetDateTime;
 
 use crate::cli::Settings;
 use crate::console;
+use crate::exclusive::{self, Holder};
 use crate::outcome::Outcome;
 use crate::output::Output;
-use crate::replay::checkpoint::{self, LockHolder};
 
 const DISCARDED: &str = "SELECT count(*) FROM rejected_records WHERE discarded_at IS NOT NULL";
 
@@ -51,7 +51,7 @@ FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace WHERE t.oid = to_r
 #[derive(Debug, Serialize)]
 struct Status {
     /// Who holds the lock of `stream`; `null`: nobody.
-    lock: Option<LockHolder>,
+    lock: Option<Holder>,
     checkpoints: Vec<Checkpoint>,
     rejected: Rejected,
     rows: Rows,
@@ -133,7 +133,9 @@ async fn read(database: &Database) -> anyhow::Result<Status> {
         );
         return Err(ConfigError { variable: "DATABASE_URL", problem }.into());
     }
-    let lock = checkpoint::lock_holder(database).await.context("cannot read who holds the lock")?;
+    let lock = exclusive::holder(exclusive::STREAM, database)
+        .await
+        .context("cannot read who holds the lock")?;
     let checkpoints =
         fetch(database, CHECKPOINTS).await.context("cannot read backfill_checkpoints")?;
     let by_reason: Vec<RejectedFor> =

@@ -1,30 +1,21 @@
-//! How far each shard has come, kept in the target database; and the lock that lets one run at a time
-//! at it.
+//! How far each shard has come, kept in the target database, beside the lock that lets one run at a time at it.
 //!
 //! A checkpoint is written after the records up to it are in both stores, never before. It is written
 //! over the connection that holds the lock: a run that has lost the lock with its connection notices
 //! before it writes, and takes the lock anew or stops.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use projector::bind;
-use projector::database::{Database, DedicatedConnection};
-use projector::deadline::Deadline;
+use projector::database::Database;
 use projector::error::{Consequence, Error};
-use sqlx::Row as _;
 use time::OffsetDateTime;
 
 use crate::console;
+use crate::exclusive::{self, Held};
 use crate::replay::position::Position;
 use crate::retry::{MAX_TRIES, pause_after};
-
-/// The advisory lock's key: "backfill" as bytes. It counts within one database.
-const LOCK: i64 = i64::from_be_bytes(*b"backfill");
-/// A run that was killed leaves its lock until the server notices that the connection is gone.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-const LOCK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Where a run resumes a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,16 +42,8 @@ pub(crate) struct CheckpointUpdate {
 
 /// The checkpoints of one database, with the lock held.
 pub(crate) struct Checkpoints {
-    connection: DedicatedConnection,
-    owner: LockOwner,
+    lock: Held,
     archive: Option<String>,
-}
-
-/// The server process that holds the lock for us: its start tells it from a later one with the same id.
-#[derive(Clone, Copy, Debug)]
-struct LockOwner {
-    pid: i32,
-    since: OffsetDateTime,
 }
 
 const LOAD: &str =
@@ -106,12 +89,7 @@ impl Checkpoints {
     /// # Errors
     /// Where another run holds the lock: it is named, with the way to end it.
     pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
-        let mut connection = database.connect().await?;
-        let owner = lock(&mut connection)
-            .await
-            .context("cannot take the lock of `backfill stream`")?
-            .map_err(anyhow::Error::msg)?;
-        Ok(Self { connection, owner, archive })
+        Ok(Self { lock: Held::take(exclusive::STREAM, database).await?, archive })
     }
 
     /// The database's clock.
@@ -119,33 +97,16 @@ impl Checkpoints {
     /// # Errors
     /// If the connection is lost.
     pub(crate) async fn now(&mut self) -> Result<OffsetDateTime, Error> {
-        let (now,) = self.connection.fetch_one("SELECT clock_timestamp()", bind![]).await?;
+        let (now,) = self.lock.connection().fetch_one("SELECT clock_timestamp()", bind![]).await?;
         Ok(now)
     }
 
-    /// Keeps a quiet connection, and so the lock, alive: some networks forget an idle connection. If it is lost, takes
-    /// the lock again over a new one; if the database is away, the next call tries again.
+    /// As [`Held::keep`].
     ///
     /// # Errors
     /// If another run has taken the lock meanwhile.
     pub(crate) async fn keep_lock(&mut self, database: &Database) -> anyhow::Result<()> {
-        let Err(lost) = self.now().await else { return Ok(()) };
-        let lost = projector::error::chain(&lost);
-        match self.lock_anew(database).await {
-            Ok(Ok(())) => {
-                console::line(
-                    "the connection that held the lock was lost; the lock is taken again",
-                );
-                Ok(())
-            }
-            Ok(Err(holder)) => Err(anyhow::Error::msg(holder))
-                .context("the connection that held the lock was lost, and the lock with it"),
-            Err(error) => {
-                let error = projector::error::chain(&error);
-                tracing::warn!(lost, error, "the lock is lost, and cannot be taken again yet");
-                Ok(())
-            }
-        }
+        self.lock.keep(database).await
     }
 
     pub(crate) fn archive(&self) -> Option<&str> {
@@ -157,7 +118,7 @@ impl Checkpoints {
         &mut self,
         stream_arn: &str,
     ) -> anyhow::Result<HashMap<String, Checkpoint>> {
-        let loading = self.connection.fetch(LOAD, bind![stream_arn]);
+        let loading = self.lock.connection().fetch(LOAD, bind![stream_arn]);
         let rows = loading.await.context("cannot read the checkpoints")?;
         let of_shard = |(_, shard, checkpoint)| (shard, checkpoint);
         Ok(rows.into_iter().map(checkpoint).map(of_shard).collect())
@@ -168,21 +129,21 @@ impl Checkpoints {
         &mut self,
         stream_arns: &[&str],
     ) -> anyhow::Result<Vec<(String, String, Checkpoint)>> {
-        let loading = self.connection.fetch(LOAD_OTHERS, bind![stream_arns]);
+        let loading = self.lock.connection().fetch(LOAD_OTHERS, bind![stream_arns]);
         let rows = loading.await.context("cannot read the checkpoints of other streams")?;
         Ok(rows.into_iter().map(checkpoint).collect())
     }
 
     /// Whether there is a checkpoint of any stream, and not one row in `measurements`: somebody emptied the table.
     pub(crate) async fn stand_beside_an_empty_table(&mut self) -> anyhow::Result<bool> {
-        let asking = self.connection.fetch_one(EMPTY, bind![]);
+        let asking = self.lock.connection().fetch_one(EMPTY, bind![]);
         let (empty,) = asking.await.context("cannot see whether measurements has rows")?;
         Ok(empty)
     }
 
     /// Deletes all checkpoints of a stream.
     pub(crate) async fn forget_all(&mut self, stream_arn: &str) -> anyhow::Result<()> {
-        let deleting = self.connection.fetch::<()>(FORGET_ALL, bind![stream_arn]);
+        let deleting = self.lock.connection().fetch::<()>(FORGET_ALL, bind![stream_arn]);
         deleting.await.context("cannot delete the checkpoints").map(drop)
     }
 
@@ -191,7 +152,7 @@ impl Checkpoints {
         if shards.is_empty() {
             return Ok(());
         }
-        let deleting = self.connection.fetch::<()>(FORGET, bind![stream_arn, shards]);
+        let deleting = self.lock.connection().fetch::<()>(FORGET, bind![stream_arn, shards]);
         deleting.await.context("cannot delete checkpoints that are of no use any more").map(drop)
     }
 
@@ -226,22 +187,11 @@ impl Checkpoints {
             ));
             tokio::time::sleep(pause).await;
             // That the database is away still is tried again; that another run has the lock is not.
-            if let Ok(locked) = self.lock_anew(database).await {
+            if let Ok(locked) = self.lock.retake(database).await {
                 locked.map_err(anyhow::Error::msg)?;
             }
         }
         unreachable!("the last try returns")
-    }
-
-    /// Makes the connection anew: with it the lock may be lost. Until both are there the old connection
-    /// stays, over which no checkpoint can be written without the lock.
-    async fn lock_anew(&mut self, database: &Database) -> Result<Result<(), String>, Error> {
-        let mut connection = database.connect().await?;
-        end(&mut connection, self.owner).await;
-        Ok(lock(&mut connection).await?.map(|owner| {
-            self.connection = connection;
-            self.owner = owner;
-        }))
     }
 
     async fn save_once(&mut self, updates: &[CheckpointUpdate]) -> Result<(), Error> {
@@ -262,7 +212,7 @@ impl Checkpoints {
             promised,
             self.archive.as_deref(),
         ];
-        self.connection.fetch::<()>(SAVE, arguments).await.map(drop)
+        self.lock.connection().fetch::<()>(SAVE, arguments).await.map(drop)
     }
 }
 
@@ -276,73 +226,4 @@ fn checkpoint(row: Row) -> (String, String, Checkpoint) {
     let (.., finished, archive, snapshot_time, updated_at) = row;
     let position = Position { sequence_number, last_created, read_through };
     (arn, shard, Checkpoint { position, finished, archive, snapshot_time, updated_at })
-}
-
-/// Takes the lock; the inner error says who holds it. An advisory lock of the session: it ends with the
-/// connection (PostgreSQL documentation, "Advisory Locks").
-async fn lock(connection: &mut DedicatedConnection) -> Result<Result<LockOwner, String>, Error> {
-    let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start
-        FROM pg_stat_activity WHERE pid = pg_backend_pid()";
-    let start = tokio::time::Instant::now();
-    loop {
-        let (taken, pid, since): (bool, i32, OffsetDateTime) =
-            connection.fetch_one(sql, bind![LOCK]).await?;
-        if taken {
-            return Ok(Ok(LockOwner { pid, since }));
-        }
-        if start.elapsed() >= LOCK_PATIENCE {
-            return Ok(Err(format!(
-                "another `backfill stream` is at work on this database{}",
-                holder(connection).await.unwrap_or_default()
-            )));
-        }
-        tokio::time::sleep(LOCK_PAUSE).await;
-    }
-}
-
-/// Ends the server process of a connection that we have lost, because the server may not have noticed that: the process
-/// would hold the lock against us. If it is gone already, that is as good.
-async fn end(connection: &mut DedicatedConnection, owner: LockOwner) {
-    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE pid = $1 AND backend_start = $2";
-    let _ = connection.fetch::<(bool,)>(sql, bind![owner.pid, owner.since]).await;
-}
-
-/// Who holds the lock, and how to end it.
-async fn holder(connection: &mut DedicatedConnection) -> Option<String> {
-    let (pid, address, since): (i32, Option<String>, Option<OffsetDateTime>) =
-        connection.fetch_first(HOLDER, bind![LOCK]).await.ok()??;
-    let address = address.map(|address| format!(" from {address}")).unwrap_or_default();
-    let since =
-        since.map(|since| format!(" since {}", crate::console::clock(since))).unwrap_or_default();
-    Some(format!(
-        " (server process {pid}{address}{since}): wait until it ends, or end it with SELECT pg_terminate_backend({pid})"
-    ))
-}
-
-/// Who holds the lock. A key of 64 bits is in two columns (PostgreSQL documentation, `pg_locks`).
-const HOLDER: &str = "SELECT l.pid, host(a.client_addr), a.backend_start FROM pg_locks l
-    LEFT JOIN pg_stat_activity a USING (pid)
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND l.classid::bigint = $1 >> 32 AND l.objid::bigint = $1 & 4294967295";
-
-/// The server process that holds the lock of `backfill stream`.
-#[derive(Clone, Debug, serde::Serialize)]
-pub(crate) struct LockHolder {
-    pub(crate) pid: i32,
-    /// The address of its client; `None` for a Unix socket, or if this login may not see it.
-    pub(crate) address: Option<String>,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub(crate) connected_at: Option<OffsetDateTime>,
-}
-
-/// Who holds the lock of `backfill stream` on this database. Takes no lock itself.
-pub(crate) async fn lock_holder(database: &Database) -> Result<Option<LockHolder>, Error> {
-    let rows = database.fetch(HOLDER, bind![LOCK], Deadline::NONE).await?;
-    let holder = rows.first().map(|row| {
-        let (pid, address, connected_at) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        Ok(LockHolder { pid, address, connected_at })
-    });
-    holder.transpose().map_err(Error::Database)
 }

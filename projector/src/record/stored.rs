@@ -65,12 +65,12 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::{NotOfChanges, changes_of};
-    use crate::fold::{Arrival, fold};
+    use crate::fold::{IndexedChange, fold};
     use crate::measurement::{Measurement, Part, PerPart, Value};
     use crate::version::SEQUENCE_DIGITS;
 
     /// What an empty database holds after these changes: what the upsert does, told by `fold` alone.
-    fn applied(session_id: &str, arrivals: &[Arrival]) -> Measurement {
+    fn applied(session_id: &str, arrivals: &[IndexedChange]) -> Measurement {
         let mut row = Measurement {
             session_id: session_id.to_owned(),
             documents: PerPart::default(),
@@ -139,7 +139,7 @@ mod tests {
             // In whatever order they come.
             let numbered = changes.into_iter().rev().enumerate();
             let arrivals: Vec<_> =
-                numbered.map(|(position, change)| Arrival { position, change }).collect();
+                numbered.map(|(record_index, change)| IndexedChange { record_index, change }).collect();
             prop_assert_eq!(applied(&session_id, &arrivals), row);
         }
     }

@@ -215,7 +215,7 @@ pub async fn versions_by_key(
         arguments.add(session_ids)?;
         Ok(arguments)
     };
-    let rows = database.fetch(statement::VERSIONS, arguments, deadline).await?;
+    let rows = database.fetch(statement::VERSIONS.as_str(), arguments, deadline).await?;
     Ok(found_versions(&rows).map_err(Error::Database)?.into_iter().collect())
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::{Checkpoint, Rejected, Rows, Status};
 
 use crate::console::{clock, span};
+use crate::exclusive::Holder;
 use crate::layout;
-use crate::replay::checkpoint::LockHolder;
 
 /// At most this many shards of a stream are listed; those with the greatest lag come first.
 const LISTED: usize = 50;
@@ -26,8 +26,8 @@ pub(super) fn render(status: &Status, width: usize) -> String {
     text + &rejected(&status.rejected) + &rows(&status.rows)
 }
 
-fn lock(holder: Option<&LockHolder>) -> String {
-    let Some(LockHolder { pid, address, connected_at }) = holder else {
+fn lock(holder: Option<&Holder>) -> String {
+    let Some(Holder { pid, address, connected_at }) = holder else {
         return "lock: free, no `backfill stream` runs on this database\n".to_owned();
     };
     let address = address.as_ref().map(|address| format!(" from {address}")).unwrap_or_default();
@@ -115,7 +115,7 @@ fn rows(rows: &Rows) -> String {
 mod tests {
     use super::{LISTED, render};
     use crate::commands::status::{Checkpoint, Rejected, RejectedFor, Rows, Status};
-    use crate::replay::checkpoint::LockHolder;
+    use crate::exclusive::Holder;
     use time::macros::datetime;
 
     fn shard(finished: bool) -> Checkpoint {
@@ -159,7 +159,7 @@ rows of measurements: not known until PostgreSQL has analyzed the table
         };
         let connected_at = Some(datetime!(2026-11-23 20:00 UTC));
         let full = Status {
-            lock: Some(LockHolder { pid: 42, address: Some("10.0.0.7".to_owned()), connected_at }),
+            lock: Some(Holder { pid: 42, address: Some("10.0.0.7".to_owned()), connected_at }),
             rejected: Rejected { records: 9, reasons: 3, by_reason: vec![reason], discarded: 2 },
             rows: Rows { estimate: Some(1_000), complete_share: Some(0.876) },
             ..status(vec![shard(false), shard(true)])
