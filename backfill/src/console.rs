@@ -144,10 +144,10 @@ impl Progress {
         self.show(by, format!("{compared} objects compared ({rate:.0}/s), {text}"));
     }
 
-    /// The same for sessions that are compared: `text` says what came of them. A line has the
+    /// The same for sessions: how many, what was done with them, and what came of it. A line has the
     /// remaining time, too, at the rate of the whole run so far.
-    pub(crate) fn advance_sessions(&mut self, by: u64, compared: u64, text: &str) {
-        let rate = self.bar.rate(compared);
+    pub(crate) fn advance_sessions(&mut self, by: u64, (sessions, done): (u64, &str), text: &str) {
+        let rate = self.bar.rate(sessions);
         let remaining = self.length.saturating_sub(self.done + by) as f64;
         let pace = self.bar.rate(self.done + by);
         let remaining = Duration::try_from_secs_f64(remaining / pace).unwrap_or_default();
@@ -155,7 +155,7 @@ impl Progress {
             0 => String::new(),
             _ => format!(", about {} remain", span(remaining)),
         };
-        self.show(by, format!("{compared} sessions compared ({rate:.0}/s), {text}{remaining}"));
+        self.show(by, format!("{sessions} sessions {done} ({rate:.0}/s), {text}{remaining}"));
     }
 
     /// Takes the bar away: what follows has no known length.
@@ -167,7 +167,7 @@ impl Progress {
         self.done += by;
         let percent = match self.length {
             0 => String::new(),
-            // The length may be an estimate, and rows are added meanwhile.
+            // A length that was estimated can be too short.
             length => format!("{:>3}%  ", (self.done * 100 / length).min(100)),
         };
         self.bar.show(self.done, text, |text| format!("{percent}{text}"));

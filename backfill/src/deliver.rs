@@ -128,6 +128,11 @@ impl Delivery {
         &self.projector
     }
 
+    /// The same, for who goes on to use it while batches are delivered.
+    pub(crate) fn shared_projector(&self) -> Arc<Projector> {
+        Arc::clone(&self.projector)
+    }
+
     /// Delivers a batch: afterwards every record is in both stores, or is rejected. Gives the indices
     /// of those that were rejected.
     ///

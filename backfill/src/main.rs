@@ -9,6 +9,7 @@ mod console;
 mod deliver;
 mod exclusive;
 mod layout;
+mod merge;
 mod outcome;
 mod output;
 mod peer;

@@ -11,6 +11,8 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 
+use crate::retry::retry_transient;
+
 /// Whether the login may not do what the statement does.
 pub(crate) fn lacks_privilege(error: &sqlx::Error) -> bool {
     sqlstate(error).as_deref() == Some("42501")
@@ -44,6 +46,41 @@ pub(crate) async fn page(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Runs a read for these keys, fewer at a time if that many take too long, and returns each answer. Waits out what
+/// passes.
+///
+/// # Errors
+/// What does not pass.
+pub(crate) async fn by_key<T>(
+    what: &str,
+    pace: &mut Pace,
+    mut keys: &[&str],
+    read: impl AsyncFn(&[&str]) -> Result<T, Error>,
+) -> anyhow::Result<Vec<T>> {
+    let mut answers = Vec::new();
+    while !keys.is_empty() {
+        let some = retry_transient(what, async || {
+            loop {
+                let (limit, start) = (pace.limit().min(keys.len()), Instant::now());
+                match read(&keys[..limit]).await {
+                    Ok(answer) => {
+                        pace.done(limit, start.elapsed());
+                        return Ok((limit, answer));
+                    }
+                    Err(error) if error.too_much() && limit > 1 => {
+                        pace.too_much(limit, start.elapsed());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        });
+        let (limit, answer) = some.await?;
+        answers.push(answer);
+        keys = &keys[limit..];
+    }
+    Ok(answers)
 }
 
 const ESTIMATE: &str =

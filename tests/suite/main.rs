@@ -18,6 +18,7 @@ mod lambda;
 mod listings;
 mod live;
 mod mapping;
+mod merge;
 mod migrate;
 mod objects;
 mod pooler;

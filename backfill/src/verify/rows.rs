@@ -263,7 +263,7 @@ impl<'a> Walk<'a> {
 
     fn show(&mut self, rows: u64, report: &Report) {
         let text = format!("{} differ as last read", self.rounds.len());
-        self.progress.advance_sessions(rows, report.tally.compared, &text);
+        self.progress.advance_sessions(rows, (report.tally.compared, "compared"), &text);
     }
 }
 

@@ -3,7 +3,8 @@
 //! The same row gives the same bytes, always. An object says which versions it holds, in its body
 //! and in its metadata, so that no bookkeeping elsewhere can disagree with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -167,6 +168,14 @@ fn rfc3339(time: OffsetDateTime) -> Result<String, serde_json::Error> {
     time.format(&Rfc3339).map_err(serde::ser::Error::custom)
 }
 
+/// Every member that a body has.
+static MEMBERS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let columns = COLUMNS.iter().map(|column| column.name.clone());
+    let times = Part::ALL.map(|part| format!("{}_changed_at", part.name()));
+    let others = ["session_id", "deleted", "versions", "complete"].map(str::to_owned);
+    columns.chain(times).chain(others).collect()
+});
+
 /// The row that an object with this body and metadata was made of.
 ///
 /// # Errors
@@ -186,6 +195,10 @@ pub fn parse(
         text.map(|text| OffsetDateTime::parse(&text, &Rfc3339).map_err(serde_json::Error::custom))
             .transpose()
     };
+    // Of a newer projector: to read it without them would lose what they hold.
+    if let Some(unknown) = members.keys().find(|name| !MEMBERS.contains(**name)) {
+        return Err(serde_json::Error::custom(format_args!("it has the member {unknown:?}")));
+    }
     let mut versions: HashMap<String, Option<String>> = serde_json::from_str(raw("versions")?)?;
     let mut row = Measurement {
         session_id: serde_json::from_str(raw("session_id")?)?,

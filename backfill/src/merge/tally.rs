@@ -1,0 +1,174 @@
+//! What a merge came to: for people, and as JSON.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use projector::counts::Counts;
+use serde_json::{Value as Json, json};
+
+use crate::console::{self, span};
+use crate::merge::Found;
+
+/// At most this many sessions that are not merged are named in the summary.
+const NAMED: usize = 20;
+/// At most this many get a line each while the run goes on.
+const LINES: u64 = 1_000;
+
+/// What is not merged, by session id, key or file name.
+#[derive(Debug, Default)]
+pub(crate) struct NotMerged {
+    pub(crate) count: u64,
+    named: Vec<(String, String)>,
+}
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) found: Found,
+    pub(crate) not_merged: NotMerged,
+    /// What the projector counted.
+    pub(crate) counts: Counts,
+}
+
+/// How a run ended, for the summary.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended<'a> {
+    /// The other side, without credentials.
+    pub(crate) from: &'a str,
+    /// `done`, `stopped` or `failed`.
+    pub(crate) how: &'static str,
+    pub(crate) dry_run: bool,
+    /// Every session up to this one is done; empty: none.
+    pub(crate) through: &'a str,
+    pub(crate) took: Duration,
+}
+
+impl NotMerged {
+    /// Names what cannot be merged of a batch, once for each session.
+    pub(crate) fn add(&mut self, refused: impl IntoIterator<Item = (String, String)>) {
+        let mut seen = BTreeSet::new();
+        for (name, reason) in refused {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            self.count += 1;
+            if self.count <= LINES {
+                console::line(&format!("not merged: {name}: {reason}"));
+            } else if self.count == LINES + 1 {
+                console::line("not merged: more, which get no line of their own");
+            }
+            if self.named.len() < NAMED {
+                self.named.push((name, reason));
+            }
+        }
+    }
+
+    /// The first of them, in one line.
+    pub(crate) fn named(&self) -> String {
+        let names: Vec<&str> = self.named.iter().map(|(name, _)| name.as_str()).collect();
+        let more = if self.count > names.len() as u64 { ", ..." } else { "" };
+        names.join(", ") + more
+    }
+}
+
+impl Tally {
+    /// Sessions that are as new here.
+    fn unchanged(&self) -> u64 {
+        let Found { read, skipped, newer, newer_parts: _ } = self.found;
+        read.saturating_sub(skipped + newer)
+    }
+
+    /// In a few words, for the progress.
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!("{} newer there", self.found.newer);
+        if self.not_merged.count > 0 {
+            text += &format!(", {} not merged", self.not_merged.count);
+        }
+        text
+    }
+
+    /// The summary, for people.
+    pub(crate) fn summary(&self, ended: &Ended<'_>) -> String {
+        let Found { read, skipped, newer, newer_parts } = self.found;
+        let Ended { from, how, dry_run, took, .. } = *ended;
+        let rate = read as f64 / took.as_secs_f64().max(1e-9);
+        let how =
+            if dry_run { format!("dry run, nothing was written, {how}") } else { how.to_owned() };
+        let took = span(took.max(Duration::from_secs(1)));
+        let mut text = format!("{how}: {read} sessions read from {from} in {took} ({rate:.0}/s)\n");
+        let always = |count: u64| (count, true);
+        let if_any = |count: u64| (count, count > 0);
+        let if_written = |count: u64| (count, !dry_run);
+        for (name, (count, shown), meaning) in [
+            ("newer there", always(newer), "sessions with a part that is newer than here"),
+            ("parts newer", always(newer_parts), "the parts of those"),
+            ("applied", if_written(self.counts.applied), "parts that the rows written now hold"),
+            ("rows written", if_written(self.counts.rows_written), ""),
+            ("unchanged", always(self.unchanged()), "sessions as new here"),
+            ("skipped", if_any(skipped), "sessions that have not changed since the time given"),
+            ("objects written", if_any(self.counts.objects_written), ""),
+            ("objects current", if_any(self.counts.objects_current), "held the row already"),
+            ("not merged", if_any(self.not_merged.count), "named above"),
+        ] {
+            if shown {
+                text += format!("  {name:<16}{count:>10}  {meaning}").trim_end();
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    /// The same as the members of the result.
+    pub(crate) fn json(&self, ended: &Ended<'_>) -> Json {
+        let Found { read, skipped, newer, newer_parts } = self.found;
+        let Ended { from, how, dry_run, through, took } = *ended;
+        let first: Vec<Json> = self.not_merged.named.iter().map(named).collect();
+        json!({
+            "from": from,
+            "ended": how,
+            "dry_run": dry_run,
+            "seconds": took.as_secs_f64(),
+            "sessions_read": read,
+            "sessions_skipped": skipped,
+            "sessions_newer": newer,
+            "parts_newer": newer_parts,
+            "parts_applied": self.counts.applied,
+            "rows_written": self.counts.rows_written,
+            "objects_written": self.counts.objects_written,
+            "objects_current": self.counts.objects_current,
+            "sessions_unchanged": self.unchanged(),
+            "not_merged": self.not_merged.count,
+            "first_not_merged": first,
+            "merged_through": (!through.is_empty()).then_some(through),
+        })
+    }
+}
+
+fn named((name, reason): &(String, String)) -> Json {
+    json!({ "name": name, "reason": reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LINES, NAMED, NotMerged, Tally};
+    use crate::merge::Found;
+
+    #[test]
+    fn a_session_that_is_refused_part_by_part_counts_once() {
+        let mut not_merged = NotMerged::default();
+        let of = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
+        not_merged.add([of("s1", "left"), of("s1", "right"), of("s2", "left")]);
+        assert_eq!((not_merged.count, not_merged.named().as_str()), (2, "s1, s2"));
+        not_merged.add((0..LINES).map(|number| of(&format!("t{number}"), "left")));
+        assert_eq!(not_merged.count, LINES + 2);
+        assert!(not_merged.named().ends_with(", ..."));
+        assert_eq!(not_merged.named.len(), NAMED);
+    }
+
+    #[test]
+    fn what_is_neither_newer_nor_skipped_is_unchanged() {
+        let found = Found { read: 10, skipped: 3, newer: 2, newer_parts: 5 };
+        let tally = Tally { found, ..Tally::default() };
+        assert_eq!(tally.unchanged(), 5);
+    }
+}
