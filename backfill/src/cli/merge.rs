@@ -22,7 +22,7 @@ pub(crate) struct MergeArguments {
     /// replica.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     pub(crate) from: Option<String>,
-    /// Merge the objects of an archive: s3://BUCKET/PREFIX, or a folder with its objects as files.
+    /// Merge the objects of an archive: `s3://BUCKET/PREFIX`, or a folder with its objects as files.
     #[arg(long, value_name = "PLACE")]
     pub(crate) from_archive: Option<String>,
     /// Merge only what changed after this time. RFC 3339, such as 2026-11-23T14:00:00Z.

@@ -103,9 +103,10 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
     };
     let delivery = Delivery::of_rejected(projector);
     let database = &delivery.projector().database;
-    let lock = match arguments.dry_run {
-        true => None,
-        false => Held::take_unless_pooled(exclusive::REPAIR, database).await?,
+    let lock = if arguments.dry_run {
+        None
+    } else {
+        Held::take_unless_pooled(exclusive::REPAIR, database).await?
     };
     match &peer {
         Some(peer) => {

@@ -64,9 +64,10 @@ pub(crate) async fn run(
         let discarding = Discarding::new(database, filter, why, arguments.dry_run);
         return discarding.run(stop, output).await;
     }
-    let lock = match arguments.dry_run {
-        true => None,
-        false => Held::take_unless_pooled(exclusive::REPAIR, database).await?,
+    let lock = if arguments.dry_run {
+        None
+    } else {
+        Held::take_unless_pooled(exclusive::REPAIR, database).await?
     };
     if without_archive && !arguments.dry_run {
         console::line(

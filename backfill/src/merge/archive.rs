@@ -126,9 +126,9 @@ impl<'a> Objects<'a> {
         if chunk.is_empty() {
             return Ok(None);
         }
-        let mut step = Step::default();
-        step.through =
-            chunk.iter().rev().find_map(|listed| Some(self.session_of(&listed.key)?.to_owned()));
+        let session_of = |listed: &Listed| Some(self.session_of(&listed.key)?.to_owned());
+        let through = chunk.iter().rev().find_map(session_of);
+        let mut step = Step { through, ..Step::default() };
         self.rate.take(chunk.len() as f64).await;
         let rows = self.read_all(chunk, &mut step).await?;
         self.compare(rows, &mut step).await?;
@@ -251,10 +251,10 @@ impl<'a> Objects<'a> {
         }
         step.found.read = rows.len() as u64;
         let since = self.since;
-        let changed = |row: &Measurement| {
+        let wanted = |row: &Measurement| {
             since.is_none_or(|since| changed_after(since, &row.versions, &row.changed_at))
         };
-        let rows: Vec<Measurement> = rows.into_iter().filter(changed).collect();
+        let rows: Vec<Measurement> = rows.into_iter().filter(wanted).collect();
         step.found.skipped = step.found.read - rows.len() as u64;
         let keys: Vec<&str> = rows.iter().map(|row| row.session_id.as_str()).collect();
         let ours = self.ours;

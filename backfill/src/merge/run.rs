@@ -109,10 +109,10 @@ impl Merge {
     /// # Errors
     /// What the source says, once all that was read before it is applied; and what ends a delivery.
     pub(crate) async fn all(&mut self, source: Source<'_>, stop: &Stop) -> anyhow::Result<End> {
-        let (sender, steps) = mpsc::channel(1);
+        let (sender, batches) = mpsc::channel(1);
         // Boxed: the future is large.
         let reading = Box::pin(source.read_all(sender));
-        let ended = self.until_done(reading, steps, stop).await;
+        let ended = self.until_done(reading, batches, stop).await;
         self.tally.counts = self.delivery.counts;
         ended
     }
@@ -120,7 +120,7 @@ impl Merge {
     async fn until_done(
         &mut self,
         reading: impl Future<Output = ()>,
-        mut steps: mpsc::Receiver<anyhow::Result<Step>>,
+        mut batches: mpsc::Receiver<anyhow::Result<Step>>,
         stop: &Stop,
     ) -> anyhow::Result<End> {
         let mut reading = pin!(reading);
@@ -134,16 +134,16 @@ impl Merge {
                     (is_reading, more, ended) = (false, false, Ok(End::Stopped));
                 }
                 () = stop.grace_over() => {
-                    let (batches, grace) = (self.under_way.len(), span(stop::GRACE));
-                    console::line(&format!("{batches} batches were not finished within {grace}"));
+                    let (count, grace) = (self.under_way.len(), span(stop::GRACE));
+                    console::line(&format!("{count} batches were not finished within {grace}"));
                     return Ok(End::Stopped);
                 }
                 delivered = oldest(&mut self.under_way), if !self.under_way.is_empty() => {
                     self.applied(delivered?)?;
                 }
-                step = steps.recv(), if more && self.under_way.len() < UNDER_WAY => match step {
+                batch = batches.recv(), if more && self.under_way.len() < UNDER_WAY => match batch {
                     // Applying them at the same time is harmless: versions decide, not the order.
-                    Some(Ok(step)) => self.begin(step),
+                    Some(Ok(batch)) => self.begin(batch),
                     Some(Err(error)) => (is_reading, more, ended) = (false, false, Err(error)),
                     None => (is_reading, more) = (false, false),
                 },

@@ -80,11 +80,11 @@ impl Tally {
 
     /// In a few words, for the progress.
     pub(crate) fn text(&self) -> String {
-        let mut text = format!("{} newer there", self.found.newer);
-        if self.not_merged.count > 0 {
-            text += &format!(", {} not merged", self.not_merged.count);
+        let newer = self.found.newer;
+        match self.not_merged.count {
+            0 => format!("{newer} newer there"),
+            count => format!("{newer} newer there, {count} not merged"),
         }
-        text
     }
 
     /// The summary, for people.
