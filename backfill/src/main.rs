@@ -12,6 +12,7 @@ mod layout;
 mod merge;
 mod outcome;
 mod output;
+mod patience;
 mod peer;
 mod rate;
 mod replay;
@@ -20,6 +21,7 @@ mod statement;
 mod stop;
 mod summary;
 mod verify;
+mod wire;
 
 use std::process::ExitCode;
 

@@ -14,11 +14,12 @@ use aws_sdk_dynamodbstreams::types::{Record, ShardIteratorType};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::patience::CallError;
 use crate::replay::context::{ReplayContext, StreamRun};
 use crate::replay::page::{Message, Page, ShardStatus};
 use crate::replay::position::{Evidence, Lost, Missing, Position, can_be_lost, judge_missing};
 use crate::replay::record::lambda_json;
-use crate::replay::source::{CallError, ShardName, made_at};
+use crate::replay::source::{ShardName, made_at};
 use crate::replay::tip::EmptyPages;
 
 /// Creation times are approximate, and rounded down to the second: only a record this much younger than the cutoff
@@ -279,7 +280,7 @@ impl ShardReader {
         };
         let source = &self.context.source;
         let call = || source.client.get_records().shard_iterator(&iterator).limit(1000).send();
-        source.call("GetRecords", call).await
+        source.patience.call("GetRecords", call).await
     }
 
     async fn new_iterator(&self) -> Result<String, CallError> {
@@ -298,7 +299,7 @@ impl ShardReader {
             }
             .send()
         };
-        let answer = source.call("GetShardIterator", call).await?;
+        let answer = source.patience.call("GetShardIterator", call).await?;
         // Never seen. Taken for a shard that is not there, it is asked for again.
         answer.shard_iterator.ok_or(CallError::Gone)
     }

@@ -3,14 +3,11 @@
 //! So there is one form that the projector reads, and one that `rejected_records` keeps. Pure. No
 //! digit is touched; binary is base64; maps are sorted, so that a record is always the same bytes.
 
-use std::collections::{BTreeMap, HashMap};
-
-use aws_sdk_dynamodbstreams::primitives::{Blob, DateTime};
-use aws_sdk_dynamodbstreams::types::{AttributeValue, Record};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use aws_sdk_dynamodbstreams::primitives::DateTime;
+use aws_sdk_dynamodbstreams::types::Record;
 use serde::Serialize;
-use serde::ser::{SerializeMap as _, Serializer};
+
+use crate::wire::of_streams::Item;
 
 /// The record's JSON, with the ARN of the stream it was read from.
 pub(crate) fn lambda_json(record: &Record, stream_arn: &str) -> serde_json::Result<Vec<u8>> {
@@ -100,50 +97,6 @@ fn seconds(time: &DateTime) -> Seconds {
     } else {
         Seconds::Fraction(time.as_secs_f64())
     }
-}
-
-struct Item<'a>(&'a HashMap<String, AttributeValue>);
-
-impl Serialize for Item<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let sorted: BTreeMap<&str, Attribute<'_>> =
-            self.0.iter().map(|(name, value)| (name.as_str(), Attribute(value))).collect();
-        sorted.serialize(serializer)
-    }
-}
-
-struct Attribute<'a>(&'a AttributeValue);
-
-impl Serialize for Attribute<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
-        match self.0 {
-            AttributeValue::S(text) => map.serialize_entry("S", text)?,
-            AttributeValue::N(text) => map.serialize_entry("N", text)?,
-            AttributeValue::B(bytes) => map.serialize_entry("B", &base64(bytes))?,
-            AttributeValue::Bool(flag) => map.serialize_entry("BOOL", flag)?,
-            AttributeValue::Null(flag) => map.serialize_entry("NULL", flag)?,
-            AttributeValue::M(item) => map.serialize_entry("M", &Item(item))?,
-            AttributeValue::L(values) => {
-                let values: Vec<Attribute<'_>> = values.iter().map(Attribute).collect();
-                map.serialize_entry("L", &values)?;
-            }
-            AttributeValue::Ss(values) => map.serialize_entry("SS", values)?,
-            AttributeValue::Ns(values) => map.serialize_entry("NS", values)?,
-            AttributeValue::Bs(values) => {
-                let values: Vec<String> = values.iter().map(base64).collect();
-                map.serialize_entry("BS", &values)?;
-            }
-            // A type that came after this version of the SDK, which does not tell its tag: no tag
-            // that the projector knows, so that the record is rejected and not taken for another.
-            _ => map.serialize_entry("UNKNOWN", &())?,
-        }
-        map.end()
-    }
-}
-
-fn base64(bytes: &Blob) -> String {
-    BASE64.encode(bytes)
 }
 
 #[cfg(test)]

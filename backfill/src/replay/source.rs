@@ -1,32 +1,23 @@
-//! The streams' API: calls that are repeated with patience, which streams a table has, and their
-//! shards.
-//!
-//! The SDK's own retries are off: here a call is repeated longer than the SDK would, what is passing
-//! is told from what is not in one place, and the operator sees how often it happened.
+//! The streams' API: which streams a table has, and their shards.
 
-use std::fmt::Debug;
-use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodbstreams as streams;
 use projector::config::ConfigError;
 use streams::config::retry::RetryConfig;
-use streams::error::{ProvideErrorMetadata, SdkError};
 use streams::types::{ShardFilter, ShardFilterType, StreamStatus};
 use time::OffsetDateTime;
 
+use crate::patience::{Api, CallError, Patience};
 use crate::replay::lineage::{self, Shard};
 
-/// How often a call is made before it is given up, with pauses that double from a tenth of a second to [`MAX_PAUSE`],
-/// half of each at random: some three minutes if each is refused at once, and some five if none is answered.
-const TRIES: u32 = 16;
-const MAX_PAUSE: Duration = Duration::from_secs(20);
-const LOG_EVERY: Duration = Duration::from_secs(10);
+const API: Api = Api {
+    permissions: "the role needs dynamodb:ListStreams, DescribeStream, GetShardIterator and GetRecords on both streams",
+    endpoint: "the endpoint does not take the call: check AWS_ENDPOINT_URL_DYNAMODB_STREAMS",
+};
 
 /// How often a stream is described while its pages disagree.
 const DESCRIPTIONS: u32 = 5;
@@ -38,210 +29,14 @@ pub(crate) const MISSING: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) client: streams::Client,
-    pub(crate) troubles: Troubles,
-    /// When trouble was last logged.
-    logged: Mutex<Option<Instant>>,
-}
-
-/// What had to be repeated.
-#[derive(Debug, Default)]
-pub(crate) struct Troubles {
-    pub(crate) throttled: AtomicU64,
-    pub(crate) failed: AtomicU64,
-    pub(crate) expired: AtomicU64,
-    pub(crate) disagreed: AtomicU64,
-}
-
-/// Why a call was not answered, when it is not to be repeated as it is.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CallError {
-    /// An iterator lives 15 minutes.
-    #[error("the iterator has expired")]
-    Expired,
-    /// What the iterator points at is older than what the stream keeps.
-    #[error("the records have been trimmed")]
-    Trimmed,
-    /// The shard or the stream is not there.
-    #[error("the shard or its stream is not there any more")]
-    Gone,
-    #[error("{operation} was refused: {remedy}")]
-    Refused {
-        operation: &'static str,
-        remedy: &'static str,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error("{operation} failed {TRIES} times in a row")]
-    GivenUp {
-        operation: &'static str,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-enum Trouble {
-    Throttled,
-    Passing,
-    Expired,
-    Trimmed,
-    Gone,
-    Refused(&'static str),
-}
-
-/// By the error codes of the DynamoDB Streams API and AWS's common ones. What is not known is taken
-/// for passing; the cap ends it.
-fn trouble<E, R>(error: &SdkError<E, R>) -> Trouble
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: Debug + 'static,
-{
-    match error {
-        SdkError::ConstructionFailure(_) => {
-            return Trouble::Refused("check the AWS region, endpoint and credentials");
-        }
-        SdkError::DispatchFailure(failure) if failure.is_user() => {
-            return Trouble::Refused("check the AWS region, endpoint and credentials");
-        }
-        SdkError::DispatchFailure(_) if has_no_credentials(error) => {
-            return Trouble::Refused(
-                "there are no AWS credentials any more: set AWS_PROFILE, log in again, or check the role",
-            );
-        }
-        _ => {}
-    }
-    match error.code().unwrap_or_default() {
-        "LimitExceededException"
-        | "ThrottlingException"
-        | "Throttling"
-        | "ProvisionedThroughputExceededException"
-        | "RequestLimitExceeded"
-        | "TooManyRequestsException" => Trouble::Throttled,
-        "ExpiredIteratorException" => Trouble::Expired,
-        "TrimmedDataAccessException" => Trouble::Trimmed,
-        "ResourceNotFoundException" => Trouble::Gone,
-        "AccessDeniedException" | "AccessDenied" => Trouble::Refused(
-            "the role needs dynamodb:ListStreams, DescribeStream, GetShardIterator and GetRecords on both streams",
-        ),
-        "UnrecognizedClientException"
-        | "InvalidSignatureException"
-        | "IncompleteSignature"
-        | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException"
-        | "InvalidClientTokenId"
-        | "SignatureDoesNotMatch"
-        | "ExpiredTokenException"
-        | "ExpiredToken" => Trouble::Refused("check the AWS credentials and this machine's clock"),
-        "ValidationException" | "UnknownOperationException" | "SerializationException" => {
-            Trouble::Refused(
-                "the endpoint does not take the call: check AWS_ENDPOINT_URL_DYNAMODB_STREAMS",
-            )
-        }
-        _ => Trouble::Passing,
-    }
-}
-
-/// Whether a call was not sent because there are no credentials to sign it with. That their source did not answer in
-/// time may pass.
-fn has_no_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<CredentialsError>() {
-            return !matches!(error, CredentialsError::ProviderTimedOut(_));
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// The pause before a call is made again, for the first time with `tries` 1.
-fn pause(tries: u32) -> Duration {
-    let longest = Duration::from_millis(100 << tries.min(16)).min(MAX_PAUSE);
-    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
+    pub(crate) patience: Patience,
 }
 
 impl Source {
     pub(crate) fn new(aws: &SdkConfig) -> Self {
         let config =
             streams::config::Builder::from(aws).retry_config(RetryConfig::disabled()).build();
-        Self {
-            client: streams::Client::from_conf(config),
-            troubles: Troubles::default(),
-            logged: Mutex::default(),
-        }
-    }
-
-    /// What had to be repeated, in words; `None` if nothing had to be.
-    pub(crate) fn troubles(&self) -> Option<String> {
-        let counted = [
-            (&self.troubles.throttled, "calls throttled"),
-            (&self.troubles.failed, "calls failed and repeated"),
-            (&self.troubles.expired, "iterators expired"),
-            (&self.troubles.disagreed, "descriptions asked for again"),
-        ]
-        .map(|(count, what)| (count.load(Ordering::Relaxed), what));
-        let words: Vec<String> = counted
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-        (!words.is_empty()).then(|| words.join(", "))
-    }
-
-    /// Makes a call until it is answered, or not to be repeated.
-    pub(crate) async fn call<T, E, R, F>(
-        &self,
-        operation: &'static str,
-        call: impl Fn() -> F,
-    ) -> Result<T, CallError>
-    where
-        F: Future<Output = Result<T, SdkError<E, R>>>,
-        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-        R: Debug + Send + Sync + 'static,
-    {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let error = match call().await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            let counter = match trouble(&error) {
-                Trouble::Throttled => &self.troubles.throttled,
-                Trouble::Passing => &self.troubles.failed,
-                Trouble::Expired => {
-                    self.troubles.expired.fetch_add(1, Ordering::Relaxed);
-                    return Err(CallError::Expired);
-                }
-                Trouble::Trimmed => return Err(CallError::Trimmed),
-                Trouble::Gone => return Err(CallError::Gone),
-                Trouble::Refused(remedy) => {
-                    return Err(CallError::Refused { operation, remedy, source: error.into() });
-                }
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
-            self.log_trouble(operation, tries, &error);
-            if tries == TRIES {
-                return Err(CallError::GivenUp { operation, source: error.into() });
-            }
-            tokio::time::sleep(pause(tries)).await;
-        }
-    }
-
-    /// One line in ten seconds, whoever fails: an operator who waits must know for what.
-    fn log_trouble(&self, operation: &str, tries: u32, error: &(dyn std::error::Error + 'static)) {
-        if tries < 2 {
-            return;
-        }
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-            *logged = Some(Instant::now());
-            tracing::warn!(
-                operation,
-                error = projector::error::chain(error),
-                "failed {tries} times in a row, trying again for some minutes; check the route (a VPC needs an endpoint \
-                 or NAT), AWS_REGION and AWS_ENDPOINT_URL"
-            );
-        }
+        Self { client: streams::Client::from_conf(config), patience: Patience::new(&API) }
     }
 
     /// All streams of a table, the oldest first: the one in use, and those that were disabled within
@@ -287,7 +82,7 @@ impl Source {
                 let request = self.client.list_streams().table_name(table);
                 request.set_exclusive_start_stream_arn(last.clone()).send()
             };
-            let page = match self.call("ListStreams", call).await {
+            let page = match self.patience.call("ListStreams", call).await {
                 Ok(page) => page,
                 Err(CallError::Gone) => return Ok(None),
                 Err(error) => {
@@ -336,7 +131,7 @@ impl Source {
             let Some(disagreement) = disagreement else {
                 return Ok(Some(Description { shards, ..description }));
             };
-            self.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
+            self.patience.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(stream = stream.arn, %disagreement, "DescribeStream contradicts itself");
             if descriptions == DESCRIPTIONS {
                 if disagreement.is_harmless() {
@@ -382,7 +177,7 @@ impl Source {
                 let request = request.set_exclusive_start_shard_id(last.clone());
                 request.set_shard_filter(filter.clone()).send()
             };
-            let answer = match self.call("DescribeStream", call).await {
+            let answer = match self.patience.call("DescribeStream", call).await {
                 Err(CallError::Gone) => return Ok(None),
                 answer => answer.with_context(|| format!("cannot describe {}", stream.arn))?,
             };
@@ -478,18 +273,4 @@ pub(crate) struct Description {
     pub(crate) view_type: String,
     pub(crate) enabled_since: Option<OffsetDateTime>,
     pub(crate) shards: Vec<Shard>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{MAX_PAUSE, TRIES, pause};
-
-    #[test]
-    fn the_pauses_grow_to_a_limit_and_come_to_some_minutes() {
-        for tries in 1..TRIES {
-            assert!(pause(tries) <= MAX_PAUSE && pause(tries).as_millis() >= 100, "{tries}");
-        }
-        let total: f64 = (1..TRIES).map(|tries| pause(tries).as_secs_f64()).sum();
-        assert!((60.0..300.0).contains(&total), "{total} s");
-    }
 }
