@@ -23,5 +23,5 @@ mod store;
 pub mod telemetry;
 
 pub use self::model::{measurement, object, part, version};
-pub use self::record::{attribute, change, fold, image, kept, stored};
+pub use self::record::{attribute, change, fold, image, item, kept, stored};
 pub use self::store::{archive, database, read_model, rejected};

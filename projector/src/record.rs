@@ -4,5 +4,6 @@ pub mod attribute;
 pub mod change;
 pub mod fold;
 pub mod image;
+pub mod item;
 pub mod kept;
 pub mod stored;

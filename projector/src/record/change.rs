@@ -67,6 +67,9 @@ pub enum Malformed {
     /// The bytes are not a stream record.
     #[error("not a stream record: {0}")]
     NotARecord(serde_json::Error),
+    /// The bytes are not an item of a table.
+    #[error("not an item: {0}")]
+    NotAnItem(serde_json::Error),
     /// A member that every stream record has is not there.
     #[error("the record has no {0}")]
     MissingMember(&'static str),
@@ -99,6 +102,7 @@ impl Malformed {
     pub fn without_values(&self) -> String {
         match self {
             Self::NotARecord(error) => format!("not a stream record: {:?}", error.classify()),
+            Self::NotAnItem(error) => format!("not an item: {:?}", error.classify()),
             Self::EventName(_) => "eventName is none of INSERT, MODIFY, REMOVE".to_owned(),
             Self::Image(invalid) => invalid.without_values(),
             Self::MissingMember(_)
@@ -331,7 +335,8 @@ fn change(record: &StreamRecord<'_>, label: &str, table: Table) -> Result<Change
     Ok(Change { session_id, part, version, changed_at, document, expired })
 }
 
-fn session_id<'a>(keys: &'a Item<'_>) -> Result<&'a str, Malformed> {
+/// The measurement's key, by the rule.
+pub(crate) fn session_id<'a>(keys: &'a Item<'_>) -> Result<&'a str, Malformed> {
     let Some(Attribute::S(session_id)) = keys.get("session_id") else {
         return Err(Malformed::SessionId);
     };
@@ -353,7 +358,8 @@ pub fn require_session_id(session_id: &str) -> Result<(), Malformed> {
     }
 }
 
-fn side(keys: &Item<'_>) -> Result<Part, Malformed> {
+/// The foot whose scan an item is, by its key.
+pub(crate) fn side(keys: &Item<'_>) -> Result<Part, Malformed> {
     match keys.get("side") {
         Some(Attribute::S(side)) if &**side == "left" => Ok(Part::Left),
         Some(Attribute::S(side)) if &**side == "right" => Ok(Part::Right),
