@@ -1,6 +1,7 @@
 //! Whether two sides are equal: what a difference is, and how it is reported and kept. One file per comparison.
 
 pub(crate) mod difference;
+pub(crate) mod items;
 pub(crate) mod objects;
 pub(crate) mod report;
 pub(crate) mod rows;

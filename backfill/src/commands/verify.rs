@@ -25,7 +25,7 @@ use crate::rate::Rate;
 use crate::retry::retry_transient;
 use crate::stop::Stop;
 use crate::verify::difference::{Difference, Kind};
-use crate::verify::report::Report;
+use crate::verify::report::{Remark, Report};
 use crate::verify::verification::{self, Comparison, Verification};
 use crate::verify::{End, Run, objects, rows, tables};
 
@@ -172,17 +172,21 @@ fn text(
     ended: Option<&End>,
     duration: Duration,
 ) -> String {
-    let Verification { against, tally, .. } = verification;
+    let Verification { comparison, against, tally, .. } = verification;
     let seconds = duration.as_secs_f64().max(1e-9);
     let rate = tally.compared as f64 / seconds;
     let end = result(verification, ended);
     let took = span(duration.max(Duration::from_secs(1)));
-    let mut text = format!(
-        "{end}: {} sessions compared with {against} in {took} ({rate:.0}/s)\n",
-        tally.compared
-    );
+    let (compared, unit) = (tally.compared, comparison.unit());
+    let mut text =
+        format!("{end}: {compared} {unit} compared with {against} in {took} ({rate:.0}/s)\n");
     for kind in Kind::ALL {
         let _ = writeln!(text, "  {:<10}{:>10}", kind.name(), tally.of(kind));
+    }
+    for Remark { name, value, text: meaning } in run.report.remarks() {
+        if let Some(meaning) = meaning {
+            let _ = writeln!(text, "  {name:<16}{value:>4}  {meaning}");
+        }
     }
     for difference in run.report.named() {
         let _ = writeln!(text, "{}", difference.text());
@@ -222,7 +226,7 @@ fn json(
         Kind::ALL.map(|kind| (kind.name().to_owned(), json!(tally.of(kind)))).into_iter().collect();
     let first: Vec<_> = run.report.named().iter().map(Difference::json).collect();
     let compared_through = (!complete).then_some(&run.compared_through);
-    json!({
+    let mut json = json!({
         "result": result(verification, ended),
         "comparison": comparison.name(),
         "against": against,
@@ -234,7 +238,11 @@ fn json(
         "not_confirmed": run.report.not_confirmed,
         "compared_through": compared_through,
         "seconds": duration.as_secs_f64(),
-    })
+    });
+    for Remark { name, value, text: _ } in run.report.remarks() {
+        json[*name] = value.clone();
+    }
+    json
 }
 
 /// Our database's clock.

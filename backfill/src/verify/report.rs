@@ -5,17 +5,29 @@ use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
+use serde_json::Value as Json;
 
 use crate::verify::difference::{Difference, Tally};
 
 /// How many differences, and how many sessions that are not confirmed, are named for people.
 const NAMED: usize = 20;
 
+/// What a comparison found that is no difference.
+#[derive(Clone, Debug)]
+pub(crate) struct Remark {
+    /// The member of the JSON.
+    pub(crate) name: &'static str,
+    pub(crate) value: Json,
+    /// What the value means, for people; `None` if it is of no interest to them.
+    pub(crate) text: Option<String>,
+}
+
 /// What a run has found so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     file: Option<BufWriter<File>>,
     named: Vec<Difference>,
+    remarks: Vec<Remark>,
     pub(crate) tally: Tally,
     unconfirmed: Vec<String>,
     /// How many sessions differed when they were last read, and were not read again often enough to
@@ -70,6 +82,16 @@ impl Report {
     /// The first differences.
     pub(crate) fn named(&self) -> &[Difference] {
         &self.named
+    }
+
+    /// Adds what is no difference and good to know.
+    pub(crate) fn remark(&mut self, name: &'static str, value: Json, text: Option<String>) {
+        self.remarks.push(Remark { name, value, text });
+    }
+
+    /// What is no difference and good to know.
+    pub(crate) fn remarks(&self) -> &[Remark] {
+        &self.remarks
     }
 
     /// Writes what is still in memory to the file.

@@ -33,6 +33,14 @@ impl Comparison {
             Self::Objects => "objects",
         }
     }
+
+    /// What it compares, in the plural.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Rows | Self::Objects => "sessions",
+            Self::Tables => "items",
+        }
+    }
 }
 
 /// A row of `verifications`.
