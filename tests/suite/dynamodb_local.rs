@@ -197,8 +197,8 @@ async fn two_tables_over_generations_of_shards_end_in_the_fold_of_their_history(
                 let table = usize::from(draft.table == Table::Scans);
                 // Everything is written at first; later some is changed, some removed, some comes back.
                 match if generation == 0 { 0 } else { rng.u32(..10) } {
-                    0..=2 => writes[table].push(Write::Put(item(&draft))),
-                    3 => writes[table].push(Write::Delete(key(&draft))),
+                    0..=2 => writes[table].push(Write::Put(draft.item())),
+                    3 => writes[table].push(Write::Delete(draft.key())),
                     _ => {}
                 }
             }
@@ -236,21 +236,4 @@ async fn two_tables_over_generations_of_shards_end_in_the_fold_of_their_history(
     let again = command.output().await.expect("backfill runs");
     assert!(again.status.success(), "{again:?}");
     assert_eq!(stores.row_places().await, places);
-}
-
-/// A draft's item, with its key.
-fn item(draft: &Draft) -> Json {
-    let mut item = draft.image.clone().expect("it is written");
-    for (name, value) in key(draft).as_object().expect("a key") {
-        item[name] = value.clone();
-    }
-    item
-}
-
-fn key(draft: &Draft) -> Json {
-    let mut key = json!({ "session_id": { "S": draft.session_id } });
-    if let Some(side) = draft.side {
-        key["side"] = json!({ "S": side });
-    }
-    key
 }

@@ -38,6 +38,7 @@ mod tip;
 mod trimmed;
 mod verify;
 mod verify_objects;
+mod verify_tables;
 
 /// A file that nobody names here is not compiled, and its tests pass by never running.
 #[test]

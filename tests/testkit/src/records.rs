@@ -70,13 +70,33 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// The key of its item.
+    #[must_use]
+    pub fn key(&self) -> Json {
+        let mut key = json!({ "session_id": { "S": self.session_id } });
+        if let Some(side) = self.side {
+            key["side"] = json!({ "S": side });
+        }
+        key
+    }
+
+    /// Its item, with its key.
+    ///
+    /// # Panics
+    /// If it is a removal.
+    #[must_use]
+    pub fn item(&self) -> Json {
+        let mut item = self.image.clone().expect("it is written");
+        for (name, value) in self.key().as_object().into_iter().flatten() {
+            item[name] = value.clone();
+        }
+        item
+    }
+
     /// The record with its place in a stream.
     #[must_use]
     pub fn place(&self, label: &str, sequence_number: u128) -> Record {
-        let mut keys = json!({ "session_id": { "S": self.session_id } });
-        if let Some(side) = self.side {
-            keys["side"] = json!({ "S": side });
-        }
+        let keys = self.key();
         let mut images = json!({
             "Keys": keys,
             "SequenceNumber": format!("{sequence_number:021}"),
