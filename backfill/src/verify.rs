@@ -10,6 +10,8 @@ pub(crate) mod verification;
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 use crate::rate::Rate;
 use crate::stop::Stop;
 use crate::verify::report::Report;
@@ -25,6 +27,8 @@ pub(crate) struct Run<'a> {
     pub(crate) wait: Duration,
     /// How often it is read again.
     pub(crate) rounds: u16,
+    /// What the other side said at this time was compared; `None` if it is what it says now.
+    pub(crate) as_of: Option<OffsetDateTime>,
     /// Every session up to this one is compared, and its differences are in the report.
     pub(crate) compared_through: String,
 }

@@ -46,14 +46,16 @@ pub(crate) struct VerifyArguments {
     /// With --against: compare only what changed after this time. RFC 3339, such as 2026-11-23T14:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = super::time, requires = "against")]
     pub(crate) since: Option<OffsetDateTime>,
-    /// With --tables: read a full point-in-time export instead of the tables: `s3://BUCKET/PREFIX` or a
-    /// folder, the one that holds manifest-summary.json.
+    /// With --tables: read full point-in-time exports instead of the tables, and of the tables only
+    /// what differs. Give it once per table: `s3://BUCKET/PREFIX` or a folder, the one that holds
+    /// manifest-summary.json. The run proves what the tables held at the time of the exports.
     #[arg(long, value_name = "PLACE", requires = "tables")]
     pub(crate) export: Option<Vec<String>>,
-    /// With --tables: how many segments of each table are scanned at once.
+    /// With --tables: how many segments each table is scanned in; at most 24 of both are read at once.
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000), requires = "tables")]
     pub(crate) segments: u16,
-    /// With --tables: use at most this many read units per second. A Scan uses half a unit per 4 KB.
+    /// With --tables: use at most this many read units per second. A Scan uses half a unit per 4 KB; what differs is
+    /// read again with ConsistentRead, one unit per 4 KB.
     #[arg(long, value_name = "UNITS", value_parser = clap::value_parser!(u32).range(1..), requires = "tables")]
     pub(crate) read_units: Option<u32>,
     /// Compare at most this many sessions per second.

@@ -58,6 +58,7 @@ pub(crate) async fn run(
         rate: Rate::new(arguments.max_rate),
         wait: Duration::from_secs(arguments.wait.into()),
         rounds: arguments.rounds,
+        as_of: None,
         compared_through: arguments.after.clone().unwrap_or_default(),
     };
     let comparing = Box::pin(compare(&projector, archive, arguments, &mut run));
@@ -65,7 +66,8 @@ pub(crate) async fn run(
     let verification = Verification {
         comparison,
         against,
-        started_at,
+        // What changed after an export is not in it.
+        started_at: run.as_of.map_or(started_at, |as_of| as_of.min(started_at)),
         complete: matches!(ended, Ok(End::AllCompared)) && arguments.after.is_none(),
         since: arguments.since,
         tally: run.report.tally,

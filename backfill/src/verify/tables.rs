@@ -5,6 +5,9 @@
 //!    hold leaves a sum that is not 0. The parts that can be at fault are asked for by key.
 //! 3. What differed is looked at again, row first, until it is equal or has differed at each look (`pending.rs`).
 //!
+//! A run vouches for each part as it was at its look: what changes after that is the stream's to bring. Of exports, which
+//! may be hours old, it vouches for what the tables held at their time.
+//!
 //! Nothing is written, so the run may be dropped between any two steps.
 
 mod buckets;
@@ -77,6 +80,7 @@ pub(crate) async fn compare(
         Some(places) => {
             let exports = export::open(places, &projector.tables, &place::client(&aws)).await?;
             let against = exports.name.clone();
+            run.as_of = Some(exports.time);
             (Source::Exports(exports), against)
         }
         None => {

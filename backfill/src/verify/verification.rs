@@ -49,7 +49,7 @@ pub(crate) struct Verification {
     pub(crate) comparison: Comparison,
     /// The other side, without credentials.
     pub(crate) against: String,
-    /// By our database's clock.
+    /// By our database's clock; of exports, their time.
     pub(crate) started_at: OffsetDateTime,
     /// Whether every session was compared, from the first to the last.
     pub(crate) complete: bool,

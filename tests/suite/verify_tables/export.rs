@@ -44,7 +44,7 @@ fn files(table: &str, items: &[Json]) -> Vec<(String, Vec<u8>)> {
         "endTime": rfc3339(now()),
         "tableArn": arn,
         "tableId": "12345a12-abcd-123a-ab12-1234abc12345",
-        "exportTime": rfc3339(now()),
+        "exportTime": rfc3339(now() - 3600),
         "s3Bucket": "exports-of-production",
         "s3Prefix": "exports",
         "s3SseAlgorithm": "AES256",
@@ -106,6 +106,9 @@ async fn an_export_that_is_older_than_the_rows_finds_the_faults_and_nothing_else
         assert_eq!(json["compared"], 150);
         assert!(json["against"].as_str().expect("a name").contains(sessions.trim_end_matches('/')));
     }
+    // The result is as old as the exports.
+    let old = "SELECT count(*) FROM verifications WHERE started_at < now() - interval '50 min'";
+    assert_eq!(world.stores.ask(old).await, "2");
     world.stores.change(&wrong).await;
     world.write_rows(&[session("only-a-row", "u")]).await;
     for [sessions, scans] in [&in_folder, &in_s3] {

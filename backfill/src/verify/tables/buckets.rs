@@ -13,7 +13,8 @@
 //! question to DynamoDB itself, so nothing depends on a clock: a wrong idea of "recent" costs reads and loses nothing.
 //! What remains are buckets that no such choice explains. All keys that the rows hold in them are checked.
 //!
-//! One look vouches for a key as it was then. What is removed after it is the stream's to bring.
+//! One look vouches for a key as it was then. What is removed after it, or a moment before it (a Scan is eventually
+//! consistent), is the stream's to bring.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
