@@ -24,6 +24,7 @@ them, one JSON object per line. Exit code 7 if differences persist.
 
 SIGINT and SIGTERM end the run with what is known so far, and with the --after from which a new run resumes.";
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("comparison").args(["against", "tables", "objects"]).required(true)))]
 pub(crate) struct VerifyArguments {
@@ -36,14 +37,15 @@ pub(crate) struct VerifyArguments {
     /// Compare the objects of `ARCHIVE_BUCKET` with the rows.
     #[arg(long)]
     pub(crate) objects: bool,
-    /// With --against: compare the values of this share of the sessions, too, from 0 to 1. Equal versions alone trust
-    /// the projector.
+    /// With --against: compare the values of this share of the sessions, too, from 0 to 1. Equal
+    /// versions alone trust the projector.
     #[arg(long, value_name = "SHARE", default_value_t = 0.001, value_parser = share, requires = "against")]
     pub(crate) sample: f64,
     /// With --against: compare all values, meshes too.
     #[arg(long, requires = "against", conflicts_with = "sample")]
     pub(crate) deep: bool,
-    /// With --against: compare only what changed after this time. RFC 3339, such as 2026-11-23T14:00:00Z.
+    /// With --against: compare only what changed after this time. RFC 3339, such as
+    /// 2026-11-23T14:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = super::time, requires = "against")]
     pub(crate) since: Option<OffsetDateTime>,
     /// With --tables: read full point-in-time exports instead of the tables, and of the tables only
@@ -51,11 +53,12 @@ pub(crate) struct VerifyArguments {
     /// manifest-summary.json. The run proves what the tables held at the time of the exports.
     #[arg(long, value_name = "PLACE", requires = "tables")]
     pub(crate) export: Option<Vec<String>>,
-    /// With --tables: how many segments each table is scanned in; at most 24 of both are read at once.
+    /// With --tables: how many segments each table is scanned in; at most 24 of both are read at
+    /// once.
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000), requires = "tables")]
     pub(crate) segments: u16,
-    /// With --tables: use at most this many read units per second. A Scan uses half a unit per 4 KB; what differs is
-    /// read again with ConsistentRead, one unit per 4 KB.
+    /// With --tables: use at most this many read units per second. A Scan uses half a unit per 4
+    /// KB; what differs is read again with `ConsistentRead`, one unit per 4 KB.
     #[arg(long, value_name = "UNITS", value_parser = clap::value_parser!(u32).range(1..), requires = "tables")]
     pub(crate) read_units: Option<u32>,
     /// Compare at most this many sessions per second.
