@@ -1,8 +1,9 @@
-//! Items as the SDK gives them → the JSON that Lambda delivers and that exports hold, so that the projector's decoder
-//! reads all three. Pure. No digit is touched; binary is base64; maps are sorted, so that an item is always the same
-//! bytes.
+//! Items as the SDK gives them → the JSON that Lambda delivers and that exports hold, so that the
+//! projector's decoder reads all three. Pure. No digit is touched; binary is base64; maps are
+//! sorted, so that an item is always the same bytes.
 
-/// The streams and the tables have an SDK crate each, and each crate a type of its own for the same values.
+/// The streams and the tables have an SDK crate each, and each crate a type of its own for the same
+/// values.
 macro_rules! wire_form {
     ($module:ident, $sdk:ident) => {
         pub(crate) mod $module {
@@ -51,8 +52,9 @@ macro_rules! wire_form {
                             let values: Vec<String> = values.iter().map(base64).collect();
                             map.serialize_entry("BS", &values)?;
                         }
-                        // A type that came after this version of the SDK, which does not tell its tag: no tag that
-                        // the projector knows, so that the item is rejected and not taken for another.
+                        // A type that came after this version of the SDK, which does not tell its
+                        // tag: no tag that the projector knows, so that the item is rejected and
+                        // not taken for another.
                         _ => map.serialize_entry("UNKNOWN", &())?,
                     }
                     map.end()

@@ -1,5 +1,5 @@
-//! Items of the two tables as they are compared: decoded as the projector does, a mesh reduced to its MD5. Pure. One
-//! file per source of items.
+//! Items of the two tables as they are compared: decoded as the projector does, a mesh reduced to
+//! its MD5. Pure. One file per source of items.
 
 pub(crate) mod api;
 pub(crate) mod export;
@@ -20,7 +20,8 @@ pub(crate) type Key = (Part, String);
 pub(crate) enum Item {
     /// The values of its part; a mesh is the text of its MD5.
     Whole(Key, Document),
-    /// The projector rejects it, for this reason, which holds no value. Without a key no row can hold it.
+    /// The projector rejects it, for this reason, which holds no value. Without a key no row can
+    /// hold it.
     Malformed(Option<Key>, String),
 }
 

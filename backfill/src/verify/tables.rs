@@ -1,12 +1,15 @@
 //! `verify --tables`: our rows and the items of both tables.
 //!
-//! 1. Every item, of a parallel Scan or of two exports, is compared with what its row holds (`look.rs`).
-//! 2. The keys of all rows are read and added up against those that were seen (`buckets.rs`). A part that only the rows
-//!    hold leaves a sum that is not 0. The parts that can be at fault are asked for by key.
-//! 3. What differed is looked at again, row first, until it is equal or has differed at each look (`pending.rs`).
+//! 1. Every item, of a parallel Scan or of two exports, is compared with what its row holds
+//!    (`look.rs`).
+//! 2. The keys of all rows are read and added up against those that were seen (`buckets.rs`). A
+//!    part that only the rows hold leaves a sum that is not 0. The parts that can be at fault are
+//!    asked for by key.
+//! 3. What differed is looked at again, row first, until it is equal or has differed at each look
+//!    (`pending.rs`).
 //!
-//! A run vouches for each part as it was at its look: what changes after that is the stream's to bring. Of exports, which
-//! may be hours old, it vouches for what the tables held at their time.
+//! A run vouches for each part as it was at its look: what changes after that is the stream's to
+//! bring. Of exports, which may be hours old, it vouches for what the tables held at their time.
 //!
 //! Nothing is written, so the run may be dropped between any two steps.
 
@@ -46,8 +49,8 @@ use crate::verify::{End, Run};
 const PAGES_AT_MOST: usize = 24;
 /// At most this many files of an export are read at once.
 const FILES_AT_MOST: usize = 4;
-/// A row that changed this long before the run began counts as recent: its change may be applied only now. It saves reads
-/// and decides nothing.
+/// A row that changed this long before the run began counts as recent: its change may be applied
+/// only now. It saves reads and decides nothing.
 const RECENT: time::Duration = time::Duration::minutes(15);
 /// At most this many malformed items, and parts that still change, are named.
 const NAMED: usize = 20;
@@ -184,8 +187,8 @@ impl<'c, 'r> Comparing<'c, 'r> {
         let batches = stream::iter(works).map(|work| batches(api, work));
         let looks = batches.flatten_unordered(at_once).map_ok(|items| looker.at(items));
         let mut looks = looks.try_buffer_unordered(looker.database.connections());
-        while let Some(Looks { looks, without_key, items }) = looks.try_next().await? {
-            for look in looks {
+        while let Some(Looks { of_parts, without_key, items }) = looks.try_next().await? {
+            for look in of_parts {
                 self.first_look(look);
             }
             for reason in without_key {
@@ -224,7 +227,8 @@ impl<'c, 'r> Comparing<'c, 'r> {
         }
     }
 
-    /// Whether more parts differ than can be looked at again. Those that were only late are dropped first.
+    /// Whether more parts differ than can be looked at again. Those that were only late are dropped
+    /// first.
     async fn too_many_differ(&mut self) -> anyhow::Result<bool> {
         if self.pending.len() <= PENDING_AT_MOST {
             return Ok(false);
@@ -325,7 +329,8 @@ impl<'c, 'r> Comparing<'c, 'r> {
         Ok(())
     }
 
-    /// Looks at what differs until nothing does, or the rounds are over. What differs then is reported.
+    /// Looks at what differs until nothing does, or the rounds are over. What differs then is
+    /// reported.
     async fn look_until_settled(&mut self) -> anyhow::Result<()> {
         let (rounds, wait) = (self.run.rounds, self.run.wait);
         for round in 1..=rounds {

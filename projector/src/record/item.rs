@@ -1,5 +1,6 @@
-//! An item as its table holds it → the same values that its change record would give, by the same rules. Pure: no
-//! stream, no order. A scan and an export give items; they are compared with rows, never applied.
+//! An item as its table holds it → the same values that its change record would give, by the same
+//! rules. Pure: no stream, no order. A scan and an export give items; they are compared with rows,
+//! never applied.
 
 use crate::attribute::Item;
 use crate::change::{self, Malformed};
@@ -18,7 +19,8 @@ pub struct TableItem {
     pub document: Result<Document, Malformed>,
 }
 
-/// Decodes an item of the table of sessions or of the table of scans from its JSON, `{"session_id": {"S": "..."}, ...}`.
+/// Decodes an item of the table of sessions or of the table of scans from its JSON, `{"session_id":
+/// {"S": "..."}, ...}`.
 ///
 /// # Errors
 /// [`Malformed`] if its key cannot be read: no row can hold it.

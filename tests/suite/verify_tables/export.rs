@@ -33,7 +33,8 @@ fn files(table: &str, items: &[Json]) -> Vec<(String, Vec<u8>)> {
             "etag": format!("{number}-1"),
             "dataFileS3Key": format!("{root}/{path}"),
         });
-        listed += &format!("{file}\n");
+        listed.push_str(&file.to_string());
+        listed.push('\n');
         files.push((path, bytes));
     }
     let arn = format!("arn:aws:dynamodb:eu-central-1:123456789012:table/{table}");

@@ -1,5 +1,5 @@
-//! The DynamoDB API: pages of a parallel Scan, and items by key as they are now. Every call is repeated with patience,
-//! and what it consumed is paid for before the next one.
+//! The DynamoDB API: pages of a parallel Scan, and items by key as they are now. Every call is
+//! repeated with patience, and what it consumed is paid for before the next one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::types::{
-    AttributeValue, ConsumedCapacity, KeysAndAttributes, ReturnConsumedCapacity,
+    AttributeValue, ConsumedCapacity, KeysAndAttributes, ReturnConsumedCapacity, TableDescription,
 };
 use projector::change::Tables;
 use projector::config::ConfigError;
@@ -97,13 +97,14 @@ impl TablesApi {
             let call = || self.client.describe_table().table_name(name).send();
             let answer = self.patience.call("DescribeTable", call).await;
             let answer = self.answer(answer, "describe", of_sessions)?;
-            let items = answer.table().and_then(|table| table.item_count()).unwrap_or(0);
+            let items = answer.table().and_then(TableDescription::item_count).unwrap_or(0);
             count += items.unsigned_abs();
         }
         Ok(count)
     }
 
-    /// The attribute that holds each part's time to live, by its table; `None` if the table removes nothing by itself.
+    /// The attribute that holds each part's time to live, by its table; `None` if the table removes
+    /// nothing by itself.
     pub(crate) async fn ttl_attribute(&self, of_sessions: bool) -> anyhow::Result<Option<String>> {
         let name = self.name(of_sessions);
         let call = || self.client.describe_time_to_live().table_name(name).send();
@@ -135,13 +136,15 @@ impl TablesApi {
         Ok(Page { items, next: answer.last_evaluated_key.filter(|key| !key.is_empty()) })
     }
 
-    /// The items with these keys, at most [`KEYS_PER_CALL`], as they are now; those that are gone are left out.
+    /// The items with these keys, at most [`KEYS_PER_CALL`], as they are now; those that are gone
+    /// are left out.
     pub(crate) async fn get(&self, keys: &[&Key]) -> anyhow::Result<Vec<Item>> {
         let found = self.fetch(keys, false).await?;
         found.iter().map(|(of_sessions, item)| read(item, *of_sessions)).collect()
     }
 
-    /// Which of these keys have an item now. It costs as much as to read the items, and brings none of them here.
+    /// Which of these keys have an item now. It costs as much as to read the items, and brings none
+    /// of them here.
     pub(crate) async fn present(&self, keys: &[&Key]) -> anyhow::Result<HashSet<Key>> {
         let found = self.fetch(keys, true).await?;
         let found = found.iter().map(|(_, item)| key_of(item));

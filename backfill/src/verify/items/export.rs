@@ -1,5 +1,6 @@
-//! Two point-in-time exports, one per table, as batches of items. Nothing is taken for good before the file's MD5 and its
-//! number of items are those of the manifest; a comparison only reads, so it may begin earlier.
+//! Two point-in-time exports, one per table, as batches of items. Nothing is taken for good before
+//! the file's MD5 and its number of items are those of the manifest; a comparison only reads, so it
+//! may begin earlier.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -52,8 +53,8 @@ fn wrong(problem: String) -> anyhow::Error {
 
 /// Reads the manifests of both exports.
 ///
-/// # Errors
-/// [`ConfigError`] if the places are not one full export of each table; and if a manifest cannot be read.
+/// # Errors [`ConfigError`] if the places are not one full export of each table; and if a manifest
+/// cannot be read.
 pub(crate) async fn open(
     places: &[String],
     tables: &Tables,

@@ -1,8 +1,9 @@
 //! What the two manifests of a point-in-time export say. Pure.
 //!
-//! `manifest-summary.json` names the table, the time and the other manifest; `manifest-files.json` has one line per data
-//! file (Amazon DynamoDB Developer Guide, "DynamoDB table export output format"). Keys in them are those of the bucket that
-//! DynamoDB wrote to; an export may have been copied since, so files are found by their place beside the summary.
+//! `manifest-summary.json` names the table, the time and the other manifest; `manifest-files.json`
+//! has one line per data file (Amazon DynamoDB Developer Guide, "DynamoDB table export output
+//! format"). Keys in them are those of the bucket that DynamoDB wrote to; an export may have been
+//! copied since, so files are found by their place beside the summary.
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;

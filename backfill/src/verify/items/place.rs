@@ -1,5 +1,5 @@
-//! Where the files of an export are, a folder or a prefix of a bucket, and their bytes piece by piece. A read of S3 that
-//! breaks off resumes at its byte.
+//! Where the files of an export are, a folder or a prefix of a bucket, and their bytes piece by
+//! piece. A read of S3 that breaks off resumes at its byte.
 
 use std::fmt;
 use std::fs::File;

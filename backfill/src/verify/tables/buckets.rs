@@ -1,29 +1,34 @@
 //! Which rows may hold a part whose item is gone, in bounded memory. Pure.
 //!
-//! Each key (a part of a session) hashes to a bucket and to a 64-bit number. A bucket has one sum: plus the number of
-//! each key of which a look saw the item and the part in its row ([`Buckets::seen`]), minus the number of each key that
-//! the rows hold at the end ([`Buckets::held`]). A bucket whose sum is 0 holds no key that only the rows have: one
-//! such key, whenever its row was written, leaves its number in the sum. The hash has a random key, so no choice of session
-//! ids makes a sum vanish; by chance one does in 2^64.
+//! Each key (a part of a session) hashes to a bucket and to a 64-bit number. A bucket has one sum:
+//! plus the number of each key of which a look saw the item and the part in its row
+//! ([`Buckets::seen`]), minus the number of each key that the rows hold at the end
+//! ([`Buckets::held`]). A bucket whose sum is 0 holds no key that only the rows have: one such key,
+//! whenever its row was written, leaves its number in the sum. The hash has a random key, so no
+//! choice of session ids makes a sum vanish; by chance one does in 2^64.
 //!
-//! Writes during the run disturb a sum without being a fault: a part that came after the scan had passed it is held and
-//! was not seen, and one that went is seen and no longer held. The rows that changed since the run began are known, so
-//! each such bucket is *explained*: if leaving out some of its recent keys makes the sum 0, then the rest of the bucket was
-//! seen, and of those left out only the ones that the rows hold are to be checked. The last look at each of those is a
-//! question to DynamoDB itself, so nothing depends on a clock: a wrong idea of "recent" costs reads and loses nothing.
-//! What remains are buckets that no such choice explains. All keys that the rows hold in them are checked.
+//! Writes during the run disturb a sum without being a fault: a part that came after the scan had
+//! passed it is held and was not seen, and one that went is seen and no longer held. The rows that
+//! changed since the run began are known, so each such bucket is *explained*: if leaving out some
+//! of its recent keys makes the sum 0, then the rest of the bucket was seen, and of those left out
+//! only the ones that the rows hold are to be checked. The last look at each of those is a question
+//! to DynamoDB itself, so nothing depends on a clock: a wrong idea of "recent" costs reads and
+//! loses nothing. What remains are buckets that no such choice explains. All keys that the rows
+//! hold in them are checked.
 //!
-//! One look vouches for a key as it was then. What is removed after it, or a moment before it (a Scan is eventually
-//! consistent), is the stream's to bring.
+//! One look vouches for a key as it was then. What is removed after it, or a moment before it (a
+//! Scan is eventually consistent), is the stream's to bring.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 
 use projector::measurement::Part;
 
-/// 32 MB of sums: at 3 × 10^8 parts some 70 keys per bucket, all of which are checked if it stays unexplained.
+/// 32 MB of sums: at 3 × 10^8 parts some 70 keys per bucket, all of which are checked if it stays
+/// unexplained.
 const BUCKETS: usize = 1 << 22;
-/// At most this many recent keys are remembered, 24 MB; those beyond leave their buckets unexplained.
+/// At most this many recent keys are remembered, 24 MB; those beyond leave their buckets
+/// unexplained.
 const RECENT_AT_MOST: usize = 1 << 20;
 /// A bucket with more recent keys is not explained: the choices double with each.
 const TRIED_AT_MOST: usize = 12;
@@ -147,9 +152,12 @@ fn explain(sum: u64, recent: &[Recent]) -> Option<u32> {
     }
     (1..1_u32 << recent.len()).find(|choice| {
         let chosen = recent.iter().enumerate().filter(|(index, _)| choice >> index & 1 == 1);
-        let rest = chosen.fold(sum, |sum, (_, recent)| match recent.held {
-            true => sum.wrapping_add(recent.key.number),
-            false => sum.wrapping_sub(recent.key.number),
+        let rest = chosen.fold(sum, |sum, (_, recent)| {
+            if recent.held {
+                sum.wrapping_add(recent.key.number)
+            } else {
+                sum.wrapping_sub(recent.key.number)
+            }
         });
         rest == 0
     })
@@ -188,7 +196,8 @@ mod tests {
     fn the_memory_does_not_grow_with_the_tables() {
         let sums = BUCKETS * size_of::<u64>();
         let recent = RECENT_AT_MOST * size_of::<Recent>();
-        // A set of numbers takes at most twice their size and a byte each, rounded up to a power of two.
+        // A set of numbers takes at most twice their size and a byte each, rounded up to a power of
+        // two.
         let suspects = BUCKETS / 8 + RECENT_AT_MOST * 2 * (size_of::<u64>() + 1);
         assert!(sums + recent + suspects < 80 << 20, "{} MB", (sums + recent + suspects) >> 20);
         let mut buckets = Buckets::new();

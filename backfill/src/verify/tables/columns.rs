@@ -1,7 +1,7 @@
 //! Which columns of a part differ between an item and its row. Pure.
 //!
-//! Both sides are what the projector would write: numbers in their plain form, times to the microsecond, a mesh by its
-//! MD5. Only the names of columns are given, never their values.
+//! Both sides are what the projector would write: numbers in their plain form, times to the
+//! microsecond, a mesh by its MD5. Only the names of columns are given, never their values.
 
 use projector::attribute::plain_number;
 use projector::measurement::{COLUMNS, Document, Kind, Part, Value};
@@ -37,7 +37,8 @@ fn same_number(a: &str, b: &str) -> bool {
     plain_number(a).is_ok_and(|a| plain_number(b).is_ok_and(|b| a == b))
 }
 
-/// Whether two documents have the same members and the same numbers, whatever the order and the form.
+/// Whether two documents have the same members and the same numbers, whatever the order and the
+/// form.
 fn same_json(a: &Json, b: &Json) -> bool {
     match (a, b) {
         (Json::Number(a), Json::Number(b)) => a == b || same_number(a.as_str(), b.as_str()),

@@ -1,4 +1,5 @@
-//! PostgreSQL: what rows hold of given parts. Of a mesh only its MD5 is fetched, which the server computes.
+//! PostgreSQL: what rows hold of given parts. Of a mesh only its MD5 is fetched, which the server
+//! computes.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -58,7 +59,8 @@ pub(crate) async fn held(
             Ok(arguments)
         };
         let reading = retry_transient("read rows", async || {
-            statement::page(database, pace, sql, arguments).await
+            // Boxed: the compiler gives up on the depth of its type.
+            Box::pin(statement::page(database, pace, sql, arguments)).await
         });
         let (limit, rows) = reading.await?;
         for row in &rows {

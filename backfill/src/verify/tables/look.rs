@@ -1,6 +1,7 @@
-//! One look at items and at their rows. The first look has the item from a scan or an export, and then reads the row. Each
-//! look after it reads the row first and then asks for the item, consistently: if the row is found to be behind, then
-//! the item had not changed by the time at which the row was read, or it has changed since.
+//! One look at items and at their rows. The first look has the item from a scan or an export, and
+//! then reads the row. Each look after it reads the row first and then asks for the item,
+//! consistently: if the row is found to be behind, then the item had not changed by the time at
+//! which the row was read, or it has changed since.
 
 use std::collections::HashMap;
 
@@ -21,7 +22,8 @@ const PARTS: usize = 1_000;
 pub(crate) struct Looker<'a> {
     pub(crate) database: &'a Database,
     pub(crate) api: &'a TablesApi,
-    /// The attributes that hold the time to live of sessions and of scans, if rows may keep what expired.
+    /// The attributes that hold the time to live of sessions and of scans, if rows may keep what
+    /// expired.
     pub(crate) ttl_attributes: [Option<String>; 2],
     /// When the run began.
     pub(crate) started: OffsetDateTime,
@@ -30,7 +32,7 @@ pub(crate) struct Looker<'a> {
 /// What was seen of a batch of items.
 #[derive(Debug, Default)]
 pub(crate) struct Looks {
-    pub(crate) looks: Vec<Look>,
+    pub(crate) of_parts: Vec<Look>,
     /// Why the items without a key are malformed.
     pub(crate) without_key: Vec<String>,
     pub(crate) items: u64,
@@ -45,8 +47,8 @@ impl Looker<'_> {
         self.ttl_attributes[usize::from(part != Part::Session)].as_deref()
     }
 
-    /// Whether the row keeps the part even if its item is gone, judged by the time at which the run began, so that it is
-    /// so throughout.
+    /// Whether the row keeps the part even if its item is gone, judged by the time at which the run
+    /// began, so that it is so throughout.
     pub(crate) fn is_kept(&self, ttl: Option<&str>) -> bool {
         has_expired(ttl, self.started)
     }
@@ -64,12 +66,13 @@ impl Looker<'_> {
             }
         }
         let rows = self.rows(keyed.iter().map(|(key, _)| key)).await?;
-        looks.looks =
+        looks.of_parts =
             keyed.into_iter().map(|(key, item)| self.look(key, Some(&item), &rows)).collect();
         Ok(looks)
     }
 
-    /// Looks again at parts, at most as many as one call takes: at the rows first, then at the items.
+    /// Looks again at parts, at most as many as one call takes: at the rows first, then at the
+    /// items.
     pub(crate) async fn again(&self, keys: &[&Key]) -> anyhow::Result<Vec<Look>> {
         let rows = self.rows(keys.iter().copied()).await?;
         let mut items: HashMap<Key, Item> = HashMap::new();

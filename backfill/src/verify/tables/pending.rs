@@ -1,7 +1,8 @@
 //! The parts that differed when they were looked at, and what becomes of them. Pure.
 //!
-//! A part is a difference if it differs at every look and its row stays as it is between the last two. If the row moved
-//! in that time, then its stream is at work on it: it is counted as still changing, and is no difference.
+//! A part is a difference if it differs at every look and its row stays as it is between the last
+//! two. If the row moved in that time, then its stream is at work on it: it is counted as still
+//! changing, and is no difference.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +30,8 @@ struct Pending {
 pub(crate) enum Settled {
     /// It still differs.
     No,
-    /// Both sides are equal now. `newly_in_both`: it is the first look that saw the part on both sides.
+    /// Both sides are equal now. `newly_in_both`: it is the first look that saw the part on both
+    /// sides.
     Equal { newly_in_both: bool },
     /// The item is malformed by now, for this reason.
     Malformed(String),

@@ -1,4 +1,5 @@
-//! PostgreSQL: which parts every row holds, page by page in the order of the keys. It fetches no values.
+//! PostgreSQL: which parts every row holds, page by page in the order of the keys. It fetches no
+//! values.
 
 use projector::apply::Pace;
 use projector::database::Database;
@@ -14,8 +15,9 @@ use crate::statement;
 /// At most this many rows are read at once.
 const PAGE: usize = 10_000;
 
-/// Parameters: the last key of the page before; how many rows; since when a change is recent; the attributes that hold the
-/// time to live of sessions and of scans, or NULL. Each part is two bits: it is there, and it changed recently.
+/// Parameters: the last key of the page before; how many rows; since when a change is recent; the
+/// attributes that hold the time to live of sessions and of scans, or NULL. Each part is two bits:
+/// it is there, and it changed recently.
 const NEXT: &str = "SELECT session_id,
     (user_id IS NOT NULL)::int
         + 2 * (left_scanned_at IS NOT NULL)::int
@@ -75,13 +77,14 @@ impl<'a> Sweep<'a> {
             arguments.add(last.as_str())?;
             arguments.add(i64::try_from(limit)?)?;
             arguments.add(*recent_since)?;
-            for attribute in ttl_attributes.iter() {
+            for attribute in *ttl_attributes {
                 arguments.add(attribute.as_deref())?;
             }
             Ok(arguments)
         };
         let reading = retry_transient("read the keys of rows", async || {
-            statement::page(database, pace, NEXT, arguments).await
+            // Boxed: the compiler gives up on the depth of its type.
+            Box::pin(statement::page(database, pace, NEXT, arguments)).await
         });
         let (_, rows) = reading.await?;
         let rows = rows.iter().map(decode).collect::<Result<Vec<_>, _>>();

@@ -7,7 +7,8 @@ use crate::verify::difference::Kind;
 use crate::verify::items::{Item, Key};
 use crate::verify::tables::columns::differing;
 
-/// DynamoDB removes no item whose time to live passed longer ago (Developer Guide, "Using time to live").
+/// DynamoDB removes no item whose time to live passed longer ago (Developer Guide, "Using time to
+/// live").
 const TTL_YEARS: i64 = 5;
 const YEAR_SECONDS: i64 = 365 * 24 * 60 * 60;
 
@@ -44,8 +45,8 @@ pub(crate) struct Look {
     pub(crate) in_both: bool,
 }
 
-/// Compares an item with what its row holds; each is `None` if it is not there. `kept` means that the row may keep the
-/// values of an item that is gone.
+/// Compares an item with what its row holds; each is `None` if it is not there. `kept` means that
+/// the row may keep the values of an item that is gone.
 pub(crate) fn verdict(part: Part, item: Option<&Item>, held: Option<&Held>, kept: bool) -> Verdict {
     let row = held.and_then(|held| held.document.as_ref());
     let differs = |kind, detail: &str| Verdict::Differs(kind, detail.to_owned());
@@ -69,7 +70,8 @@ pub(crate) fn verdict(part: Part, item: Option<&Item>, held: Option<&Held>, kept
     }
 }
 
-/// Whether DynamoDB may have removed an item whose attribute for the time to live holds this: seconds since 1970.
+/// Whether DynamoDB may have removed an item whose attribute for the time to live holds this:
+/// seconds since 1970.
 pub(crate) fn has_expired(ttl: Option<&str>, now: OffsetDateTime) -> bool {
     let whole = ttl.and_then(|ttl| ttl.split('.').next());
     let now = now.unix_timestamp();
