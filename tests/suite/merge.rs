@@ -414,11 +414,7 @@ async fn what_is_no_object_of_ours_is_named_and_holds_up_no_other() {
 async fn one_merge_or_redrive_runs_at_a_time_and_the_holder_is_named() {
     let (peer, ours) = (Stores::fresh().await, Stores::fresh().await);
     let mut holder = ours.connect().await;
-    let pid: i32 =
-        sqlx::query_scalar(&format!("SELECT pg_backend_pid() FROM pg_advisory_lock({LOCK})"))
-            .fetch_one(&mut holder)
-            .await
-            .expect("the lock");
+    let pid = holder.ask(&format!("SELECT pg_backend_pid() FROM pg_advisory_lock({LOCK})")).await;
     let redrive = async || {
         let mut command = Command::new(binary("backfill"));
         command.arg("redrive").env("DATABASE_URL", &ours.database_url);

@@ -24,7 +24,6 @@ them, one JSON object per line. Exit code 7 if differences persist.
 
 SIGINT and SIGTERM end the run with what is known so far, and with the --after from which a new run resumes.";
 
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("comparison").args(["against", "tables", "objects"]).required(true)))]
 pub(crate) struct VerifyArguments {

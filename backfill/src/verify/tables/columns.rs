@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 pub(crate) fn differing(part: Part, item: &Document, row: &Document) -> Vec<&'static str> {
     let columns = COLUMNS.iter().filter(|column| column.part == part);
     let differs = columns.filter(|column| {
-        let value = |document: &Document| document.get(column.position).cloned().flatten();
+        let value = |document: &Document| document.get(column.field_index).cloned().flatten();
         !equal(column.kind, value(item).as_ref(), value(row).as_ref())
     });
     differs.map(|column| column.name.as_str()).collect()
