@@ -14,12 +14,22 @@ use testkit::stream_server::StreamServer;
 use tokio::process::Command;
 
 /// The commands that have `--json`.
-const COMMANDS: [&str; 8] =
-    ["doctor", "status", "check", "migrate", "stream", "file", "redrive", "objects"];
+const COMMANDS: [&str; 10] = [
+    "doctor", "status", "check", "migrate", "stream", "file", "merge", "verify", "redrive",
+    "objects",
+];
 
-/// Members of lists that no run here fills: shards that vanish while they are read (see
-/// `trimmed.rs`, `listings.rs`).
-const NOT_SEEN: [(&str, &str); 2] = [("stream", "gone[]"), ("stream", "named_and_not_there[]")];
+/// Members that no run here prints: shards that vanish while they are read (see `trimmed.rs`,
+/// `listings.rs`), and what `verify --tables` has found (`verify_tables.rs`).
+const NOT_SEEN: [(&str, &str); 7] = [
+    ("stream", "gone[]"),
+    ("stream", "named_and_not_there[]"),
+    ("verify", "malformed"),
+    ("verify", "still_changing"),
+    ("verify", "unsettled"),
+    ("verify", "asked_by_key"),
+    ("verify", "read_units"),
+];
 
 /// The members of a section of the reference, and the type of each.
 fn documented(heading: &str) -> BTreeMap<String, String> {
@@ -259,6 +269,33 @@ async fn migrate_file_redrive_and_objects_print_what_the_reference_says() {
     unset.env_remove("ARCHIVE_BUCKET");
     objects.run(&output(unset).await, 2);
     objects.everything_was_seen();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn merge_and_verify_print_what_the_reference_says() {
+    let (account, peer) = (Account::new().await, Stores::fresh().await);
+    let insert = "INSERT INTO measurements (session_id, session_version) VALUES
+        ('m1', 'L/0000000000000000000000000000000000000001'), ('m2', 'no version')";
+    assert_eq!(peer.change(insert).await, 2);
+    let url = peer.database_url.as_str();
+    let mut verify = Schema::of("verify");
+    let at_once = ["verify", "--against", url, "--wait", "0", "--rounds", "1"];
+    let different = verify.run(&account.run(&at_once).await, 7);
+    assert_eq!(
+        (&different["result"], &different["differences"]["missing"]),
+        (&"different".into(), &2.into())
+    );
+    verify.run(&account.run(&["verify", "--against", &account.stores.database_url]).await, 2);
+
+    let mut merge = Schema::of("merge");
+    let partly = merge.run(&account.run(&["merge", "--from", url]).await, 1);
+    assert_eq!((&partly["rows_written"], &partly["not_merged"]), (&1.into(), &1.into()));
+    assert_eq!(peer.change("DELETE FROM measurements WHERE session_id = 'm2'").await, 1);
+    merge.run(&account.run(&["merge", "--from", url]).await, 0);
+    merge.everything_was_seen();
+
+    verify.run(&account.run(&at_once).await, 0);
+    verify.everything_was_seen();
 }
 
 /// A script that asked for JSON gets JSON, also if it has misspelt a flag.
