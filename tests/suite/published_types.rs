@@ -7,7 +7,7 @@ use projector::attribute::{Attribute, Item};
 use projector::change::{self, Change, Decoded, Malformed, Tables};
 use projector::deadline::Deadline;
 use projector::handler::{StreamEvent, handle};
-use projector::measurement::{Document, Kind, Value};
+use projector::measurement::{ColumnKind, Document, Value};
 use projector::part::Part;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -217,7 +217,7 @@ fn assert_same_document(document: &Document, part: Part, image: &serde_dynamo::I
     let mut unnamed = image.clone().into_inner();
     unnamed.retain(|name, _| name != "session_id" && (part == Part::Session || name != "side"));
     for (field, value) in part.fields().iter().zip(document) {
-        if field.kind == Kind::Attributes {
+        if field.kind == ColumnKind::Attributes {
             let expected = plain(&AttributeValue::M(unnamed.clone()));
             let ours = match value {
                 Some(Value::Text(text)) => serde_json::from_str(text).expect("JSON"),
@@ -228,15 +228,15 @@ fn assert_same_document(document: &Document, part: Part, image: &serde_dynamo::I
         }
         let expected = match (field.kind, unnamed.remove(field.name)) {
             (_, None | Some(AttributeValue::Null(_))) => None,
-            (Kind::Text, Some(AttributeValue::S(text))) => Some(Value::Text(text)),
-            (Kind::Millimetres, Some(AttributeValue::N(text))) => {
+            (ColumnKind::Text, Some(AttributeValue::S(text))) => Some(Value::Text(text)),
+            (ColumnKind::Millimetres, Some(AttributeValue::N(text))) => {
                 let shortest = text.trim_end_matches('0').trim_end_matches('.').to_owned();
                 Some(Value::Text(if text.contains('.') { shortest } else { text }))
             }
-            (Kind::Timestamp, Some(AttributeValue::S(text))) => {
+            (ColumnKind::Timestamp, Some(AttributeValue::S(text))) => {
                 Some(Value::Timestamp(OffsetDateTime::parse(&text, &Rfc3339).expect("a time")))
             }
-            (Kind::Bytes, Some(AttributeValue::B(bytes))) => Some(Value::Bytes(bytes)),
+            (ColumnKind::Bytes, Some(AttributeValue::B(bytes))) => Some(Value::Bytes(bytes)),
             (kind, other) => panic!("{}: {kind:?} of {other:?}", field.name),
         };
         assert_eq!(value, &expected, "{}", field.name);

@@ -66,7 +66,7 @@ mod tests {
     use super::{Bisected, bisect, split, split_locked};
     use crate::change::Change;
     use crate::fold::{IndexedChange, SessionChanges, fold};
-    use crate::measurement::Part;
+    use crate::part::Part;
     use crate::version::Version;
     use std::collections::{BTreeSet, HashSet, VecDeque};
 

@@ -243,8 +243,9 @@ async fn merge(
 mod tests {
     use super::{Decision, Known, decide};
     use crate::archive::{Condition, Described, Seen};
-    use crate::measurement::{Measurement, PerPart, Versions};
+    use crate::measurement::{Measurement, Versions};
     use crate::object::FORMAT;
+    use crate::part::PerPart;
     use crate::read_model::{Held, Upserted};
 
     fn versions(parts: [u8; 3]) -> Versions {

@@ -11,7 +11,8 @@ use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error;
 use crate::fold::SessionChanges;
-use crate::measurement::{Part, Versions};
+use crate::measurement::Versions;
+use crate::part::Part;
 use crate::read_model;
 
 /// Sessions per statement.

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use time::OffsetDateTime;
 
-pub use crate::part::{Part, PerPart};
+use crate::part::{Part, PerPart};
 
 impl Part {
     /// The attributes of this part's source item, in column order.
@@ -23,7 +23,7 @@ impl Part {
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ColumnKind {
     /// A string.
     Text,
     /// An RFC 3339 time; kept in UTC to the microsecond, as PostgreSQL keeps it.
@@ -42,40 +42,40 @@ pub struct Field {
     /// The attribute's name in the source item.
     pub name: &'static str,
     /// What the column holds.
-    pub kind: Kind,
+    pub kind: ColumnKind,
     /// Whether an item without it is rejected. A part is present where its required columns are.
     pub required: bool,
 }
 
-const fn required(name: &'static str, kind: Kind) -> Field {
+const fn required(name: &'static str, kind: ColumnKind) -> Field {
     Field { name, kind, required: true }
 }
 
-const fn optional(name: &'static str, kind: Kind) -> Field {
+const fn optional(name: &'static str, kind: ColumnKind) -> Field {
     Field { name, kind, required: false }
 }
 
 /// The item of the `sessions` table, without its key.
 pub const SESSION_FIELDS: &[Field] = &[
-    required("user_id", Kind::Text),
-    optional("device_model", Kind::Text),
-    optional("os_version", Kind::Text),
-    optional("app_version", Kind::Text),
-    required("started_at", Kind::Timestamp),
-    optional("attributes", Kind::Attributes),
+    required("user_id", ColumnKind::Text),
+    optional("device_model", ColumnKind::Text),
+    optional("os_version", ColumnKind::Text),
+    optional("app_version", ColumnKind::Text),
+    required("started_at", ColumnKind::Timestamp),
+    optional("attributes", ColumnKind::Attributes),
 ];
 
 /// The item of the `scans` table, without its key.
 pub const SCAN_FIELDS: &[Field] = &[
-    required("scanned_at", Kind::Timestamp),
-    required("foot_length_mm", Kind::Millimetres),
-    required("foot_breadth_mm", Kind::Millimetres),
-    required("ball_girth_mm", Kind::Millimetres),
-    optional("heel_breadth_mm", Kind::Millimetres),
-    optional("instep_height_mm", Kind::Millimetres),
-    optional("arch_length_mm", Kind::Millimetres),
-    optional("mesh", Kind::Bytes),
-    optional("attributes", Kind::Attributes),
+    required("scanned_at", ColumnKind::Timestamp),
+    required("foot_length_mm", ColumnKind::Millimetres),
+    required("foot_breadth_mm", ColumnKind::Millimetres),
+    required("ball_girth_mm", ColumnKind::Millimetres),
+    optional("heel_breadth_mm", ColumnKind::Millimetres),
+    optional("instep_height_mm", ColumnKind::Millimetres),
+    optional("arch_length_mm", ColumnKind::Millimetres),
+    optional("mesh", ColumnKind::Bytes),
+    optional("attributes", ColumnKind::Attributes),
 ];
 
 /// A column of `measurements` that comes from an attribute.
@@ -88,14 +88,14 @@ pub struct Column {
     /// Where it stands in [`Part::fields`].
     pub field_index: usize,
     /// What it holds.
-    pub kind: Kind,
+    pub kind: ColumnKind,
 }
 
 /// Every column that comes from an attribute, in the order of the table and of the JSON.
 pub static COLUMNS: LazyLock<Vec<Column>> = LazyLock::new(|| {
     let column = |part: Part, (field_index, field): (usize, &Field)| Column {
         name: match (part, field.kind) {
-            (Part::Session, kind) if kind != Kind::Attributes => field.name.to_owned(),
+            (Part::Session, kind) if kind != ColumnKind::Attributes => field.name.to_owned(),
             _ => format!("{}_{}", part.name(), field.name),
         },
         part,
@@ -111,11 +111,11 @@ pub static COLUMNS: LazyLock<Vec<Column>> = LazyLock::new(|| {
 /// A value on its way from an image to a column, or back from a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// [`Kind::Text`] itself, [`Kind::Millimetres`] as a decimal number, [`Kind::Attributes`] as JSON.
+    /// [`ColumnKind::Text`] itself, [`ColumnKind::Millimetres`] as a decimal number, [`ColumnKind::Attributes`] as JSON.
     Text(String),
-    /// [`Kind::Timestamp`], in UTC.
+    /// [`ColumnKind::Timestamp`], in UTC.
     Timestamp(OffsetDateTime),
-    /// [`Kind::Bytes`].
+    /// [`ColumnKind::Bytes`].
     Bytes(Vec<u8>),
 }
 
@@ -154,7 +154,8 @@ impl Measurement {
 
 #[cfg(test)]
 mod tests {
-    use super::{COLUMNS, Part};
+    use super::COLUMNS;
+    use crate::part::Part;
 
     #[test]
     fn the_columns_are_those_of_the_contract() {

@@ -12,7 +12,8 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::measurement::{COLUMNS, Document, Kind, Measurement, Part, PerPart, Value, Versions};
+use crate::measurement::{COLUMNS, ColumnKind, Document, Measurement, Value, Versions};
+use crate::part::{Part, PerPart};
 
 /// The form of the body. An object of an older form is written anew when its session comes by.
 pub const FORMAT: u32 = 1;
@@ -102,10 +103,10 @@ pub fn body(row: &Measurement) -> Result<Vec<u8>, serde_json::Error> {
 }
 
 /// Whether the text of a value of this kind is JSON already.
-fn is_json(kind: Kind) -> bool {
+fn is_json(kind: ColumnKind) -> bool {
     match kind {
-        Kind::Millimetres | Kind::Attributes => true,
-        Kind::Text | Kind::Timestamp | Kind::Bytes => false,
+        ColumnKind::Millimetres | ColumnKind::Attributes => true,
+        ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Bytes => false,
     }
 }
 
@@ -223,10 +224,10 @@ pub fn parse(
         let json = raw(&column.name)?;
         let value = match column.kind {
             _ if json == "null" => None,
-            Kind::Text => Some(Value::Text(serde_json::from_str(json)?)),
-            Kind::Millimetres | Kind::Attributes => Some(Value::Text(json.to_owned())),
-            Kind::Timestamp => time(json)?.map(Value::Timestamp),
-            Kind::Bytes => {
+            ColumnKind::Text => Some(Value::Text(serde_json::from_str(json)?)),
+            ColumnKind::Millimetres | ColumnKind::Attributes => Some(Value::Text(json.to_owned())),
+            ColumnKind::Timestamp => time(json)?.map(Value::Timestamp),
+            ColumnKind::Bytes => {
                 let text: String = serde_json::from_str(json)?;
                 Some(Value::Bytes(BASE64.decode(text).map_err(serde_json::Error::custom)?))
             }
@@ -263,20 +264,23 @@ pub fn join(mut row: Measurement, mut other: Measurement) -> Measurement {
 #[cfg(test)]
 mod tests {
     use super::{FORMAT, body, dominates, join, metadata, parse, read_metadata, versions_of};
-    use crate::measurement::{Measurement, Part, PerPart, Value, Versions};
+    use crate::measurement::{Measurement, Value, Versions};
+    use crate::part::{Part, PerPart};
     use proptest::prelude::*;
     use time::OffsetDateTime;
 
-    fn value(kind: crate::measurement::Kind) -> BoxedStrategy<Value> {
-        use crate::measurement::Kind;
+    fn value(kind: crate::measurement::ColumnKind) -> BoxedStrategy<Value> {
+        use crate::measurement::ColumnKind;
         match kind {
-            Kind::Text => any::<String>().prop_map(Value::Text).boxed(),
-            Kind::Timestamp => {
+            ColumnKind::Text => any::<String>().prop_map(Value::Text).boxed(),
+            ColumnKind::Timestamp => {
                 (0..253_402_300_799_000_000_i64).prop_map(|us| Value::Timestamp(time(us))).boxed()
             }
-            Kind::Millimetres => "[1-9][0-9]{0,2}\\.[0-9]{1,30}".prop_map(Value::Text).boxed(),
-            Kind::Bytes => any::<Vec<u8>>().prop_map(Value::Bytes).boxed(),
-            Kind::Attributes => any::<Vec<String>>()
+            ColumnKind::Millimetres => {
+                "[1-9][0-9]{0,2}\\.[0-9]{1,30}".prop_map(Value::Text).boxed()
+            }
+            ColumnKind::Bytes => any::<Vec<u8>>().prop_map(Value::Bytes).boxed(),
+            ColumnKind::Attributes => any::<Vec<String>>()
                 .prop_map(|texts| Value::Text(serde_json::json!({ "a b": texts }).to_string()))
                 .boxed(),
         }

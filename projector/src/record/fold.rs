@@ -4,7 +4,7 @@
 //! key, because two batches that lock the same rows in different orders deadlock.
 
 use crate::change::Change;
-use crate::measurement::PerPart;
+use crate::part::PerPart;
 
 /// A change and where its record stands in the batch.
 #[derive(Debug)]

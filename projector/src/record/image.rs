@@ -4,7 +4,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
 use crate::attribute::{self, Attribute, AttributeError, Item};
-use crate::measurement::{Document, Field, Kind, Value};
+use crate::measurement::{ColumnKind, Document, Field, Value};
 use crate::part::Part;
 
 /// Why an image is not one of its part. Shown to the operator as `reason`.
@@ -79,7 +79,7 @@ pub fn document(part: Part, image: &Item<'_>) -> Result<Document, InvalidImage> 
 
 fn value(part: Part, field: &Field, image: &Item<'_>) -> Result<Option<Value>, InvalidImage> {
     let name = field.name;
-    if field.kind == Kind::Attributes {
+    if field.kind == ColumnKind::Attributes {
         return unnamed(part, image);
     }
     let attribute = match image.get(name) {
@@ -93,13 +93,13 @@ fn value(part: Part, field: &Field, image: &Item<'_>) -> Result<Option<Value>, I
         |expected| InvalidImage::Type { name, tag: attribute.tag().to_owned(), expected };
     let invalid = |source| InvalidImage::Attribute { name: name.to_owned(), source };
     let value = match (field.kind, attribute) {
-        (Kind::Text, Attribute::S(text)) => {
+        (ColumnKind::Text, Attribute::S(text)) => {
             Value::Text(attribute::without_nul(text).map_err(invalid)?.to_owned())
         }
-        (Kind::Timestamp, Attribute::S(text)) => {
+        (ColumnKind::Timestamp, Attribute::S(text)) => {
             Value::Timestamp(utc_microseconds(text).ok_or(InvalidImage::Time(name))?)
         }
-        (Kind::Millimetres, Attribute::N(text)) => {
+        (ColumnKind::Millimetres, Attribute::N(text)) => {
             let plain = attribute::plain_number(text).map_err(invalid)?;
             let whole_digits = plain.bytes().take_while(u8::is_ascii_digit).count();
             if plain == "0" || plain.starts_with('-') || whole_digits > 3 {
@@ -107,13 +107,13 @@ fn value(part: Part, field: &Field, image: &Item<'_>) -> Result<Option<Value>, I
             }
             Value::Text(plain.into_owned())
         }
-        (Kind::Bytes, Attribute::B(text)) => {
+        (ColumnKind::Bytes, Attribute::B(text)) => {
             Value::Bytes(attribute::binary(text).map_err(invalid)?)
         }
-        (Kind::Text | Kind::Timestamp, _) => return Err(mistyped("S")),
-        (Kind::Millimetres, _) => return Err(mistyped("N")),
-        (Kind::Bytes, _) => return Err(mistyped("B")),
-        (Kind::Attributes, _) => unreachable!("taken care of above"),
+        (ColumnKind::Text | ColumnKind::Timestamp, _) => return Err(mistyped("S")),
+        (ColumnKind::Millimetres, _) => return Err(mistyped("N")),
+        (ColumnKind::Bytes, _) => return Err(mistyped("B")),
+        (ColumnKind::Attributes, _) => unreachable!("taken care of above"),
     };
     Ok(Some(value))
 }
@@ -125,7 +125,7 @@ fn unnamed(part: Part, image: &Item<'_>) -> Result<Option<Value>, InvalidImage> 
             || part
                 .fields()
                 .iter()
-                .any(|field| field.kind != Kind::Attributes && field.name == name)
+                .any(|field| field.kind != ColumnKind::Attributes && field.name == name)
     };
     let mut unnamed = image.iter().filter(|(name, _)| !named(name)).peekable();
     if unnamed.peek().is_none() {

@@ -14,7 +14,8 @@ use crate::database::{Database, Lease};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
-use crate::measurement::{COLUMNS, Document, Kind, Measurement, Part, PerPart, Value, Versions};
+use crate::measurement::{COLUMNS, ColumnKind, Document, Measurement, Value, Versions};
+use crate::part::{Part, PerPart};
 
 /// What comes back of the rows that were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -358,7 +359,7 @@ pub fn upsert_arguments(sessions: &[&SessionChanges<'_>]) -> Result<PgArguments,
         let cells =
             sessions.iter().map(|session| cell(&session.patch, column.part, column.field_index));
         match column.kind {
-            Kind::Text | Kind::Millimetres | Kind::Attributes => {
+            ColumnKind::Text | ColumnKind::Millimetres | ColumnKind::Attributes => {
                 arguments.add(
                     cells
                         .map(|cell| match cell {
@@ -368,7 +369,7 @@ pub fn upsert_arguments(sessions: &[&SessionChanges<'_>]) -> Result<PgArguments,
                         .collect::<Vec<_>>(),
                 )?;
             }
-            Kind::Timestamp => {
+            ColumnKind::Timestamp => {
                 arguments.add(
                     cells
                         .map(|cell| match cell {
@@ -378,7 +379,7 @@ pub fn upsert_arguments(sessions: &[&SessionChanges<'_>]) -> Result<PgArguments,
                         .collect::<Vec<_>>(),
                 )?;
             }
-            Kind::Bytes => {
+            ColumnKind::Bytes => {
                 arguments.add(
                     cells
                         .map(|cell| match cell {
@@ -425,13 +426,13 @@ fn measurement_of(row: &PgRow) -> Result<Option<Measurement>, sqlx::Error> {
         for field in part.fields() {
             index += 1;
             let value = match field.kind {
-                Kind::Text | Kind::Millimetres | Kind::Attributes => {
+                ColumnKind::Text | ColumnKind::Millimetres | ColumnKind::Attributes => {
                     row.try_get::<Option<String>, _>(index)?.map(Value::Text)
                 }
-                Kind::Timestamp => {
+                ColumnKind::Timestamp => {
                     row.try_get::<Option<OffsetDateTime>, _>(index)?.map(Value::Timestamp)
                 }
-                Kind::Bytes => row.try_get::<Option<Vec<u8>>, _>(index)?.map(Value::Bytes),
+                ColumnKind::Bytes => row.try_get::<Option<Vec<u8>>, _>(index)?.map(Value::Bytes),
             };
             present &= value.is_some() || !field.required;
             document.push(value);

@@ -8,8 +8,9 @@ use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use futures_util::{StreamExt as _, stream};
 use projector::apply::{Projector, reconcile};
 use projector::deadline::Deadline;
-use projector::measurement::{Document, Kind, Measurement, Part, PerPart, Value};
+use projector::measurement::{ColumnKind, Document, Measurement, Value};
 use projector::object;
+use projector::part::{Part, PerPart};
 use projector::read_model::{Held, Upserted};
 use testkit::records::LABEL;
 use testkit::services::{Stores, s3, service};
@@ -22,12 +23,12 @@ use crate::servers::MemoryS3;
 /// A row with all that the columns can hold; meshes of this many bytes, unless it is 0.
 fn row(session_id: String, mesh_bytes: usize) -> anyhow::Result<Measurement> {
     let at = time::OffsetDateTime::from_unix_timestamp(1_795_334_400)?;
-    let value = |kind: Kind| match kind {
-        Kind::Text => Some(Value::Text("iPhone16,2".to_owned())),
-        Kind::Timestamp => Some(Value::Timestamp(at)),
-        Kind::Millimetres => Some(Value::Text("245.3".to_owned())),
-        Kind::Bytes => (mesh_bytes > 0).then(|| Value::Bytes(vec![7; mesh_bytes])),
-        Kind::Attributes => None,
+    let value = |kind: ColumnKind| match kind {
+        ColumnKind::Text => Some(Value::Text("iPhone16,2".to_owned())),
+        ColumnKind::Timestamp => Some(Value::Timestamp(at)),
+        ColumnKind::Millimetres => Some(Value::Text("245.3".to_owned())),
+        ColumnKind::Bytes => (mesh_bytes > 0).then(|| Value::Bytes(vec![7; mesh_bytes])),
+        ColumnKind::Attributes => None,
     };
     let document = |part: Part| -> Option<Document> {
         Some(part.fields().iter().map(|field| value(field.kind)).collect())

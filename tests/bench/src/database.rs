@@ -12,7 +12,8 @@ use projector::apply::BatchOutcome;
 use projector::change::{self, Decoded, Tables};
 use projector::deadline::Deadline;
 use projector::fold::{self, IndexedChange, SessionChanges};
-use projector::measurement::{COLUMNS, Kind, Part};
+use projector::measurement::{COLUMNS, ColumnKind};
+use projector::part::Part;
 use projector::read_model::{self, Returned};
 use testkit::records::{LABEL, Record, scan, session};
 use testkit::services::Stores;
@@ -100,11 +101,11 @@ fn unguarded() -> String {
     for column in COLUMNS.iter() {
         let number = given.len() + 1;
         given.push(match column.kind {
-            Kind::Text => format!("unnest(${number}::text[])"),
-            Kind::Millimetres => format!("unnest(${number}::text[])::numeric"),
-            Kind::Attributes => format!("unnest(${number}::text[])::json"),
-            Kind::Timestamp => format!("unnest(${number}::timestamptz[])"),
-            Kind::Bytes => format!("unnest(${number}::bytea[])"),
+            ColumnKind::Text => format!("unnest(${number}::text[])"),
+            ColumnKind::Millimetres => format!("unnest(${number}::text[])::numeric"),
+            ColumnKind::Attributes => format!("unnest(${number}::text[])::json"),
+            ColumnKind::Timestamp => format!("unnest(${number}::timestamptz[])"),
+            ColumnKind::Bytes => format!("unnest(${number}::bytea[])"),
         });
         targets.push(column.name.clone());
     }

@@ -14,8 +14,9 @@ use hyper::header::{HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use projector::measurement::{Part, PerPart, Versions};
+use projector::measurement::Versions;
 use projector::object;
+use projector::part::{Part, PerPart};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 

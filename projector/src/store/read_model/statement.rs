@@ -6,7 +6,8 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use crate::measurement::{COLUMNS, Column, Kind, Part};
+use crate::measurement::{COLUMNS, Column, ColumnKind};
+use crate::part::Part;
 
 /// A row with a column of more bytes than this is not returned by the upsert but read when its object is
 /// written: a thousand rows with meshes, long texts or attributes are not held in memory at once. Bytes as
@@ -58,27 +59,27 @@ pub(super) static READ: LazyLock<String> = LazyLock::new(|| {
 /// The type of the parameter that carries a column's values.
 ///
 /// Numbers and JSON travel as text: every digit arrives as it was sent.
-fn parameter_type(kind: Kind) -> &'static str {
+fn parameter_type(kind: ColumnKind) -> &'static str {
     match kind {
-        Kind::Text | Kind::Millimetres | Kind::Attributes => "text[]",
-        Kind::Timestamp => "timestamptz[]",
-        Kind::Bytes => "bytea[]",
+        ColumnKind::Text | ColumnKind::Millimetres | ColumnKind::Attributes => "text[]",
+        ColumnKind::Timestamp => "timestamptz[]",
+        ColumnKind::Bytes => "bytea[]",
     }
 }
 
-fn cast(kind: Kind) -> &'static str {
+fn cast(kind: ColumnKind) -> &'static str {
     match kind {
-        Kind::Millimetres => "::numeric",
-        Kind::Attributes => "::json",
-        Kind::Text | Kind::Timestamp | Kind::Bytes => "",
+        ColumnKind::Millimetres => "::numeric",
+        ColumnKind::Attributes => "::json",
+        ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Bytes => "",
     }
 }
 
 /// What a column of an answer is cast to: numbers and JSON come back as they went, as text.
-fn answer_cast(kind: Kind) -> &'static str {
+fn answer_cast(kind: ColumnKind) -> &'static str {
     match kind {
-        Kind::Millimetres | Kind::Attributes => "::text",
-        Kind::Text | Kind::Timestamp | Kind::Bytes => "",
+        ColumnKind::Millimetres | ColumnKind::Attributes => "::text",
+        ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Bytes => "",
     }
 }
 
@@ -112,12 +113,14 @@ fn row_columns(inserted: &str, everything: &str) -> String {
     }
     let small = |Column { name, kind, .. }: &Column| match kind {
         // The server knows how long these are without reading them.
-        Kind::Text | Kind::Bytes => Some(format!("octet_length(m.{name}) <= {SMALL_COLUMN_BYTES}")),
+        ColumnKind::Text | ColumnKind::Bytes => {
+            Some(format!("octet_length(m.{name}) <= {SMALL_COLUMN_BYTES}"))
+        }
         // Only what is small as it is stored is unpacked to be measured.
-        Kind::Attributes => Some(format!(
+        ColumnKind::Attributes => Some(format!(
             "pg_column_size(m.{name}) <= {SMALL_COLUMN_BYTES} AND octet_length(m.{name}::text) <= {SMALL_COLUMN_BYTES}"
         )),
-        Kind::Timestamp | Kind::Millimetres => None,
+        ColumnKind::Timestamp | ColumnKind::Millimetres => None,
     };
     let every = COLUMNS.iter().filter_map(small);
     let whole = list(every.map(|small| format!("({small}) IS NOT FALSE")), "\n        AND ");
