@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 pub(crate) use self::merge::MergeArguments;
-use self::settings::{Database, Everything, Stores, Tables};
+use self::settings::{Database, Everything, Stores, TableSettings};
 pub(crate) use self::verify::VerifyArguments;
 use crate::outcome::exit_codes;
 
@@ -247,7 +247,7 @@ pub(crate) struct CheckArguments {
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
-    settings: Tables,
+    settings: TableSettings,
 }
 
 impl CheckArguments {

@@ -51,7 +51,7 @@ impl Database {
 /// The tables in DynamoDB.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = HEADING)]
-pub(crate) struct Tables {
+pub(crate) struct TableSettings {
     /// The DynamoDB table that holds one item per session [default: sessions].
     #[arg(long, env, value_name = "TABLE")]
     sessions_table: Option<String>,
@@ -60,7 +60,7 @@ pub(crate) struct Tables {
     scans_table: Option<String>,
 }
 
-impl Tables {
+impl TableSettings {
     /// The values that are set.
     pub(crate) fn settings(&self) -> Settings {
         Settings::of(self.list())
@@ -111,7 +111,7 @@ pub(crate) struct Everything {
     #[command(flatten)]
     stores: Stores,
     #[command(flatten)]
-    tables: Tables,
+    tables: TableSettings,
     /// What to do with items that DynamoDB removed by time to live: `apply` the removal, or `keep`
     /// their values [default: apply].
     #[arg(long, env, value_name = "apply|keep")]

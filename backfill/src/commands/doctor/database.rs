@@ -17,7 +17,7 @@ use sqlx::{Arguments as _, FromRow, Row as _};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
-use self::judge::{Facts, Tables};
+use self::judge::{Facts, SchemaFacts};
 use super::clock;
 use super::finding::{AGAIN, Finding, LIMIT, Verdict};
 
@@ -151,15 +151,15 @@ async fn schema(database: &Database) -> Result<Verdict, Error> {
         Ok(arguments)
     };
     let row = first(database.fetch(TABLES, arguments, Deadline::NONE).await?)?;
-    let tables = Tables::from_row(&row).map_err(Error::Database)?;
+    let facts = SchemaFacts::from_row(&row).map_err(Error::Database)?;
     let mut applied = Vec::new();
-    if tables.ledger && tables.readable {
+    if facts.ledger && facts.readable {
         let none = || Ok(PgArguments::default());
         for row in database.fetch(schema::LEDGER, none, Deadline::NONE).await? {
             applied.push(Applied::from_row(&row).map_err(Error::Database)?);
         }
     }
-    Ok(judge::schema(&tables, &applied))
+    Ok(judge::schema(&facts, &applied))
 }
 
 async fn privileges(database: &Database, login: &str) -> Result<Verdict, Error> {

@@ -27,7 +27,7 @@ pub(super) struct Facts {
 
 /// The tables, and the list of applied migrations.
 #[derive(Clone, Debug, FromRow)]
-pub(super) struct Tables {
+pub(super) struct SchemaFacts {
     pub(super) readable: bool,
     pub(super) ledger: bool,
     pub(super) missing: Vec<String>,
@@ -116,9 +116,9 @@ pub(super) fn limits(facts: &Facts) -> Verdict {
     Verdict::fails(text, remedy)
 }
 
-pub(super) fn schema(tables: &Tables, applied: &[Applied]) -> Verdict {
-    if tables.ledger && !tables.readable {
-        return match tables.missing.as_slice() {
+pub(super) fn schema(facts: &SchemaFacts, applied: &[Applied]) -> Verdict {
+    if facts.ledger && !facts.readable {
+        return match facts.missing.as_slice() {
             [] => Verdict::unknown(
                 "the tables are there; whether every migration is applied is not known, because this login may not read _sqlx_migrations",
             ),
@@ -130,11 +130,11 @@ pub(super) fn schema(tables: &Tables, applied: &[Applied]) -> Verdict {
     }
     match pending(applied) {
         Err(mismatch) => Verdict::fails(mismatch.problem(), mismatch.remedy()),
-        Ok(pending) if pending.is_empty() && tables.missing.is_empty() => {
+        Ok(pending) if pending.is_empty() && facts.missing.is_empty() => {
             Verdict::works(format!("up to date, {} migrations", applied.len()))
         }
         Ok(pending) if pending.is_empty() => Verdict::fails(
-            format!("every migration is applied, but there is no {}", tables.missing.join(", ")),
+            format!("every migration is applied, but there is no {}", facts.missing.join(", ")),
             "restore the table: somebody has dropped it, or it lies outside the search_path of this login",
         ),
         Ok(pending) => Verdict::fails(
@@ -166,7 +166,7 @@ pub(super) fn privileges(lacking: &[(String, String)], missing: &[String], login
 
 #[cfg(test)]
 mod tests {
-    use super::{Facts, Tables, encoding, limits, privileges, role, route, schema, tls};
+    use super::{Facts, SchemaFacts, encoding, limits, privileges, role, route, schema, tls};
     use crate::commands::doctor::finding::Verdict;
     use projector::database::Between;
     use sqlx::postgres::PgSslMode;
@@ -228,12 +228,12 @@ mod tests {
 
     #[test]
     fn a_schema_that_cannot_be_read_is_not_called_good() {
-        let tables = Tables { readable: false, ledger: true, missing: Vec::new() };
-        assert_eq!(works(&schema(&tables, &[])), None);
+        let facts = SchemaFacts { readable: false, ledger: true, missing: Vec::new() };
+        assert_eq!(works(&schema(&facts, &[])), None);
         let missing = vec!["measurements".to_owned()];
-        let tables = Tables { missing, ..tables };
-        assert_eq!(works(&schema(&tables, &[])), Some(false));
-        let none = Tables { readable: true, ledger: false, ..tables };
+        let facts = SchemaFacts { missing, ..facts };
+        assert_eq!(works(&schema(&facts, &[])), Some(false));
+        let none = SchemaFacts { readable: true, ledger: false, ..facts };
         assert_eq!(works(&schema(&none, &[])), Some(false));
     }
 
