@@ -126,7 +126,7 @@ fn mark(
 ) -> Result<(), Error> {
     for (session_id, held) in found_versions(rows).map_err(Error::Database)? {
         if let Some(place) = place_of(sessions, &session_id)
-            && !newer(&sessions[place].patch, &held.as_deref())
+            && !row_is_behind(&sessions[place].patch, &held.as_deref())
         {
             upserted[place] = Some(marked(held));
         }
@@ -251,7 +251,7 @@ async fn write(
         let versions = versions_of(row).map_err(Error::Database)?;
         // A trigger can write something else than was sent.
         if let Some(place) = place_of(sessions, session_id)
-            && !newer(&sessions[place].patch, &versions)
+            && !row_is_behind(&sessions[place].patch, &versions)
         {
             let held = match measurement(row)? {
                 Some(row) => Held::Row(Box::new(row)),
@@ -306,8 +306,8 @@ async fn write_returning_nothing(
     mark(sessions, &rows, upserted, written)
 }
 
-/// Whether some part of the patch is newer than the versions held.
-fn newer(patch: &Patch<'_>, held: &PerPart<Option<&str>>) -> bool {
+/// Whether the row is behind the patch: some part of the patch is newer than the version held.
+fn row_is_behind(patch: &Patch<'_>, held: &PerPart<Option<&str>>) -> bool {
     Part::ALL.into_iter().any(|part| {
         let version = patch[part].map(|change| change.version.as_str());
         version > held[part]

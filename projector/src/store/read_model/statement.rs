@@ -87,13 +87,13 @@ fn list(items: impl IntoIterator<Item = String>, separator: &str) -> String {
     items.into_iter().collect::<Vec<_>>().join(separator)
 }
 
-/// "Some part of `new` is newer than the one in `old`." A part that `new` does not have has a NULL
+/// SQL that says "some part of `new` is newer than the one in `old`". A part that `new` does not have has a NULL
 /// version, and a comparison with NULL is not true.
-fn newer(new: &str, old: &str) -> String {
-    list(Part::ALL.map(|part| part_newer(part, new, old)), " OR ")
+fn sql_any_part_newer(new: &str, old: &str) -> String {
+    list(Part::ALL.map(|part| sql_part_newer(part, new, old)), " OR ")
 }
 
-fn part_newer(part: Part, new: &str, old: &str) -> String {
+fn sql_part_newer(part: Part, new: &str, old: &str) -> String {
     let name = part.name();
     format!("{new}{name}_version > coalesce({old}{name}_version, '')")
 }
@@ -151,8 +151,8 @@ fn row_columns(inserted: &str, everything: &str) -> String {
 ///
 /// The pre-filter drops what is not newer before it can lock a row or write WAL. It is a subquery that runs row
 /// by row, just before the row is written, so that the page is still in the processor's cache; as a join it cost
-/// a quarter of the statement. That its answer may be old is no harm: versions only grow, and the same guard
-/// stands in the conflict clause, where it is checked under the row's lock.
+/// a quarter of the statement. That its answer may be old is no harm: versions only grow, and the guard, which is
+/// the WHERE of the conflict clause, asks the same again under the row's lock.
 ///
 /// The rows are locked in the order of the arrays, which is that of the keys: `unnest` reads its
 /// elements out in storage order (PostgreSQL documentation, "Array Functions and Operators"), and
@@ -169,7 +169,7 @@ fn upsert(returning_rows: bool) -> String {
     let mut column = |part: Part, name: String, of: &str, collation: &str, cast: &str| {
         given.push(format!("unnest(${}::{of}){collation} AS {name}", given.len() + 1));
         values.push(format!("{name}{cast}"));
-        let newer = part_newer(part, "excluded.", "m.");
+        let newer = sql_part_newer(part, "excluded.", "m.");
         sets.push(format!("{name} = CASE WHEN {newer} THEN excluded.{name} ELSE m.{name} END"));
         targets.push(name);
     };
@@ -210,9 +210,9 @@ RETURNING {returning}
         targets = list(targets, ",\n    "),
         values = list(values, ",\n    "),
         given = list(given, ",\n    "),
-        newer_than_held = newer("given.", "held."),
+        newer_than_held = sql_any_part_newer("given.", "held."),
         sets = list(sets, ",\n    "),
-        newer_than_row = newer("excluded.", "m."),
+        newer_than_row = sql_any_part_newer("excluded.", "m."),
     );
     if returning_rows {
         upsert
