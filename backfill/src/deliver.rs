@@ -140,7 +140,8 @@ impl Delivery {
     /// If the set-up is wrong, or records could not be stored for some minutes.
     pub(crate) async fn deliver(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Vec<usize>> {
         self.not_counted += records.len() as u64;
-        Ok(self.add(deliver(&self.projector, records, MAX_TRIES).await?.require_all()?))
+        Ok(self
+            .add(deliver_until_settled(&self.projector, records, MAX_TRIES).await?.require_all()?))
     }
 
     /// Delivers a batch of records that are kept elsewhere: what cannot be stored while others can is left there.
@@ -154,7 +155,7 @@ impl Delivery {
         let count = records.len();
         self.not_counted += count as u64;
         let mut delivered =
-            deliver(&self.projector, records, TRIES_OF_THE_REST).await?.require_any(count)?;
+            deliver_until_settled(&self.projector, records, TRIES_OF_THE_REST).await?.require_any(count)?;
         let failed = std::mem::take(&mut delivered.failed);
         Ok(NotStored { rejected: self.add(delivered), failed })
     }
@@ -164,7 +165,9 @@ impl Delivery {
     pub(crate) fn start(&mut self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
         self.not_counted += records.len() as u64;
         let projector = Arc::clone(&self.projector);
-        tokio::spawn(async move { deliver(&projector, records, MAX_TRIES).await?.require_all() })
+        tokio::spawn(async move {
+            deliver_until_settled(&projector, records, MAX_TRIES).await?.require_all()
+        })
     }
 
     /// Delivers changes on a task of its own. What cannot be stored while others can is left where it came from.
@@ -209,7 +212,7 @@ impl Delivered {
 
 /// Delivers a batch until nothing more can be stored: [`MAX_TRIES`] in vain or, once some of it is through,
 /// `deliveries_of_the_rest`.
-async fn deliver<T: Deliverable>(
+async fn deliver_until_settled<T: Deliverable>(
     projector: &Projector,
     mut records: Vec<T>,
     deliveries_of_the_rest: u32,
