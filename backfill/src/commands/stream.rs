@@ -108,7 +108,7 @@ async fn prepare(settings: &Settings, arguments: &StreamArguments) -> anyhow::Re
         first_record: Duration::from_secs(arguments.first_record_seconds.into()),
         follow: arguments.follow,
         snapshot_time: snapshot,
-        promised: snapshot.filter(|_| !arguments.allow_gap),
+        complete_since: snapshot.filter(|_| !arguments.allow_gap),
         allow_gap: arguments.allow_gap,
         findings: Mutex::default(),
     };

@@ -21,12 +21,12 @@ use crate::retry::{MAX_TRIES, pause_after};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
     pub(crate) position: Position,
-    /// The shard was read to its end.
+    /// Nothing more of it can be read: its end was reached, or the rest is trimmed.
     pub(crate) finished: bool,
     /// The bucket and prefix that the records are in as well.
     pub(crate) archive: Option<String>,
-    /// Every change since then could be read when the run began that wrote this.
-    pub(crate) snapshot_time: Option<OffsetDateTime>,
+    /// Every change since then could be read when the run began that wrote this. The column is `snapshot_time`.
+    pub(crate) complete_since: Option<OffsetDateTime>,
     pub(crate) updated_at: OffsetDateTime,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct CheckpointUpdate {
     pub(crate) shard_id: String,
     pub(crate) position: Position,
     pub(crate) finished: bool,
-    pub(crate) snapshot_time: Option<OffsetDateTime>,
+    pub(crate) complete_since: Option<OffsetDateTime>,
 }
 
 /// The checkpoints of one database, with the lock held.
@@ -200,7 +200,7 @@ impl Checkpoints {
         let last: Vec<_> = positions().map(|at| at.sequence_number.as_deref()).collect();
         let created: Vec<_> = positions().map(|at| at.last_created).collect();
         let through: Vec<_> = positions().map(|at| at.read_through).collect();
-        let promised: Vec<_> = updates.iter().map(|update| update.snapshot_time).collect();
+        let complete_since: Vec<_> = updates.iter().map(|update| update.complete_since).collect();
         let finished: Vec<_> = updates.iter().map(|update| update.finished).collect();
         let arguments = bind![
             column(|update| &update.stream_arn),
@@ -209,7 +209,7 @@ impl Checkpoints {
             created,
             through,
             finished,
-            promised,
+            complete_since,
             self.archive.as_deref(),
         ];
         self.lock.connection().fetch::<()>(SAVE, arguments).await.map(drop)
@@ -223,7 +223,7 @@ type Row = (String, String, Option<String>, Time, Time, bool, Option<String>, Ti
 /// The stream's ARN, the shard and its checkpoint.
 fn checkpoint(row: Row) -> (String, String, Checkpoint) {
     let (arn, shard, sequence_number, last_created, read_through, ..) = row;
-    let (.., finished, archive, snapshot_time, updated_at) = row;
+    let (.., finished, archive, complete_since, updated_at) = row;
     let position = Position { sequence_number, last_created, read_through };
-    (arn, shard, Checkpoint { position, finished, archive, snapshot_time, updated_at })
+    (arn, shard, Checkpoint { position, finished, archive, complete_since, updated_at })
 }

@@ -247,7 +247,7 @@ impl Collector<'_> {
                 stream_arn: page.run.stream.arn.clone(),
                 shard_id: page.shard.to_string(),
                 position: page.position.clone(),
-                snapshot_time: page.promised,
+                complete_since: page.complete_since,
                 finished: matches!(page.status, ShardStatus::Finished | ShardStatus::TrimmedAway),
             })
             .collect();

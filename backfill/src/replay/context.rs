@@ -30,8 +30,8 @@ pub(crate) struct ReplayContext {
     /// Goes on after the cutoff.
     pub(crate) follow: bool,
     pub(crate) snapshot_time: Option<OffsetDateTime>,
-    /// Since when every change can be read as the run begins, if that was checked.
-    pub(crate) promised: Option<OffsetDateTime>,
+    /// Since when every change could be read as the run began, if that was checked: the time of the snapshot.
+    pub(crate) complete_since: Option<OffsetDateTime>,
     /// Goes on if records are lost.
     pub(crate) allow_gap: bool,
     pub(crate) findings: Mutex<Findings>,
@@ -46,7 +46,7 @@ pub(crate) struct Findings {
     pub(crate) assumed: BTreeMap<ShardName, bool>,
     /// Shards that only their children name, and that are not there: trimmed away, as a rule.
     pub(crate) not_there: BTreeSet<ShardName>,
-    /// Shards that were gone before they were read to their end, which loses nothing that was promised.
+    /// Shards that were gone before they were read to their end, which loses nothing that matters.
     pub(crate) gone: BTreeSet<ShardName>,
     /// What else the operator has to know at the end.
     pub(crate) remarks: Vec<String>,

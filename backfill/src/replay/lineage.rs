@@ -1,8 +1,9 @@
 //! The shards of one stream as a forest: which may be read, and which must wait for their parents.
 //!
-//! Pure. A shard becomes ready when its parent is finished; a parent that is not listed has been
-//! trimmed away and counts as finished. The API names one parent a shard, also where partitions
-//! merged: the other parent is then read beside the child, which the version guard makes harmless.
+//! Pure. A shard becomes ready when its parent is finished. A parent that is not listed is asked for
+//! beside its children, which do not wait for it. The API names one parent per shard, even after
+//! partitions merged: the other parent is then read beside the child. Both are harmless, because
+//! versions decide what a row keeps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -31,7 +31,7 @@ pub(crate) struct Page {
     /// How far the shard has been read with this page.
     pub(crate) position: Position,
     /// Since when no change of the shard and its ancestors is missing, if that is known.
-    pub(crate) promised: Option<OffsetDateTime>,
+    pub(crate) complete_since: Option<OffsetDateTime>,
     pub(crate) status: ShardStatus,
     /// Given back when the page is part of a batch.
     pub(crate) permit: Option<OwnedSemaphorePermit>,

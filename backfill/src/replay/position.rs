@@ -46,7 +46,7 @@ impl Position {
 
 /// Whether records can be lost that were trimmed behind a position. `refused`: the stream refused to
 /// go on there, so that records which are younger than the last one read are gone, whatever the clock
-/// says. Where nothing is known of a snapshot and nothing was read, nothing was promised.
+/// says. Without a baseline (no snapshot is named and nothing was read) nothing counts as lost.
 pub(crate) fn can_be_lost(
     position: &Position,
     refused: bool,
@@ -81,11 +81,11 @@ pub(crate) struct Evidence {
     pub(crate) closed_at: Option<OffsetDateTime>,
 }
 
-/// Judges a shard that cannot be found, by the clock: one answer of the API is no proof that it is gone. `promised`:
-/// there is a snapshot or a checkpoint that says from when on nothing may be missing.
+/// Judges a shard that cannot be found, by the clock: one answer of the API is no proof that it is
+/// gone. `has_baseline`: a snapshot or a checkpoint says since when nothing may be missing.
 pub(crate) fn judge_missing(
     position: &Position,
-    promised: bool,
+    has_baseline: bool,
     evidence: Evidence,
     snapshot_time: Option<OffsetDateTime>,
     now: OffsetDateTime,
@@ -95,7 +95,7 @@ pub(crate) fn judge_missing(
     if closed_at.is_some_and(|closed| known.is_some_and(|known| known >= closed)) {
         return Missing::Trimmed;
     }
-    if promised && can_be_lost(position, false, snapshot_time, now) {
+    if has_baseline && can_be_lost(position, false, snapshot_time, now) {
         return Missing::Lost;
     }
     let youngest = position.read_through.max(made_at).max(closed_at);
@@ -148,7 +148,7 @@ mod tests {
         let horizon = now - RETENTION;
         let (older, younger) = (horizon - Duration::HOUR, horizon + Duration::HOUR);
         for (name, last_created, read_through, refused, snapshot, expected) in [
-            ("nothing was promised", None, None, true, None, false),
+            ("no snapshot, nothing read", None, None, true, None, false),
             ("the snapshot has what is trimmed", None, None, true, Some(younger), false),
             ("the horizon passed the snapshot", None, None, false, Some(older), true),
             (
@@ -196,14 +196,14 @@ mod tests {
         let now = datetime!(2026-11-23 20:00 UTC);
         let horizon = now - RETENTION;
         let (older, younger) = (Some(horizon - Duration::HOUR), Some(horizon + Duration::HOUR));
-        for (name, read_through, promised, stream_exists, snapshot, expected) in [
+        for (name, read_through, has_baseline, stream_exists, snapshot, expected) in [
             ("read an hour ago", younger, true, true, None, Missing::TooYoung),
-            ("read an hour ago, no promise", younger, false, true, None, Missing::TooYoung),
+            ("read an hour ago, no baseline", younger, false, true, None, Missing::TooYoung),
             ("a snapshot since", younger, true, true, Some(now), Missing::TooYoung),
             ("the stream is gone too", younger, true, false, None, Missing::Trimmed),
             ("read a day ago", older, true, true, None, Missing::Lost),
             ("the stream is gone, read a day ago", older, true, false, None, Missing::Lost),
-            ("read a day ago, no promise", older, false, true, None, Missing::Trimmed),
+            ("read a day ago, no baseline", older, false, true, None, Missing::Trimmed),
             ("read a day ago, a snapshot since", older, true, true, younger, Missing::Trimmed),
             ("never read", None, false, true, None, Missing::Trimmed),
             ("never read, a young snapshot", None, true, true, younger, Missing::Trimmed),
@@ -211,7 +211,7 @@ mod tests {
         ] {
             let position = Position { read_through, ..Position::default() };
             let evidence = Evidence { stream_exists, made_at: None, closed_at: None };
-            let judged = judge_missing(&position, promised, evidence, snapshot, now);
+            let judged = judge_missing(&position, has_baseline, evidence, snapshot, now);
             assert_eq!(judged, expected, "{name}");
         }
         for (name, made_at, closed_at, snapshot, expected) in [

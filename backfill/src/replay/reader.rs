@@ -69,20 +69,31 @@ pub(crate) struct ShardReader {
     known: Known,
     position: Position,
     /// Since when no change of the shard and its ancestors is missing, if that is known.
-    promise: Option<OffsetDateTime>,
+    complete_since: Option<OffsetDateTime>,
     messages: mpsc::Sender<Message>,
-    iterator: Option<String>,
+    next: Next,
     empty_pages: EmptyPages,
     at_cutoff: bool,
     /// Up to when the collector knows it to be read.
     reported_through: Option<OffsetDateTime>,
     /// A page has been read.
     opened: bool,
-    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent. Otherwise what is
-    /// trimmed breaks no promise.
-    promised: bool,
+    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent. Without such a baseline
+    /// nothing says that what is trimmed matters.
+    has_baseline: bool,
     /// How often in a row it was refused.
     refusals: u32,
+}
+
+/// Where the next call reads.
+#[derive(Debug)]
+enum Next {
+    /// At an iterator that is still to be asked for, at the position: there was none yet, or it was lost.
+    Ask,
+    /// At this iterator, which the last page gave.
+    At(String),
+    /// Nowhere: the last page gave no iterator, so the shard is closed and read to its end.
+    End,
 }
 
 /// A call that was answered or refused.
@@ -101,10 +112,10 @@ impl ShardReader {
         context: Arc<ReplayContext>,
         run: Arc<StreamRun>,
         (shard, known): (String, Known),
-        (position, promise): (Position, Option<OffsetDateTime>),
+        (position, complete_since): (Position, Option<OffsetDateTime>),
         messages: mpsc::Sender<Message>,
     ) -> Self {
-        let promised = context.snapshot_time.is_some() || position.read_through.is_some();
+        let has_baseline = context.snapshot_time.is_some() || position.read_through.is_some();
         Self {
             context,
             run,
@@ -112,13 +123,13 @@ impl ShardReader {
             known,
             reported_through: position.read_through,
             position,
-            promise,
+            complete_since,
             messages,
-            iterator: None,
+            next: Next::Ask,
             empty_pages: EmptyPages::default(),
             at_cutoff: false,
             opened: false,
-            promised,
+            has_baseline,
             refusals: 0,
         }
     }
@@ -164,7 +175,7 @@ impl ShardReader {
     ) -> Option<ReadOutcome> {
         let now = Instant::now();
         self.empty_pages.page(records.is_empty(), now);
-        let ended = self.iterator.is_none();
+        let ended = matches!(self.next, Next::End);
         let had_records = self.position.sequence_number.is_some();
         let wait = if had_records { self.context.idle } else { self.context.first_record };
         let idle = self.known == Known::Open && !ended && self.empty_pages.enough(wait, now);
@@ -222,9 +233,9 @@ impl ShardReader {
             run: Arc::clone(&self.run),
             shard: Arc::clone(&self.shard),
             position: self.position.clone(),
-            // A gap that was allowed ends the promise.
-            promised: self
-                .promise
+            // After a gap that was allowed, changes are missing.
+            complete_since: self
+                .complete_since
                 .filter(|_| !self.context.findings().gaps.contains_key(&self.name())),
             records,
             status,
@@ -270,9 +281,11 @@ impl ShardReader {
     }
 
     async fn get_records(&mut self) -> Result<GetRecordsOutput, CallError> {
-        let iterator = match self.iterator.take() {
-            Some(iterator) => iterator,
-            None => {
+        // An iterator is used once: if the call fails, the next one is asked for.
+        let iterator = match std::mem::replace(&mut self.next, Next::Ask) {
+            Next::At(iterator) => iterator,
+            // At the end nobody calls any more.
+            Next::Ask | Next::End => {
                 // The empty pages after the last record come again.
                 self.empty_pages.restart();
                 self.new_iterator().await?
@@ -319,7 +332,7 @@ impl ShardReader {
         }
         let records = records.iter().map(|record| lambda_json(record, &self.run.stream.arn));
         let records = records.collect::<Result<_, _>>();
-        self.iterator = answer.next_shard_iterator;
+        self.next = answer.next_shard_iterator.map_or(Next::End, Next::At);
         records.context("a record could not be written as JSON")
     }
 
@@ -369,9 +382,9 @@ impl ShardReader {
             made_at: made_at(&self.shard),
             closed_at: children.filter_map(|child| made_at(&child.id)).min(),
         };
-        // What is only named has a snapshot's promise alone, which the evidence answers.
-        let promised = self.promised && !self.is_unseen();
-        match judge_missing(&self.position, promised, evidence, snapshot, now) {
+        // What is only named has the snapshot alone for a baseline, and the evidence answers for that.
+        let has_baseline = self.has_baseline && !self.is_unseen();
+        match judge_missing(&self.position, has_baseline, evidence, snapshot, now) {
             Missing::TooYoung if self.context.allow_gap => {
                 self.context.lose(self.lost())?;
                 Ok(self.trimmed_away().await)
@@ -395,12 +408,11 @@ impl ShardReader {
         }
     }
 
-    async fn trimmed_away(mut self) -> ReadOutcome {
+    async fn trimmed_away(self) -> ReadOutcome {
         self.log_trimmed();
         self.context.findings().gone.insert(self.name());
         self.context.findings().assumed.remove(&self.name());
         self.run.shards.children_not_listed.fetch_add(1, Ordering::SeqCst);
-        self.iterator = None;
         self.send(Vec::new(), ShardStatus::TrimmedAway, None).await;
         ReadOutcome::Finished(self.position)
     }
@@ -427,16 +439,16 @@ impl ShardReader {
     /// [`Lost`] if that matters.
     fn check_trimmed(&self, refused: bool) -> anyhow::Result<()> {
         let (snapshot, now) = (self.context.snapshot_time, OffsetDateTime::now_utc());
-        if self.promised && can_be_lost(&self.position, refused, snapshot, now) {
+        if self.has_baseline && can_be_lost(&self.position, refused, snapshot, now) {
             return self.context.lose(self.lost());
         }
         Ok(())
     }
 
-    /// Something is trimmed away, and loses nothing or breaks no promise.
+    /// Something is trimmed away, and loses nothing or has no baseline.
     fn log_trimmed(&self) {
         let (what, why) =
-            match (self.opened || self.position.sequence_number.is_some(), self.promised) {
+            match (self.opened || self.position.sequence_number.is_some(), self.has_baseline) {
                 (false, _) => ("not there any more", "nothing of it was read"),
                 (true, true) => (
                     "trimmed away in part",

@@ -20,8 +20,8 @@ pub(crate) fn began_in_time<'a>(
     let mut checkpoints = checkpoints.into_iter().peekable();
     checkpoints.peek().is_some()
         && checkpoints.all(|checkpoint| {
-            let promised = checkpoint.snapshot_time;
-            promised.is_some() && promised <= snapshot_time
+            let since = checkpoint.complete_since;
+            since.is_some() && since <= snapshot_time
         })
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn began_in_time<'a>(
 enum Ignored {
     /// It came with the snapshot, from an earlier backfill.
     BeforeSnapshot,
-    /// What came after it can be trimmed. No snapshot is named, so nothing is promised.
+    /// What came after it can be trimmed. No snapshot is named, so there is no baseline to judge it by.
     Old,
     /// The shard was read to its end, and is not listed any more: nobody will ask for it again.
     NoLongerNeeded,
@@ -219,7 +219,7 @@ mod tests {
                 position: Position::default(),
                 finished,
                 archive: archive.map(str::to_owned),
-                snapshot_time: None,
+                complete_since: None,
                 updated_at: now - age,
             };
             let snapshot_time = snapshot_age.map(|age| now - age);

@@ -67,7 +67,7 @@ struct StreamReading {
     /// Up to when everything has been read, by shard: where its children begin.
     read_through: HashMap<String, Option<OffsetDateTime>>,
     /// Since when no change is missing, by shard; children inherit it.
-    promises: HashMap<String, Option<OffsetDateTime>>,
+    complete_since: HashMap<String, Option<OffsetDateTime>>,
     /// Shards that were read to their end and have no child yet, and since when.
     childless: BTreeMap<String, Instant>,
     /// Shards that were assumed to be caught up, and how far they were read.
@@ -96,7 +96,7 @@ impl StreamReading {
             lineage: Lineage::default(),
             readers: JoinSet::new(),
             read_through: HashMap::new(),
-            promises: HashMap::new(),
+            complete_since: HashMap::new(),
             childless: BTreeMap::new(),
             assumed: HashMap::new(),
             not_there: HashSet::new(),
@@ -148,7 +148,7 @@ impl StreamReading {
     fn start_ready(&mut self) {
         for shard in self.lineage.take_ready() {
             let position = self.beginning(&shard);
-            self.promises.insert(shard.id.clone(), self.promise(&shard));
+            self.complete_since.insert(shard.id.clone(), self.complete_since_of(&shard));
             let known = if shard.closed { Known::Closed } else { Known::Open };
             self.read(shard.id, known, position);
         }
@@ -163,18 +163,18 @@ impl StreamReading {
         Position::after(of_parent.copied().flatten().max(self.run.enabled_during_run))
     }
 
-    /// Since when no change of a shard is missing: since this run's snapshot, or what an earlier run promised of it or
-    /// of its parent.
-    fn promise(&self, shard: &Shard) -> Option<OffsetDateTime> {
+    /// Since when no change of a shard is missing: since this run's snapshot, or since the time that
+    /// an earlier run kept of it or of its parent.
+    fn complete_since_of(&self, shard: &Shard) -> Option<OffsetDateTime> {
         let of_earlier_run =
-            |id: &String| self.run.resumed.get(id).map(|before| before.snapshot_time);
+            |id: &String| self.run.resumed.get(id).map(|before| before.complete_since);
         let of_parent = |parent: &String| {
-            self.promises.get(parent).copied().or_else(|| of_earlier_run(parent)).flatten()
+            self.complete_since.get(parent).copied().or_else(|| of_earlier_run(parent)).flatten()
         };
         let inherited = || {
             of_earlier_run(&shard.id).unwrap_or_else(|| shard.parent.as_ref().and_then(of_parent))
         };
-        self.context.promised.or_else(inherited)
+        self.context.complete_since.or_else(inherited)
     }
 
     fn read(&mut self, id: String, known: Known, position: Position) {
@@ -183,7 +183,10 @@ impl StreamReading {
             Arc::clone(&self.context),
             Arc::clone(&self.run),
             (id.clone(), known),
-            (position, self.promises.get(&id).copied().flatten().or(self.context.promised)),
+            (
+                position,
+                self.complete_since.get(&id).copied().flatten().or(self.context.complete_since),
+            ),
             self.messages.clone(),
         );
         self.readers.spawn(async move { (id, reader.read().await) });
