@@ -179,7 +179,7 @@ impl Delivery {
         self.not_counted += count as u64;
         let projector = Arc::clone(&self.projector);
         tokio::spawn(async move {
-            deliver(&projector, changes, TRIES_OF_THE_REST).await?.require_any(count)
+            deliver_until_settled(&projector, changes, TRIES_OF_THE_REST).await?.require_any(count)
         })
     }
 
