@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::measurement::{COLUMNS, ColumnKind, Document, Measurement, Value, Versions};
 use crate::part::{Part, PerPart};
 
-/// The form of the body. An object of an older form is written anew when its session comes by.
+/// The form of the body. An object of an older form is written anew when a record of its session comes by, changed or not.
 pub const FORMAT: u32 = 1;
 
 /// The metadata of a row's object: `format`, `session-version`, `left-version`, `right-version`
