@@ -154,8 +154,9 @@ impl Delivery {
     ) -> anyhow::Result<NotStored> {
         let count = records.len();
         self.not_counted += count as u64;
-        let mut delivered =
-            deliver_until_settled(&self.projector, records, TRIES_OF_THE_REST).await?.require_any(count)?;
+        let mut delivered = deliver_until_settled(&self.projector, records, TRIES_OF_THE_REST)
+            .await?
+            .require_any(count)?;
         let failed = std::mem::take(&mut delivered.failed);
         Ok(NotStored { rejected: self.add(delivered), failed })
     }

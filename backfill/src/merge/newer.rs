@@ -1,7 +1,8 @@
 //! What another side knows better than we do, by versions alone. Pure.
 
 use projector::change::Change;
-use projector::measurement::{Measurement, Part, PerPart, Versions};
+use projector::measurement::{Measurement, Versions};
+use projector::part::{Part, PerPart};
 use projector::stored::{NotOfChanges, changes_of};
 use projector::version::without_repair;
 use time::OffsetDateTime;
@@ -68,7 +69,8 @@ pub(crate) fn refuse_repaired(session_id: &str, versions: &Versions) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use projector::measurement::{Measurement, PerPart, Versions};
+    use projector::measurement::{Measurement, Versions};
+    use projector::part::PerPart;
     use time::OffsetDateTime;
 
     use super::{changed_after, newer_changes, newer_parts, refuse_repaired};

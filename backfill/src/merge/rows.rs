@@ -10,7 +10,8 @@ use projector::config::ConfigError;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::fold::IndexedChange;
-use projector::measurement::{COLUMNS, Kind, Part, Versions};
+use projector::measurement::{COLUMNS, ColumnKind, Versions};
+use projector::part::Part;
 use projector::read_model;
 use sqlx::Arguments as _;
 use sqlx::Row as _;
@@ -40,9 +41,9 @@ static NEXT: LazyLock<String> = LazyLock::new(|| {
     let mut bytes = "0::bigint".to_owned();
     for column in COLUMNS.iter() {
         let text = match column.kind {
-            Kind::Text | Kind::Bytes => "",
-            Kind::Attributes => "::text",
-            Kind::Timestamp | Kind::Millimetres => continue,
+            ColumnKind::Text | ColumnKind::Bytes => "",
+            ColumnKind::Attributes => "::text",
+            ColumnKind::Timestamp | ColumnKind::Millimetres => continue,
         };
         let name = &column.name;
         let added = write!(bytes, " + coalesce(octet_length({name}{text}), 0)");

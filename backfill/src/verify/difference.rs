@@ -1,6 +1,6 @@
 //! What a difference between two sides is, for people and as JSON. Pure.
 
-use projector::measurement::Part;
+use projector::part::Part;
 use serde_json::{Value as Json, json};
 
 /// How the two sides differ. `ours` are the rows of `DATABASE_URL`; `theirs` is what they are compared with.
@@ -109,7 +109,7 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::{Difference, Kind, Tally};
-    use projector::measurement::Part;
+    use projector::part::Part;
     use serde_json::json;
 
     #[test]

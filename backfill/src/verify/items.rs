@@ -10,7 +10,8 @@ use std::fmt::Write as _;
 
 use md5::{Digest as _, Md5};
 use projector::item::{self, TableItem};
-use projector::measurement::{Document, Part, Value};
+use projector::measurement::{Document, Value};
+use projector::part::Part;
 
 /// One part of one session: the key of an item.
 pub(crate) type Key = (Part, String);
@@ -56,7 +57,8 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use projector::measurement::{Part, Value};
+    use projector::measurement::Value;
+    use projector::part::Part;
 
     use super::{Item, read};
 

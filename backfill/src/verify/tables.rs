@@ -28,7 +28,7 @@ use futures_util::stream::{self, LocalBoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use projector::apply::Projector;
 use projector::config::TtlRemovals;
-use projector::measurement::Part;
+use projector::part::Part;
 use projector::start;
 use serde_json::json;
 use time::OffsetDateTime;

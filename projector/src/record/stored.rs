@@ -4,7 +4,8 @@
 //! wins only if it is newer.
 
 use crate::change::{Change, Malformed, require_session_id};
-use crate::measurement::{Measurement, Part};
+use crate::measurement::Measurement;
+use crate::part::Part;
 use crate::version::{Version, VersionError};
 
 /// Why a row is not made of changes.
@@ -66,7 +67,8 @@ mod tests {
 
     use super::{NotOfChanges, changes_of};
     use crate::fold::{IndexedChange, fold};
-    use crate::measurement::{Measurement, Part, PerPart, Value};
+    use crate::measurement::{Measurement, Value};
+    use crate::part::{Part, PerPart};
     use crate::version::SEQUENCE_DIGITS;
 
     /// What an empty database holds after these changes: what the upsert does, told by `fold` alone.

@@ -13,7 +13,7 @@ use aws_sdk_dynamodb::types::{
 };
 use projector::change::Tables;
 use projector::config::ConfigError;
-use projector::measurement::Part;
+use projector::part::Part;
 use tokio::sync::Mutex;
 
 use crate::patience::{Api, CallError, Patience};

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use projector::measurement::{COLUMNS, Part};
+use projector::measurement::COLUMNS;
+use projector::part::Part;
 
 /// A column of `measurements` by name, with its type as PostgreSQL writes it.
 pub(crate) type Types = BTreeMap<String, String>;
@@ -87,7 +88,7 @@ pub(crate) fn text_of(name: &str, kind: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Types, in_both, required, text_of};
-    use projector::measurement::Part;
+    use projector::part::Part;
 
     fn types(names: &[&str]) -> Types {
         names.iter().map(|name| ((*name).to_owned(), "text".to_owned())).collect()

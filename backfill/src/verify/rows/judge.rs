@@ -8,7 +8,8 @@
 
 use std::cmp::Ordering;
 
-use projector::measurement::{Part, PerPart, Versions};
+use projector::measurement::Versions;
+use projector::part::{Part, PerPart};
 use projector::version::without_repair;
 
 use crate::verify::difference::{Difference, Kind};

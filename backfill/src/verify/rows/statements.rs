@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use projector::measurement::Part;
+use projector::part::Part;
 
 use crate::verify::rows::columns::{Column, Types, change_time_of, text_of, version_of};
 

@@ -22,7 +22,7 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 
-use projector::measurement::Part;
+use projector::part::Part;
 
 /// 32 MB of sums: at 3 × 10^8 parts some 70 keys per bucket, all of which are checked if it stays
 /// unexplained.
@@ -180,7 +180,7 @@ impl Suspects {
 mod tests {
     use std::hash::RandomState;
 
-    use projector::measurement::Part;
+    use projector::part::Part;
 
     use super::{BUCKETS, Buckets, Hashes, KeyHash, RECENT_AT_MOST, Recent, TRIED_AT_MOST};
 

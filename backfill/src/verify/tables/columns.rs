@@ -4,7 +4,8 @@
 //! microsecond, a mesh by its MD5. Only the names of columns are given, never their values.
 
 use projector::attribute::plain_number;
-use projector::measurement::{COLUMNS, Document, Kind, Part, Value};
+use projector::measurement::{COLUMNS, ColumnKind, Document, Value};
+use projector::part::Part;
 use serde_json::Value as Json;
 
 /// The columns of the part in which the item and the row differ, in column order.
@@ -17,15 +18,15 @@ pub(crate) fn differing(part: Part, item: &Document, row: &Document) -> Vec<&'st
     differs.map(|column| column.name.as_str()).collect()
 }
 
-fn equal(kind: Kind, item: Option<&Value>, row: Option<&Value>) -> bool {
+fn equal(kind: ColumnKind, item: Option<&Value>, row: Option<&Value>) -> bool {
     if item == row {
         return true;
     }
     match (kind, item, row) {
-        (Kind::Millimetres, Some(Value::Text(item)), Some(Value::Text(row))) => {
+        (ColumnKind::Millimetres, Some(Value::Text(item)), Some(Value::Text(row))) => {
             same_number(item, row)
         }
-        (Kind::Attributes, Some(Value::Text(item)), Some(Value::Text(row))) => {
+        (ColumnKind::Attributes, Some(Value::Text(item)), Some(Value::Text(row))) => {
             let json = |text: &str| serde_json::from_str::<Json>(text);
             json(item).is_ok_and(|item| json(row).is_ok_and(|row| same_json(&item, &row)))
         }
@@ -55,7 +56,8 @@ fn same_json(a: &Json, b: &Json) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use projector::measurement::{Document, Part, Value};
+    use projector::measurement::{Document, Value};
+    use projector::part::Part;
 
     use super::differing;
     use crate::verify::items::{Item, read};

@@ -8,7 +8,8 @@ use std::sync::LazyLock;
 use projector::apply::Pace;
 use projector::database::Database;
 use projector::error::Error;
-use projector::measurement::{COLUMNS, Document, Kind, Part, PerPart, Value};
+use projector::measurement::{COLUMNS, ColumnKind, Document, Value};
+use projector::part::{Part, PerPart};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 use time::OffsetDateTime;
@@ -29,9 +30,9 @@ fn statement_of(part: Part) -> String {
     for column in COLUMNS.iter().filter(|column| column.part == part) {
         let name = &column.name;
         match column.kind {
-            Kind::Text | Kind::Timestamp => write!(sql, ", {name}"),
-            Kind::Millimetres | Kind::Attributes => write!(sql, ", {name}::text"),
-            Kind::Bytes => write!(sql, ", md5({name})"),
+            ColumnKind::Text | ColumnKind::Timestamp => write!(sql, ", {name}"),
+            ColumnKind::Millimetres | ColumnKind::Attributes => write!(sql, ", {name}::text"),
+            ColumnKind::Bytes => write!(sql, ", md5({name})"),
         }
         .expect("a string takes all");
     }
@@ -77,12 +78,13 @@ fn decode(part: Part, row: &PgRow) -> Result<(String, Held), sqlx::Error> {
     for (index, field) in part.fields().iter().enumerate() {
         let index = FIRST_COLUMN + index;
         document.push(match field.kind {
-            Kind::Timestamp => {
+            ColumnKind::Timestamp => {
                 row.try_get::<Option<OffsetDateTime>, _>(index)?.map(Value::Timestamp)
             }
-            Kind::Text | Kind::Millimetres | Kind::Attributes | Kind::Bytes => {
-                row.try_get::<Option<String>, _>(index)?.map(Value::Text)
-            }
+            ColumnKind::Text
+            | ColumnKind::Millimetres
+            | ColumnKind::Attributes
+            | ColumnKind::Bytes => row.try_get::<Option<String>, _>(index)?.map(Value::Text),
         });
     }
     // As the generated column `complete` does, a part is there if its first required column is.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use projector::apply::Pace;
 use projector::database::Database;
-use projector::measurement::{Part, PerPart};
+use projector::part::{Part, PerPart};
 use time::OffsetDateTime;
 
 use crate::verify::items::api::TablesApi;

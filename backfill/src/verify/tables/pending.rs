@@ -96,7 +96,7 @@ impl AllPending {
 
 #[cfg(test)]
 mod tests {
-    use projector::measurement::Part;
+    use projector::part::Part;
 
     use super::{AllPending, Settled};
     use crate::verify::difference::Kind;

@@ -4,7 +4,7 @@
 use projector::apply::Pace;
 use projector::database::Database;
 use projector::error::Error;
-use projector::measurement::{Part, PerPart};
+use projector::part::{Part, PerPart};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 use time::OffsetDateTime;

@@ -1,6 +1,7 @@
 //! What one look at an item and its row comes to. Pure.
 
-use projector::measurement::{Document, Part};
+use projector::measurement::Document;
+use projector::part::Part;
 use time::OffsetDateTime;
 
 use crate::verify::difference::Kind;
@@ -81,7 +82,8 @@ pub(crate) fn has_expired(ttl: Option<&str>, now: OffsetDateTime) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use projector::measurement::{Document, Part};
+    use projector::measurement::Document;
+    use projector::part::Part;
     use time::OffsetDateTime;
 
     use super::{Held, Verdict, has_expired, verdict};

@@ -1,6 +1,7 @@
 //! The table of what two reads of a session come to.
 
-use projector::measurement::{Part, Versions};
+use projector::measurement::Versions;
+use projector::part::Part;
 
 use super::{Held, Listed, Suspect, Verdict, judge, suspects};
 use crate::verify::difference::Kind;
