@@ -87,6 +87,8 @@ impl<'a> Changes<'a> {
                     self.made.push(Made { version, kind, table, name });
                 }
             }
+            // Data moves within the table: it must be there before, and nothing is made.
+            ["update", table, "set", ..] => self.alter(version, table),
             // It changes no data and needs no more than the table, which another statement names.
             ["comment", "on", ..] => {}
             other => self.unknown.push(other.to_vec()),
@@ -141,6 +143,20 @@ mod tests {
         assert_eq!(words[0], ["create", "table", "a", "b", "text", "default"]);
         assert_eq!(words[1], ["comment", "on", "table", "a", "is"]);
         assert_eq!(words.len(), 2);
+    }
+
+    /// The example of docs/how-to.md has this form: it moves values into a column of their own.
+    #[test]
+    fn a_migration_that_moves_data_needs_its_table() {
+        let sql = "alter table a add column c numeric;\n\
+                   update b set c = (d ->> 'c')::numeric where json_typeof(d -> 'c') = 'null';";
+        let mut changes = Changes::default();
+        for statement in statements(sql) {
+            changes.add(1, &statement);
+        }
+        assert_eq!(changes.altered, [(1, "a"), (1, "b")]);
+        assert_eq!(changes.made.len(), 1);
+        assert_eq!(changes.unknown, Vec::<Vec<&str>>::new());
     }
 
     /// A migration of another form would not be checked before it runs: teach this module its statements.
