@@ -25,7 +25,8 @@ pub(crate) struct Checkpoint {
     pub(crate) finished: bool,
     /// The bucket and prefix that the records are in as well.
     pub(crate) archive: Option<String>,
-    /// Every change since then could be read when the run began that wrote this. The column is `snapshot_time`.
+    /// No change made after this time is missing: the run that wrote the checkpoint could still read
+    /// them all. (Column `snapshot_time`.)
     pub(crate) complete_since: Option<OffsetDateTime>,
     pub(crate) updated_at: OffsetDateTime,
 }

@@ -22,15 +22,14 @@ fn equal(kind: ColumnKind, item: Option<&Value>, row: Option<&Value>) -> bool {
     if item == row {
         return true;
     }
-    match (kind, item, row) {
-        (ColumnKind::Millimetres, Some(Value::Text(item)), Some(Value::Text(row))) => {
-            same_number(item, row)
-        }
-        (ColumnKind::Attributes, Some(Value::Text(item)), Some(Value::Text(row))) => {
+    let (Some(Value::Text(item)), Some(Value::Text(row))) = (item, row) else { return false };
+    match kind {
+        ColumnKind::Millimetres => same_number(item, row),
+        ColumnKind::Attributes => {
             let json = |text: &str| serde_json::from_str::<Json>(text);
             json(item).is_ok_and(|item| json(row).is_ok_and(|row| same_json(&item, &row)))
         }
-        _ => false,
+        ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Bytes => false,
     }
 }
 
