@@ -4,6 +4,7 @@ mod groups;
 mod settings;
 
 mod merge;
+mod ready;
 mod verify;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 pub(crate) use self::merge::MergeArguments;
+pub(crate) use self::ready::{ReadyArguments, verify_since};
 use self::settings::{Database, Everything, Stores, TableSettings};
 pub(crate) use self::verify::VerifyArguments;
 use crate::outcome::exit_codes;
@@ -67,6 +69,9 @@ pub(crate) enum Command {
     /// Prove that the rows equal another database, the tables or the objects.
     #[command(long_about = verify::HELP, after_help = exit_codes())]
     Verify(VerifyArguments),
+    /// Say whether the readers may switch to this database, and if not, why.
+    #[command(long_about = ready::HELP, after_help = exit_codes())]
+    Ready(ReadyArguments),
     /// Retry the records in `rejected_records`, or discard them.
     #[command(long_about = REDRIVE, after_help = exit_codes())]
     Redrive(RedriveArguments),
@@ -95,6 +100,7 @@ impl Command {
             Self::File(arguments) => arguments.settings.settings(),
             Self::Merge(arguments) => arguments.settings.settings(),
             Self::Verify(arguments) => arguments.settings.settings(),
+            Self::Ready(arguments) => arguments.settings.settings(),
             Self::Redrive(arguments) => arguments.settings.settings(),
             Self::Objects(arguments) => arguments.settings.settings(),
             Self::Status(arguments) => arguments.settings.settings(),
@@ -112,6 +118,7 @@ impl Command {
             Self::File(arguments) => arguments.format.json,
             Self::Merge(arguments) => arguments.format.json,
             Self::Verify(arguments) => arguments.format.json,
+            Self::Ready(arguments) => arguments.format.json,
             Self::Redrive(arguments) => arguments.format.json,
             Self::Objects(arguments) => arguments.format.json,
             Self::Status(arguments) => arguments.format.json,
@@ -448,7 +455,8 @@ mod tests {
         const TABLES: &[&str] = &["SESSIONS_TABLE", "SCANS_TABLE"];
         let stores =
             [LOGIN, &["DATABASE_CONNECTIONS", "ARCHIVE_BUCKET", "ARCHIVE_PREFIX"]].concat();
-        let expected: [(&str, &[&str]); 12] = [
+        let sides = [LOGIN, &["DATABASE_CONNECTIONS"], TABLES].concat();
+        let expected: [(&str, &[&str]); 13] = [
             ("doctor", &VARIABLES),
             ("migrate", LOGIN),
             ("check", TABLES),
@@ -456,6 +464,7 @@ mod tests {
             ("file", &VARIABLES),
             ("merge", &VARIABLES),
             ("verify", &VARIABLES),
+            ("ready", &sides),
             ("redrive", &VARIABLES),
             ("objects", &stores),
             ("status", LOGIN),

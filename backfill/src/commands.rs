@@ -7,6 +7,7 @@ pub(crate) mod file;
 pub(crate) mod merge;
 pub(crate) mod migrate;
 pub(crate) mod objects;
+pub(crate) mod ready;
 pub(crate) mod redrive;
 pub(crate) mod shell;
 pub(crate) mod status;

@@ -190,6 +190,27 @@ pub(crate) fn print(text: &str) {
     });
 }
 
+/// Clears the terminal, and goes to its upper left corner (ECMA-48: ED, CUP).
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// A text on standard output that somebody watches: on a terminal it stays in its place. Elsewhere it is printed again
+/// only if it changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Board;
+
+impl Board {
+    /// Shows the text of now.
+    pub(crate) fn show(self, text: &str, changed: bool) {
+        let live = is_interactive() && std::io::stdout().is_terminal();
+        let now = clock(time::OffsetDateTime::now_utc());
+        if live {
+            print(&format!("{CLEAR}{now}\n{text}"));
+        } else if changed {
+            print(&format!("{now}\n{text}\n"));
+        }
+    }
+}
+
 /// How wide a table on standard output may be.
 pub(crate) fn table_width() -> usize {
     terminal_width(&std::io::stdout()).unwrap_or(WITHOUT_TERMINAL)

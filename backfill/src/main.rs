@@ -110,6 +110,9 @@ async fn run(command: &Command, output: &Output) -> anyhow::Result<Outcome> {
             Command::Verify(arguments) => {
                 Box::pin(commands::verify::run(settings, arguments, stop, output)).await
             }
+            Command::Ready(arguments) => {
+                Box::pin(commands::ready::run(settings, arguments, stop, output)).await
+            }
             Command::Redrive(arguments) => {
                 commands::redrive::run(settings, arguments, stop, output).await
             }

@@ -19,7 +19,7 @@ pub(crate) enum Outcome {
     Configuration,
     /// All is done, and some records are in `rejected_records`.
     DoneWithRejections,
-    /// The gap cannot be closed from the streams, or there would be too many readers.
+    /// The gap cannot be closed from the streams, or there would be too many readers; or the readers must not switch.
     Unsafe,
     /// Records can have been trimmed away before they were read.
     Trimmed,
@@ -76,7 +76,8 @@ impl Outcome {
             Self::DoneWithRejections => &["done, and some records are in rejected_records"],
             Self::Unsafe => &[
                 "not safe: the streams do not hold every change since the snapshot, or",
-                "have too many readers",
+                "have too many readers; of ready: do not switch, a condition does not",
+                "hold",
             ],
             Self::Trimmed => &[
                 "records can have been trimmed away unread (with --allow-gap: everything",
@@ -158,7 +159,7 @@ mod tests {
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             helps.push((command.get_name().to_owned(), help(command)));
         }
-        assert_eq!(helps.len(), 13);
+        assert_eq!(helps.len(), 14);
         for (name, help) in helps {
             let (_, codes) = help.split_once("Exit codes:").expect(&name);
             let listed: Vec<u8> = codes

@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::{console, outcome};
+use crate::console::{self, Board};
+use crate::outcome;
 
 /// Where the result of a command goes.
 pub(crate) struct Output {
@@ -45,6 +46,13 @@ impl Output {
             console::say(text().trim_end());
         }
         self.json(json)
+    }
+
+    /// A state that somebody watches, as text; with `--json` nothing but the last one is printed.
+    pub(crate) fn board(&self, text: impl FnOnce() -> String, changed: bool) {
+        if !self.json {
+            Board.show(text().trim_end(), changed);
+        }
     }
 
     /// The result of a command whose lines have said it all.

@@ -40,21 +40,9 @@ pub(crate) async fn connect(
     value: &str,
     ours: &Database,
 ) -> anyhow::Result<Peer> {
-    let (variable, url) = match value {
-        "" => (VARIABLE, std::env::var(VARIABLE).unwrap_or_default()),
-        url => (flag, url.to_owned()),
-    };
+    let variable = if value.is_empty() { VARIABLE } else { flag };
     let wrong = |problem: String| ConfigError { variable, problem };
-    if url.is_empty() {
-        let problem = "is not set: give postgres://USER:PASSWORD@HOST:5432/DATABASE";
-        return Err(wrong(problem.to_owned()).into());
-    }
-    let url = parse_url(&url).map_err(wrong)?;
-    let database_name = url.get_database().unwrap_or_else(|| url.get_username());
-    let name = format!("{}:{}/{database_name}", url.get_host(), url.get_port());
-    let connections = ours.connections();
-    let config = DatabaseConfig { url: Some(url), login: Login::Url, connections };
-    let database = Database::new(config, None);
+    let (database, name) = named(flag, value, ours.connections())?;
     let columns = columns(&database).await.with_context(|| format!("the peer {name}"))?;
     if columns.is_empty() {
         return Err(wrong(format!("names {name}, which has no table measurements")).into());
@@ -63,6 +51,32 @@ pub(crate) async fn connect(
         return Err(wrong(format!("names {name}, which is the database of DATABASE_URL")).into());
     }
     Ok(Peer { database, name, columns })
+}
+
+/// The database that the flag's value names or, if the value is empty, [`VARIABLE`], and its name without credentials.
+/// Connects to nothing yet.
+///
+/// # Errors
+/// [`ConfigError`] if the URL is missing or wrong.
+pub(crate) fn named(
+    flag: &'static str,
+    value: &str,
+    connections: usize,
+) -> Result<(Database, String), ConfigError> {
+    let (variable, url) = match value {
+        "" => (VARIABLE, std::env::var(VARIABLE).unwrap_or_default()),
+        url => (flag, url.to_owned()),
+    };
+    let wrong = |problem: String| ConfigError { variable, problem };
+    if url.is_empty() {
+        let problem = "is not set: give postgres://USER:PASSWORD@HOST:5432/DATABASE";
+        return Err(wrong(problem.to_owned()));
+    }
+    let url = parse_url(&url).map_err(wrong)?;
+    let database_name = url.get_database().unwrap_or_else(|| url.get_username());
+    let name = format!("{}:{}/{database_name}", url.get_host(), url.get_port());
+    let config = DatabaseConfig { url: Some(url), login: Login::Url, connections };
+    Ok((Database::new(config, None), name))
 }
 
 /// The columns of `measurements`, by name; none if there is no such table.

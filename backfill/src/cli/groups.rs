@@ -10,7 +10,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("See where things stand", &["doctor", "status", "check"]),
     ("Prepare the database", &["migrate"]),
     ("Close the gap", &["stream", "file", "merge"]),
-    ("Prove that both sides are equal", &["verify"]),
+    ("Prove that both sides are equal", &["verify", "ready"]),
     ("Fix what is left", &["redrive", "objects"]),
     ("Set up your shell", &["completions", "man"]),
 ];

@@ -104,6 +104,27 @@ impl Stores {
     }
 }
 
+/// The database and the tables, for a command that looks at a side of a move.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = HEADING)]
+pub(crate) struct Sides {
+    #[command(flatten)]
+    database: Database,
+    /// How many connections to use at once, 1 to 64 [default: 4].
+    #[arg(long, env, value_name = "COUNT")]
+    database_connections: Option<String>,
+    #[command(flatten)]
+    tables: Tables,
+}
+
+impl Sides {
+    /// The values that are set.
+    pub(crate) fn settings(&self) -> Settings {
+        let own = [("DATABASE_CONNECTIONS", &self.database_connections)];
+        Settings::of(self.database.list().into_iter().chain(own).chain(self.tables.list()))
+    }
+}
+
 /// Everything, for a command that applies records.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = HEADING)]

@@ -113,7 +113,7 @@ async fn of_aws(config: &Config, archive_is_wrong: bool) -> Vec<Finding> {
 }
 
 /// An operator waits: each call is made once, and ends before the limit of its check.
-fn impatient(aws: SdkConfig) -> SdkConfig {
+pub(crate) fn impatient(aws: SdkConfig) -> SdkConfig {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(2))
         .operation_timeout(Duration::from_secs(4))

@@ -1,0 +1,75 @@
+//! The Lambda API and DynamoDB's: the functions' mappings and variables, and the streams that the tables have now.
+
+use aws_config::SdkConfig;
+use aws_sdk_lambda::Client;
+use aws_sdk_lambda::types::{EventSourceMappingConfiguration, FunctionResponseType};
+use projector::config::ArchiveConfig;
+
+use super::condition::Asked;
+use super::limits::{refused, within};
+use super::observed::{Mapping, Table};
+
+/// The prefix of a function that has a bucket and no `ARCHIVE_PREFIX`.
+const DEFAULT_PREFIX: &str = "measurements/";
+
+/// The mappings of a function.
+pub(super) async fn mappings(aws: &SdkConfig, function: &str) -> Asked<Vec<Mapping>> {
+    let asking = async {
+        let client = Client::new(aws);
+        let pages = client.list_event_source_mappings().function_name(function);
+        let mut pages = pages.into_paginator().send();
+        let mut mappings = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page =
+                page.map_err(|error| refused("lambda:ListEventSourceMappings", &error))?;
+            mappings.extend(page.event_source_mappings().iter().map(mapping));
+        }
+        Ok(mappings)
+    };
+    within("the Lambda API", asking).await
+}
+
+fn mapping(seen: &EventSourceMappingConfiguration) -> Mapping {
+    let on_failure = seen.destination_config().and_then(|config| config.on_failure());
+    Mapping {
+        stream_arn: seen.event_source_arn().unwrap_or_default().to_owned(),
+        state: seen.state().unwrap_or("not known").to_owned(),
+        reports_item_failures: seen
+            .function_response_types()
+            .contains(&FunctionResponseType::ReportBatchItemFailures),
+        last_result: seen.last_processing_result().map(str::to_owned),
+        on_failure: on_failure.and_then(|to| to.destination()).map(str::to_owned),
+    }
+}
+
+/// Where a function writes objects; `None` if it writes none.
+pub(super) async fn archive(aws: &SdkConfig, function: &str) -> Asked<Option<ArchiveConfig>> {
+    let asking = async {
+        let client = Client::new(aws);
+        let asked = client.get_function_configuration().function_name(function).send().await;
+        let seen = asked.map_err(|error| refused("lambda:GetFunctionConfiguration", &error))?;
+        let variables = seen.environment().and_then(|environment| environment.variables());
+        let value = |name: &str| {
+            let value = variables.and_then(|variables| variables.get(name));
+            value.filter(|value| !value.is_empty()).cloned()
+        };
+        Ok(value("ARCHIVE_BUCKET").map(|bucket| {
+            let prefix = value("ARCHIVE_PREFIX").unwrap_or_else(|| DEFAULT_PREFIX.to_owned());
+            ArchiveConfig { bucket, prefix }
+        }))
+    };
+    within("the Lambda API", asking).await
+}
+
+/// A table, and the stream that it has now.
+pub(super) async fn table(aws: &SdkConfig, name: &str) -> Table {
+    let asking = async {
+        let client = aws_sdk_dynamodb::Client::new(aws);
+        let asked = client.describe_table().table_name(name).send().await;
+        let seen = asked.map_err(|error| refused("dynamodb:DescribeTable", &error))?;
+        let latest = seen.table().and_then(|table| table.latest_stream_arn());
+        latest.map(str::to_owned).ok_or_else(|| format!("the table {name} has no stream"))
+    };
+    let latest_stream = within("the DynamoDB API", asking).await;
+    Table { name: name.to_owned(), latest_stream }
+}
