@@ -32,6 +32,7 @@ use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::fold::{self, IndexedChange, SessionChanges};
+use crate::part::Part;
 use crate::rejected::{self, Rejection};
 
 /// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same reason. The event
@@ -88,6 +89,8 @@ pub struct BatchOutcome {
     pub discarded: Vec<usize>,
     /// The oldest creation time of a record in the batch.
     pub oldest: Option<OffsetDateTime>,
+    /// The table of all its changes; `None` if they are of several, as no event source mapping delivers them.
+    pub table: Option<String>,
     /// Where the time went.
     pub durations: Durations,
 }
@@ -134,6 +137,7 @@ impl Projector {
         let mut batch = BatchOutcome::default();
         let (changes, malformed) = self.decode(records, &mut batch)?;
         batch.oldest = changes.iter().filter_map(|indexed| indexed.change.changed_at).min();
+        batch.table = self.only_table(&changes).map(str::to_owned);
         let sessions = fold::fold(&changes);
         batch.durations.decode = start.elapsed();
 
@@ -175,6 +179,14 @@ impl Projector {
         batch.failed.dedup();
         batch.counts.failed = batch.failed.len() as u64;
         Ok(batch)
+    }
+
+    /// The table of all these changes, if it is one.
+    fn only_table(&self, changes: &[IndexedChange]) -> Option<&str> {
+        let is_session = |indexed: &IndexedChange| indexed.change.part == Part::Session;
+        let first = is_session(changes.first()?);
+        let only = changes.iter().all(|indexed| is_session(indexed) == first);
+        only.then_some(if first { &self.tables.sessions } else { &self.tables.scans })
     }
 
     /// Stores rejections; what cannot be stored has failed.

@@ -118,18 +118,31 @@ pub fn metrics(
     }
     let definitions: Vec<Json> =
         values.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit })).collect();
+    let mut directives = vec![json!({
+        "Namespace": NAMESPACE,
+        "Dimensions": [["FunctionName"]],
+        "Metrics": definitions,
+    })];
+    let table = batch.table.as_ref().filter(|_| batch.oldest.is_some());
+    if table.is_some() {
+        // Each table has a mapping of its own, and one that hangs must not be hidden by the other.
+        directives.push(json!({
+            "Namespace": NAMESPACE,
+            "Dimensions": [["FunctionName", "Table"]],
+            "Metrics": [{ "Name": "OldestRecordAge", "Unit": "Seconds" }],
+        }));
+    }
     let timestamp_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
     let mut line = json!({
         "_aws": {
             "Timestamp": timestamp_ms,
-            "CloudWatchMetrics": [{
-                "Namespace": NAMESPACE,
-                "Dimensions": [["FunctionName"]],
-                "Metrics": definitions,
-            }],
+            "CloudWatchMetrics": directives,
         },
         "FunctionName": function,
     });
+    if let Some(table) = table {
+        line["Table"] = json!(table);
+    }
     for (name, _, value) in values {
         line[name] = value;
     }
@@ -198,6 +211,31 @@ mod tests {
         assert_eq!(line["BatchDuration"].as_f64(), Some(1.5));
         assert_eq!(line["_aws"]["Timestamp"].as_i64(), Some(1_795_334_430_000));
         assert_eq!(line["FunctionName"], "projector-new");
+    }
+
+    #[test]
+    fn the_age_of_a_batch_of_one_table_is_that_of_its_mapping_too() {
+        let now = datetime!(2026-11-22 08:00 UTC);
+        let line = |oldest, table: Option<&str>| {
+            let table = table.map(str::to_owned);
+            let batch = BatchOutcome { oldest, table, ..BatchOutcome::default() };
+            metrics(&batch, Duration::ZERO, "projector", now)
+        };
+        let directives = |line: &serde_json::Value| {
+            line["_aws"]["CloudWatchMetrics"].as_array().expect("directives").clone()
+        };
+        let of_one = line(Some(now), Some("scans"));
+        let expected = serde_json::json!({
+            "Namespace": "Projector",
+            "Dimensions": [["FunctionName", "Table"]],
+            "Metrics": [{ "Name": "OldestRecordAge", "Unit": "Seconds" }],
+        });
+        assert_eq!(directives(&of_one)[1..], [expected]);
+        assert_eq!(of_one["Table"], "scans");
+        for without in [line(Some(now), None), line(None, Some("scans"))] {
+            assert_eq!(directives(&without).len(), 1, "{without}");
+            assert!(without["Table"].is_null(), "{without}");
+        }
     }
 
     /// The names of all metrics of a batch.

@@ -25,6 +25,7 @@ mod pooler;
 mod pressure;
 mod published_types;
 mod races;
+mod ready;
 mod redrive;
 mod rejects;
 mod replay;

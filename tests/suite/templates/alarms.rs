@@ -50,14 +50,21 @@ async fn emitted_by_the_projector() -> BTreeSet<(String, String, Vec<String>)> {
         .filter_map(|line| serde_json::from_str::<Json>(line).ok())
         .find(|line| line["_aws"].is_object())
         .expect("a line of metrics");
-    let directive = &line["_aws"]["CloudWatchMetrics"][0];
     let text = |value: &Json| value.as_str().expect("text").to_owned();
-    let dimensions: Vec<String> = list(&directive["Dimensions"][0]).into_iter().map(text).collect();
-    let metrics = directive["Metrics"].as_array().expect("metrics");
-    metrics
-        .iter()
-        .map(|metric| (text(&directive["Namespace"]), text(&metric["Name"]), dimensions.clone()))
-        .collect()
+    let mut emitted = BTreeSet::new();
+    for directive in line["_aws"]["CloudWatchMetrics"].as_array().expect("directives") {
+        let dimensions: Vec<String> =
+            list(&directive["Dimensions"][0]).into_iter().map(text).collect();
+        assert!(dimensions.iter().all(|name| line[name].is_string()), "{line}");
+        for metric in directive["Metrics"].as_array().expect("metrics") {
+            let metric = text(&metric["Name"]);
+            emitted.insert((text(&directive["Namespace"]), metric, dimensions.clone()));
+        }
+    }
+    let of_mappings = ["FunctionName", "Table"].map(str::to_owned).to_vec();
+    let age = ("Projector".to_owned(), "OldestRecordAge".to_owned(), of_mappings);
+    assert!(emitted.contains(&age), "`backfill ready` asks for it: {emitted:?}");
+    emitted
 }
 
 #[tokio::test]

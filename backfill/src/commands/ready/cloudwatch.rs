@@ -73,7 +73,8 @@ pub(super) async fn replication(
     }
     let results = within("CloudWatch", data(aws, queries, now, REPLICATION_MINUTES)).await?;
     let greatest = |index: usize| {
-        let series = (0..rules.len()).map(|rule| series(&results, &format!("replication_{index}_{rule}")));
+        let series =
+            (0..rules.len()).map(|rule| series(&results, &format!("replication_{index}_{rule}")));
         series.flat_map(Series::into_values).reduce(f64::max)
     };
     Ok([greatest(0), greatest(1)])
@@ -86,8 +87,9 @@ fn query(
     dimensions: &[(&str, &str)],
     statistic: &str,
 ) -> MetricDataQuery {
-    let dimensions =
-        dimensions.iter().map(|(name, value)| Dimension::builder().name(*name).value(*value).build());
+    let dimensions = dimensions
+        .iter()
+        .map(|(name, value)| Dimension::builder().name(*name).value(*value).build());
     let metric = Metric::builder()
         .namespace(namespace)
         .metric_name(name)

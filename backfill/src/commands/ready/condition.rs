@@ -122,9 +122,8 @@ pub(crate) fn report(conditions: &[Condition], width: usize) -> String {
     if conditions.iter().any(|condition| condition.remedy.is_some()) {
         text += "\n\n";
     }
-    text += &refusal(conditions).unwrap_or_else(|| {
-        format!("switch: all {} conditions hold", conditions.len())
-    });
+    text += &refusal(conditions)
+        .unwrap_or_else(|| format!("switch: all {} conditions hold", conditions.len()));
     text.push('\n');
     text
 }

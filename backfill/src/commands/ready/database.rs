@@ -138,9 +138,7 @@ pub(super) async fn statistics(database: &Database) -> Asked<Statistics> {
 }
 
 /// How a database is set up.
-pub(super) async fn settings(
-    database: &Database,
-) -> Asked<std::collections::BTreeSet<Setting>> {
+pub(super) async fn settings(database: &Database) -> Asked<std::collections::BTreeSet<Setting>> {
     let rows: Vec<(String, String)> = ask(database, SETTINGS, bind![]).await?;
     Ok(rows.into_iter().map(|(name, value)| Setting { name, value }).collect())
 }

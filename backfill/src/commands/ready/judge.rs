@@ -107,7 +107,8 @@ mod tests {
         let setting = |name: &str| Setting { name: name.to_owned(), value: "1".to_owned() };
         let settings: BTreeSet<Setting> =
             ["setting work_mem", "extension plpgsql"].map(setting).into();
-        let full = Full { against: "old:5432/m".to_owned(), started_at, compared: 9, differences: 0 };
+        let full =
+            Full { against: "old:5432/m".to_owned(), started_at, compared: 9, differences: 0 };
         Databases {
             new_schema: Ok(applied()),
             old_schema: Ok(applied()),
@@ -144,15 +145,17 @@ mod tests {
     }
 
     fn observed() -> Observed {
-        let table =
-            |name: &str| Table { name: name.to_owned(), latest_stream: Ok(arn(name, "2")) };
+        let table = |name: &str| Table { name: name.to_owned(), latest_stream: Ok(arn(name, "2")) };
         Observed {
             now: NOW,
             functions: ["new", "old"].map(function),
             tables: ["sessions", "scans"].map(table).into(),
             metrics: Ok(metrics()),
             archive: Archive::Seen {
-                replication: Ok(Replication { between: "a -> b".to_owned(), ..Replication::default() }),
+                replication: Ok(Replication {
+                    between: "a -> b".to_owned(),
+                    ..Replication::default()
+                }),
                 sample: Ok(Sample { compared: 200, behind: Vec::new() }),
             },
             databases: databases(),

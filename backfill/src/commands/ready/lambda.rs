@@ -20,8 +20,7 @@ pub(super) async fn mappings(aws: &SdkConfig, function: &str) -> Asked<Vec<Mappi
         let mut pages = pages.into_paginator().send();
         let mut mappings = Vec::new();
         while let Some(page) = pages.next().await {
-            let page =
-                page.map_err(|error| refused("lambda:ListEventSourceMappings", &error))?;
+            let page = page.map_err(|error| refused("lambda:ListEventSourceMappings", &error))?;
             mappings.extend(page.event_source_mappings().iter().map(mapping));
         }
         Ok(mappings)

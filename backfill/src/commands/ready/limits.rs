@@ -34,7 +34,8 @@ where
 {
     match error.code() {
         Some(code) => {
-            let text = format!("{operation} answers {code} {}", error.message().unwrap_or_default());
+            let text =
+                format!("{operation} answers {code} {}", error.message().unwrap_or_default());
             text.trim_end().to_owned()
         }
         None => format!("{operation}: {}", error::chain(error)),

@@ -12,7 +12,8 @@ use time::OffsetDateTime;
 use super::condition::Asked;
 use super::limits::{within, within_limit};
 use super::observed::{
-    Archive, Databases, Function, Metrics, Observed, Reader, Replication, Sample, Since, Table, Verified,
+    Archive, Databases, Function, Metrics, Observed, Reader, Replication, Sample, Since, Table,
+    Verified,
 };
 use super::{cloudwatch, database, lambda, s3};
 
@@ -123,9 +124,8 @@ impl<'a> Looking<'a> {
     /// What changed since a time, compared as `verify` does, until what differs is older than the lag that is allowed.
     async fn since(&self, new: &Database, time: OffsetDateTime) -> Asked<Since> {
         let given = self.arguments.against.as_deref().unwrap_or_default();
-        let connecting = async {
-            peer::connect(FLAG, given, new).await.map_err(|error| format!("{error:#}"))
-        };
+        let connecting =
+            async { peer::connect(FLAG, given, new).await.map_err(|error| format!("{error:#}")) };
         let peer = within("the old database", connecting).await?;
         let rounds = self.arguments.lag_seconds / VERIFY_PAUSE_SECONDS + 2;
         let mut run = Run {
@@ -188,10 +188,7 @@ impl<'a> Looking<'a> {
         ([new_function, old_function], vec![sessions, scans], metrics, archive)
     }
 
-    fn without_aws(
-        &self,
-        why: &str,
-    ) -> ([Function; 2], Vec<Table>, Asked<Metrics>, Archive) {
+    fn without_aws(&self, why: &str) -> ([Function; 2], Vec<Table>, Asked<Metrics>, Archive) {
         let function = |name: &String| Function {
             name: name.clone(),
             mappings: Err(why.to_owned()),
@@ -221,10 +218,8 @@ impl<'a> Looking<'a> {
         if self.arguments.no_archive {
             return Archive::OutOfScope;
         }
-        let (replication, sample) = tokio::join!(
-            replication(aws, functions, now),
-            sample(aws, functions[0], new),
-        );
+        let (replication, sample) =
+            tokio::join!(replication(aws, functions, now), sample(aws, functions[0], new),);
         Archive::Seen { replication, sample }
     }
 }

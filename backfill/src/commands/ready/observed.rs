@@ -103,10 +103,7 @@ pub(crate) enum Archive {
     /// `--no-archive`.
     OutOfScope,
     /// What was seen.
-    Seen {
-        replication: Asked<Replication>,
-        sample: Asked<Sample>,
-    },
+    Seen { replication: Asked<Replication>, sample: Asked<Sample> },
 }
 
 /// The replication from the old bucket to the new one.

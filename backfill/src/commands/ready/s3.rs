@@ -68,10 +68,7 @@ pub(super) async fn failures(aws: &SdkConfig, mappings: &[Mapping]) -> Asked<Vec
 }
 
 /// The rules by which one bucket is copied to another one now.
-pub(super) async fn rules(
-    aws: &SdkConfig,
-    [source, destination]: [&str; 2],
-) -> Asked<Vec<String>> {
+pub(super) async fn rules(aws: &SdkConfig, [source, destination]: [&str; 2]) -> Asked<Vec<String>> {
     let asking = async {
         let asked = client(aws).get_bucket_replication().bucket(source).send().await;
         let seen = match asked {

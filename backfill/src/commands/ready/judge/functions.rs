@@ -51,7 +51,11 @@ fn mapping(
     let faults = faults(mapping, latest, written);
     let result = mapping.last_result.as_deref().unwrap_or("none");
     let value = format!("{}, last result: {result}", mapping.state);
-    if faults.is_empty() { wanted.pass(value) } else { wanted.fail(faults.join("; "), READS_NOTHING) }
+    if faults.is_empty() {
+        wanted.pass(value)
+    } else {
+        wanted.fail(faults.join("; "), READS_NOTHING)
+    }
 }
 
 fn faults(mapping: &Mapping, latest: &str, written: bool) -> Vec<String> {
@@ -81,7 +85,10 @@ fn faults(mapping: &Mapping, latest: &str, written: bool) -> Vec<String> {
 pub(super) fn lags(observed: &Observed, limit_seconds: u32) -> Vec<Condition> {
     let Observed { functions, tables, .. } = observed;
     let of_function = |function: &Function| -> Vec<Condition> {
-        tables.iter().map(|table| lag(observed, &function.name, &table.name, limit_seconds)).collect()
+        tables
+            .iter()
+            .map(|table| lag(observed, &function.name, &table.name, limit_seconds))
+            .collect()
     };
     functions.iter().flat_map(of_function).collect()
 }
@@ -116,9 +123,10 @@ fn lag(observed: &Observed, function: &str, table: &str, limit_seconds: u32) -> 
             ),
         );
     }
-    let greatest = ages.values().copied().fold(None, |most: Option<f64>, age| {
-        Some(most.map_or(age, |most| most.max(age)))
-    });
+    let greatest = ages
+        .values()
+        .copied()
+        .fold(None, |most: Option<f64>, age| Some(most.map_or(age, |most| most.max(age))));
     match greatest {
         None => wanted.pass("nothing was written"),
         Some(age) => wanted.judged(
@@ -145,13 +153,15 @@ fn failures_of(function: &Function) -> Condition {
         Err(why) => return wanted.not_asked(why, ASK),
     };
     if buckets.is_empty() {
-        let remedy = "give both mappings a bucket as OnFailure destination: what Lambda gives up on is lost";
+        let remedy =
+            "give both mappings a bucket as OnFailure destination: what Lambda gives up on is lost";
         return wanted.fail("no mapping has a bucket for what Lambda gives up on", remedy);
     }
     let mut value = String::new();
     for bucket in buckets {
         let separator = if value.is_empty() { "" } else { ", " };
-        let content = bucket.first.as_deref().map_or("empty".to_owned(), |first| format!("has {first}"));
+        let content =
+            bucket.first.as_deref().map_or("empty".to_owned(), |first| format!("has {first}"));
         let _ = write!(value, "{separator}{}: {content}", bucket.bucket);
     }
     wanted.judged(

@@ -92,7 +92,8 @@ pub(super) fn verified(databases: &Databases) -> Condition {
     let begun = clock(full.started_at);
     let seen = format!("{} sessions with {}, begun {begun}", full.compared, full.against);
     if full.differences > 0 {
-        let remedy = "look at each difference (`backfill verify --report`), close the gap, and verify again";
+        let remedy =
+            "look at each difference (`backfill verify --report`), close the gap, and verify again";
         return wanted.fail(format!("{} differences: {seen}", full.differences), remedy);
     }
     if *now - full.started_at > DAY {
@@ -104,7 +105,10 @@ pub(super) fn verified(databases: &Databases) -> Condition {
     }
     match checkpoint {
         Some(checkpoint) if *checkpoint > full.started_at => wanted.fail(
-            format!("`stream` wrote a checkpoint at {}, after it began: {seen}", clock(*checkpoint)),
+            format!(
+                "`stream` wrote a checkpoint at {}, after it began: {seen}",
+                clock(*checkpoint)
+            ),
             "let `backfill stream` end, then run `backfill verify --against` again",
         ),
         Some(checkpoint) => {
@@ -187,8 +191,7 @@ fn replicates(wanted: super::super::condition::Wanted, replication: &Replication
 
 /// Whether PostgreSQL knows what it plans for.
 pub(super) fn statistics(databases: &Databases) -> Condition {
-    let wanted =
-        wanted("statistics", "analyzed, and at most 20 % (or 1,000 rows) changed since");
+    let wanted = wanted("statistics", "analyzed, and at most 20 % (or 1,000 rows) changed since");
     let statistics = match &databases.statistics {
         Ok(statistics) => statistics,
         Err(why) => return wanted.not_asked(why, ASK_DATABASE),
@@ -267,7 +270,8 @@ pub(super) fn warm(databases: &Databases) -> Condition {
         .map(read)
         .collect();
     let toast = relations.iter().find(|relation| relation.kind == RelationKind::Toast);
-    let meshes = toast.map_or(String::new(), |toast| format!("; meshes (not required): {}", read(toast)));
+    let meshes =
+        toast.map_or(String::new(), |toast| format!("; meshes (not required): {}", read(toast)));
     match some(&cold) {
         None => wanted.pass(format!("every block that a restore can have left cold{meshes}")),
         Some(names) => wanted.fail(
@@ -324,4 +328,3 @@ pub(super) fn readers(databases: &Databases) -> Condition {
         "close the gap first: nobody can read an empty table",
     )
 }
-
