@@ -14,6 +14,7 @@ mod walk;
 use blocks::{Block, Shell, blocks, root};
 use serde_json::json;
 use testkit::dynamodb::Write;
+use testkit::emulator::binary;
 use testkit::mapping;
 use testkit::records::{LABEL, session};
 use testkit::services::{Stores, parsed};
@@ -435,6 +436,7 @@ async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
 async fn the_commands_that_only_aws_answers_are_well_formed() {
     let config = std::fs::read_to_string(root().join("samconfig.toml")).expect("samconfig.toml");
     let mut shell = Shell::start(root()).await;
+    shell.run(&format!("BACKFILL={}", binary("backfill").display())).await;
     shell
         .run(
             r#"
@@ -458,6 +460,12 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
                 esac
             }
             sam() { echo "sam $*"; }
+            backfill() {
+                # The flags are looked at, and nothing is set to connect to.
+                local said
+                said=$("$BACKFILL" "$@" --database-url none 2>&1) || [ $? -eq 2 ]
+                [[ $said == *"DATABASE_URL does not start with"* ]] || { echo "$said" >&2; return 1; }
+            }
             psql() { [ $# -eq 3 ]; }
             sleep() { :; }
             export -f aws

@@ -14,8 +14,8 @@ use testkit::stream_server::StreamServer;
 use tokio::process::Command;
 
 /// The commands that have `--json`.
-const COMMANDS: [&str; 10] = [
-    "doctor", "status", "check", "migrate", "stream", "file", "merge", "verify", "redrive",
+const COMMANDS: [&str; 11] = [
+    "doctor", "status", "check", "migrate", "stream", "file", "merge", "verify", "ready", "redrive",
     "objects",
 ];
 
@@ -296,6 +296,22 @@ async fn merge_and_verify_print_what_the_reference_says() {
 
     verify.run(&account.run(&at_once).await, 0);
     verify.everything_was_seen();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_prints_what_the_reference_says() {
+    let account = Account::new().await;
+    let mut ready = Schema::of("ready");
+    ready.run(&account.fail(&["ready"]).await, 2);
+    let looked = ready.run(&account.run(&["ready", "--no-archive"]).await, 4);
+    let verdicts: BTreeSet<&str> = looked["conditions"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|condition| condition["verdict"].as_str().expect("text"))
+        .collect();
+    assert_eq!(verdicts, ["fail", "out_of_scope", "pass"].into());
+    ready.everything_was_seen();
 }
 
 /// A script that asked for JSON gets JSON, also if it has misspelt a flag.

@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use crate::layout;
 
+/// A space at which no line breaks.
+const NO_BREAK: &str = "\u{a0}";
+
 /// What could be learnt, or why it could not.
 pub(crate) type Asked<T> = Result<T, String>;
 
@@ -108,11 +111,13 @@ pub(crate) fn report(conditions: &[Condition], width: usize) -> String {
             Verdict::Fail => '\u{2717}',
             Verdict::OutOfScope => '\u{2013}',
         };
-        let name = format!("{mark} {}", condition.condition);
+        // A name stays on one line.
+        let name = format!("{mark} {}", condition.condition).replace(' ', NO_BREAK);
         vec![name, condition.value.clone(), condition.limit.clone()]
     };
     let rows: Vec<Vec<String>> = conditions.iter().map(row).collect();
-    let mut text = layout::table(&["  CONDITION", "VALUE", "LIMIT"], &rows, width);
+    let headings = ["\u{a0}\u{a0}CONDITION", "VALUE", "LIMIT"];
+    let mut text = layout::table(&headings, &rows, width).replace(NO_BREAK, " ");
     for condition in conditions {
         if let Some(remedy) = &condition.remedy {
             let line = format!("\u{2717} {}: {remedy}", condition.condition);
