@@ -9,7 +9,7 @@ use super::ASK;
 /// What a mapping that is young or has nothing to read says of its last call.
 const NOTHING_PROCESSED: &str = "No records processed";
 /// The remedy of a mapping that does not read as it should.
-const READS_NOTHING: &str = "see docs/incidents.md, \"A mapping reads nothing\"";
+const READS_NOTHING: &str = "see docs/incidents.md#a-mapping-reads-nothing";
 /// A batch is applied, and its metric known, this long after its records were written.
 const METRIC_DELAY_SECONDS: i64 = 120;
 /// At most this many things are named in a cell.
@@ -132,7 +132,7 @@ fn lag(observed: &Observed, function: &str, table: &str, limit_seconds: u32) -> 
         Some(age) => wanted.judged(
             age <= f64::from(limit_seconds),
             format!("{age:.0} s at most"),
-            "wait until it has caught up; if it does not, see docs/incidents.md, \"Late\"",
+            "wait until it has caught up; if it does not, see docs/incidents.md#late",
         ),
     }
 }
@@ -167,7 +167,7 @@ fn failures_of(function: &Function) -> Condition {
     wanted.judged(
         buckets.iter().all(|bucket| bucket.first.is_none()),
         value,
-        "apply it with `backfill file`: see docs/incidents.md, \"The bucket of failures\"",
+        "apply it with `backfill file`: see docs/incidents.md#the-bucket-of-failures",
     )
 }
 

@@ -74,7 +74,7 @@ pub(super) fn rejected(databases: &Databases) -> Condition {
     wanted.judged(
         rejected.unknown == 0,
         value,
-        "see docs/incidents.md, \"Rejected records\": `backfill redrive`, or correct them at their source",
+        "see docs/incidents.md#rejected-records: `backfill redrive`, or correct them at their source",
     )
 }
 
@@ -150,7 +150,7 @@ pub(super) fn archive(archive: &Archive, new_function: &str) -> Vec<Condition> {
         Archive::Seen { replication, sample } => (replication, sample),
     };
     let remedy = format!(
-        "deploy {new_function} with ArchiveBucket (docs/migration.md, \"Switch the archive\"); or, if only the \
+        "deploy {new_function} with ArchiveBucket (docs/migration.md, step 11); or, if only the \
          readers of the database switch, give --no-archive"
     );
     let copies = match replication {
@@ -276,7 +276,7 @@ pub(super) fn warm(databases: &Databases) -> Condition {
         None => wanted.pass(format!("every block that a restore can have left cold{meshes}")),
         Some(names) => wanted.fail(
             format!("{names}{meshes}"),
-            "run the pg_prewarm block of docs/migration.md, \"Migrate it, and warm it\"",
+            "run the pg_prewarm block of docs/migration.md, step 6",
         ),
     }
 }
