@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 
 pub use self::learned::Learned;
 pub use self::pace::Pace;
-pub use self::reconcile::{Found, Known, Reconciled, look_at_object, reconcile};
+pub use self::reconcile::{Decision, Found, Known, Reconciled, decide, look_at_object, reconcile};
 use crate::archive::Archive;
 use crate::cause;
 use crate::change::{self, Decoded, Tables};

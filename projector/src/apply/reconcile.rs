@@ -31,7 +31,7 @@ pub enum Reconciled {
 
 /// What to do about an object, given what a HEAD saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Decision<'a> {
+pub enum Decision<'a> {
     /// It holds at least the row.
     UpToDate,
     /// It is not there, or holds less than the row: write the row.
@@ -49,7 +49,8 @@ enum Decision<'a> {
 }
 
 /// Decides what to do about the object of a row with these versions.
-fn decide<'a>(seen: Option<&'a Seen>, row: &Versions) -> Decision<'a> {
+#[must_use]
+pub fn decide<'a>(seen: Option<&'a Seen>, row: &Versions) -> Decision<'a> {
     let Some(seen) = seen else { return Decision::Put(Condition::Absent) };
     let Some(etag) = seen.etag.as_deref() else { return Decision::AskAgain };
     let Some(Described { versions, format }) = &seen.described else {

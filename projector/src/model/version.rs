@@ -16,6 +16,9 @@ pub const SEQUENCE_DIGITS: usize = 40;
 /// The digits of a repair: microseconds since 1970.
 const REPAIR_DIGITS: usize = 16;
 
+/// The greatest time of a repair that has [`REPAIR_DIGITS`] digits: in the year 2286.
+const MAX_REPAIR_US: u64 = 9_999_999_999_999_999;
+
 const ZEROS: &str = "0000000000000000000000000000000000000000";
 const _: () = assert!(ZEROS.len() == SEQUENCE_DIGITS);
 
@@ -38,6 +41,9 @@ pub enum VersionError {
     /// The text is none of `<label>/<40 digits>`, the same with `+<16 digits>`, and `+<16 digits>`.
     #[error("the version is not <stream label>/<40 digits>, with or without +<16 digits>")]
     Form,
+    /// The clock, or the repair before this one, is beyond what 16 digits hold.
+    #[error("the time of the repair is beyond the year 2286: correct the clock of this machine")]
+    RepairTime,
 }
 
 /// The version without what a repair added to it; empty if the row never held the part before the repair.
@@ -48,6 +54,12 @@ pub fn without_repair(version: &str) -> &str {
         Some((repair, rest)) if repair.bytes().all(|byte| byte.is_ascii_digit()) => rest,
         _ => version,
     }
+}
+
+/// When the repair was that this version is of, in microseconds since 1970; `None` if it is the version of a change.
+#[must_use]
+pub fn repair_us(version: &str) -> Option<u64> {
+    version.get(without_repair(version).len()..)?.strip_prefix('+')?.parse().ok()
 }
 
 impl Version {
@@ -90,6 +102,23 @@ impl Version {
         Ok(Self(text.to_owned()))
     }
 
+    /// The version of an image that was read from its table: greater than `base`, and smaller than the next change of
+    /// its stream. `base` is the greatest version that a store holds of the part. Two repairs of one `base` give
+    /// growing versions if the second one sees what the first one wrote, whatever the clock does between them.
+    ///
+    /// # Errors
+    /// [`VersionError`] if `base` is no version, or 16 digits cannot hold the time: a smaller version would be no
+    /// newer, and the repair would be lost without a word.
+    pub fn of_repair(base: Option<&str>, now_us: u64) -> Result<Self, VersionError> {
+        let base = base.map(Self::parse).transpose()?;
+        let base = base.as_ref().map_or("", Self::as_str);
+        let repair_us = now_us.max(repair_us(base).unwrap_or_default() + 1);
+        if repair_us > MAX_REPAIR_US {
+            return Err(VersionError::RepairTime);
+        }
+        Ok(Self(format!("{}+{repair_us:0REPAIR_DIGITS$}", without_repair(base))))
+    }
+
     /// The stream's label.
     #[must_use]
     pub fn label(&self) -> &str {
@@ -111,7 +140,7 @@ impl fmt::Display for Version {
 
 #[cfg(test)]
 mod tests {
-    use super::{Version, VersionError, without_repair};
+    use super::{MAX_REPAIR_US, Version, VersionError, repair_us, without_repair};
 
     const LABEL: &str = "2026-11-22T00:00:00.000";
 
@@ -182,5 +211,31 @@ mod tests {
         assert!(version("2") < repaired("2"));
         assert!(repaired("2") < version("3"));
         assert!(Version::parse("+1795334400000000").expect("a version") < version("0"));
+    }
+
+    #[test]
+    fn a_repair_is_greater_than_its_base_whatever_the_clock_says() {
+        let base = version("2").as_str().to_owned();
+        let mut held = None;
+        // The clock stands still, goes back, and jumps.
+        for (now_us, expected) in [(5, 5), (5, 6), (0, 7), (90, 90), (MAX_REPAIR_US, MAX_REPAIR_US)]
+        {
+            let next = Version::of_repair(held.as_deref().or(Some(&base)), now_us).expect("repair");
+            assert_eq!(next.as_str(), format!("{base}+{expected:016}"));
+            assert!(Some(next.as_str()) > held.as_deref() && next < version("3"));
+            assert_eq!(repair_us(next.as_str()), Some(expected));
+            assert_eq!(Version::parse(next.as_str()), Ok(next.clone()));
+            held = Some(next.as_str().to_owned());
+        }
+        assert_eq!(Version::of_repair(held.as_deref(), 5), Err(VersionError::RepairTime));
+        assert_eq!(Version::of_repair(None, u64::MAX), Err(VersionError::RepairTime));
+        assert_eq!(Version::of_repair(Some("L"), 5), Err(VersionError::Form));
+        let absent = Version::of_repair(None, 17).expect("a repair");
+        assert_eq!(absent.as_str(), "+0000000000000017");
+        let later = Version::of_repair(Some(absent.as_str()), 17).expect("a repair");
+        assert_eq!(later.as_str(), "+0000000000000018");
+        // A label may have a plus sign, too.
+        assert_eq!(repair_us(&format!("+1/{:040}", 1)), None);
+        assert_eq!(repair_us(""), None);
     }
 }
