@@ -42,7 +42,7 @@ pub(super) fn encode(value: &Json, to: &mut Vec<u8>) {
 }
 
 fn head(major: u8, argument: u64, to: &mut Vec<u8>) {
-    to.push((major << 5) | 27);
+    to.push((major << 5) | 0x1b);
     to.extend(argument.to_be_bytes());
 }
 
