@@ -336,14 +336,14 @@ async fn what_refuses_or_never_answers_fails_by_name_within_seconds() {
         ("DescribeAlarms", alarms.to_vec(), "cloudwatch:DescribeAlarms answers AccessDenied"),
         ("GetMetricData", [lags, vec!["replication"]].concat(), "cloudwatch:GetMetricData answers"),
     ] {
-        moved.server.change(|account| drop(account.forbidden.insert(operation.to_owned())));
+        moved.server.change(|account| account.forbidden.extend([operation.to_owned()]));
         let (output, failed) = moved.look(&[]).await;
         assert_eq!(failed, expected);
         let value = condition(&output, expected[0])["value"].to_string();
         assert!(value.contains(why), "{why}: {value}");
         moved.server.change(|account| account.forbidden.clear());
     }
-    moved.server.change(|account| drop(account.silent.insert("DescribeTable".to_owned())));
+    moved.server.change(|account| account.silent.extend(["DescribeTable".to_owned()]));
     let looked = timeout(Duration::from_mins(1), moved.look(&[])).await;
     let (output, failed) = looked.expect("each question has a limit");
     assert_eq!(failed.len(), 4, "{failed:?}");

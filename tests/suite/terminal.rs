@@ -15,8 +15,8 @@ use tokio::process::Command;
 
 /// The commands that have `--json`.
 const COMMANDS: [&str; 11] = [
-    "doctor", "status", "check", "migrate", "stream", "file", "merge", "verify", "ready", "redrive",
-    "objects",
+    "doctor", "status", "check", "migrate", "stream", "file", "merge", "verify", "ready",
+    "redrive", "objects",
 ];
 
 /// Members that no run here prints: shards that vanish while they are read (see `trimmed.rs`,
