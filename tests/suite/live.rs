@@ -112,7 +112,7 @@ async fn the_live_functions_of_both_databases_and_a_backfill_end_in_equal_rows()
 }
 
 /// Looks at all rows again and again: no version ever goes back. Gives how often it looked.
-async fn sample(stores: Stores, done: Arc<AtomicBool>) -> usize {
+pub(crate) async fn sample(stores: Stores, done: Arc<AtomicBool>) -> usize {
     let mut seen: HashMap<(String, &str), String> = HashMap::new();
     let mut looks = 0;
     while !done.load(Ordering::Relaxed) {

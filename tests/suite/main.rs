@@ -20,6 +20,7 @@ mod live;
 mod mapping;
 mod merge;
 mod migrate;
+mod move_by_merge;
 mod objects;
 mod pooler;
 mod pressure;

@@ -142,9 +142,9 @@ impl DynamoDb {
             Write::Delete(key) => json!({"DeleteRequest": {"Key": key}}),
         };
         // As many as DynamoDB takes at once.
-        let batches = writes.chunks(25).map(
-            |batch| json!({"RequestItems": {table: batch.iter().map(request).collect::<Json>()}}),
-        );
+        let batch_of = |batch: &[Write]| json!({"RequestItems": {table: batch.iter().map(request).collect::<Json>()}});
+        // Collected, so that a task may do it: a future that holds closures over slices is not `Send`.
+        let batches: Vec<Json> = writes.chunks(25).map(batch_of).collect();
         let send = async |batch| {
             let answer = self.call("BatchWriteItem", &batch).await?;
             anyhow::ensure!(
@@ -153,7 +153,7 @@ impl DynamoDb {
             );
             Ok(())
         };
-        stream::iter(batches.map(send))
+        stream::iter(batches.into_iter().map(send))
             .buffer_unordered(8)
             .try_collect::<()>()
             .await
