@@ -62,7 +62,13 @@ fn what_holds_data_is_retained() {
 fn the_snapshot_of_the_database_cannot_be_left_out() {
     let template = template("database");
     let database = &template["Resources"]["Database"]["Properties"];
-    assert_eq!(database["DBSnapshotIdentifier"], json!({ "Ref": "SnapshotIdentifier" }));
+    let without = json!({ "Ref": "AWS::NoValue" });
+    let reference = json!({ "Ref": "SnapshotIdentifier" });
+    let given = json!({ "Fn::If": ["FromSnapshot", reference, without] });
+    assert_eq!(database["DBSnapshotIdentifier"], given);
+    // An empty database takes a word that somebody wrote, and no omission.
+    let not_none = json!({ "Fn::Not": [{ "Fn::Equals": [reference, "none"] }] });
+    assert_eq!(template["Conditions"]["FromSnapshot"], not_none);
     let parameter = &template["Parameters"]["SnapshotIdentifier"];
     assert!(parameter.get("Default").is_none());
     let pattern = parameter["AllowedPattern"].as_str().expect("a pattern");
@@ -78,11 +84,15 @@ fn the_snapshot_of_the_database_cannot_be_left_out() {
     }
     assert!(parameter["Description"].as_str().is_some_and(|text| text.contains("NEVER change it")));
     // What CloudFormation refuses next to a snapshot (AWS::RDS::DBInstance, DBSnapshotIdentifier).
-    for refused in
-        ["DBName", "KmsKeyId", "MasterUsername", "MasterUserPassword", "StorageEncrypted"]
-    {
+    for refused in ["KmsKeyId", "MasterUserPassword"] {
         assert!(database.get(refused).is_none(), "{refused}");
     }
+    for refused in ["DBName", "MasterUsername", "ManageMasterUserPassword", "StorageEncrypted"] {
+        let given = &database[refused]["Fn::If"];
+        assert_eq!((&given[0], &given[1]), (&json!("FromSnapshot"), &without), "{refused}");
+        assert!(!given[2].is_null(), "{refused}: an empty database needs it");
+    }
+    assert_eq!(database["StorageEncrypted"]["Fn::If"][2], true);
     for required in ["DeletionProtection", "EnableIAMDatabaseAuthentication", "CopyTagsToSnapshot"]
     {
         assert_eq!(database[required], true, "{required}");
