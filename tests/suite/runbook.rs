@@ -9,6 +9,7 @@ mod branches;
 mod reference;
 mod references;
 mod rules;
+mod trouble;
 mod walk;
 
 use blocks::{Block, Shell, blocks, root};
@@ -16,10 +17,11 @@ use serde_json::json;
 use testkit::dynamodb::Write;
 use testkit::emulator::binary;
 use testkit::mapping;
-use testkit::records::{LABEL, session};
-use testkit::services::{Stores, parsed};
+use testkit::records::{LABEL, removal, session};
+use testkit::services::{Stores, apply, parsed};
 use tokio::process::Command;
-use walk::{Walk, scan};
+use trouble::trouble;
+use walk::Walk;
 
 /// The stack that RDS would restore into, in the stand-in, whose RDS keeps records and runs nothing.
 const RESTORED: &str = r#"
@@ -66,7 +68,9 @@ async fn the_move_there_and_back() {
     walk.until_complete(&old, 10).await;
     walk.section("3. The archive").await;
 
-    the_gap(&mut walk, &old, &new).await;
+    of_long_ago(&old).await;
+    from_a_snapshot(&mut walk, &old, &new).await;
+    by_merge(&mut walk, &old, &new).await;
     way_back(&mut walk, &old, &new).await;
     a_new_stream(&mut walk, &old, &new).await;
     the_archive_there_and_back(&mut walk, &old, &new).await;
@@ -78,16 +82,22 @@ async fn the_move_there_and_back() {
     assert!(walk.remaining().is_empty(), "{:?}", walk.remaining().first());
 }
 
+/// A session of long ago that was removed: no stream has it, and no table. Only the old side knows its versions.
+async fn of_long_ago(old: &Stores) {
+    let gone = removal(&session("long-ago", "of long ago")).place(LABEL, 1);
+    apply(&old.projector().await, &[gone]).await;
+}
+
 /// Where the two mappings of a function began, and their states.
 async fn began(walk: &mut Walk, function: &str) -> Vec<String> {
     let mappings = walk.mappings(function).await;
     mappings.iter().map(|mapping| format!("{} {}", mapping.2, mapping.3)).collect()
 }
 
-/// Steps 4 to 9.
-async fn the_gap(walk: &mut Walk, old: &Stores, new: &Stores) {
+/// Steps 4 to 8 as far as they are for a start from a snapshot: it closes the gap by the streams.
+async fn from_a_snapshot(walk: &mut Walk, old: &Stores, new: &Stores) {
     run_sql(old, "ALTER ROLE postgres SET work_mem = '8MB'").await;
-    walk.section("4. The snapshot").await;
+    walk.section("4. Only from a snapshot").await;
     walk.shell.run(NOW).await;
     restore(old, new).await;
     // The schema of the snapshot is that of yesterday.
@@ -112,14 +122,40 @@ async fn the_gap(walk: &mut Walk, old: &Stores, new: &Stores) {
     let migrated = walk.section("6. Migrate it").await;
     assert!(migrated.contains("backfill checkpoints"), "{migrated}");
     assert!(migrated.contains("measurements_pkey"), "the index is warm: {migrated}");
-    assert!(walk.section("7. Check").await.contains("safe:"));
-    let attached = walk.section("8. Attach").await;
-    assert!(attached.contains("done:"), "{attached}");
+    assert!(walk.section("7. Only from a snapshot").await.contains("safe:"));
+    walk.block("8. Attach", "--config-env new").await;
+    let closed = walk.block("8. Attach", "backfill stream").await;
+    assert!(closed.contains("done:"), "{closed}");
+    assert_eq!(new.rows().await, old.rows().await);
+}
+
+/// Steps 6, 8 and 9 with an empty database in place of the restored one.
+async fn by_merge(walk: &mut Walk, old: &Stores, new: &Stores) {
+    run_sql(
+        new,
+        "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC",
+    )
+    .await;
+    let all = blocks();
+    let migrate = all.iter().find(|block| {
+        block.section.starts_with("6. Migrate it") && block.commands.contains("--grant-to")
+    });
+    walk.repeat(migrate.expect("the migration")).await;
+    assert_eq!(new.ask("SELECT count(*) FROM measurements").await, "0");
+
+    let attached = walk.block("8. Attach", "Mappings=enabled").await;
     let both =
         ["SessionsMapping: Enabled, began at TRIM_HORIZON", "ScansMapping: Enabled, began at"];
     assert!(both.iter().all(|line| attached.contains(line)), "{attached}");
     assert_eq!(attached.matches("(the newest stream)").count(), 2, "{attached}");
-    walk.write(15..20, "after").await;
+    walk.write(15..18, "during the merge").await;
+    let merged = walk.block("8. Attach", "backfill merge --from").await;
+    assert!(merged.contains("done:"), "{merged}");
+    let long_ago = "SELECT count(*) FROM measurements WHERE session_id = 'long-ago'";
+    assert_eq!(new.ask(long_ago).await, "1", "no stream has it: the merge brought it");
+    assert!(new.objects().await.is_empty(), "nobody but the replication writes the new bucket");
+    walk.write(18..20, "after").await;
+    walk.until_complete(old, 19).await;
     walk.until_complete(new, 19).await;
     assert!(walk.section("9. Watch").await.contains("equal"));
     assert_eq!(new.rows().await, old.rows().await);
@@ -132,6 +168,11 @@ async fn the_gap(walk: &mut Walk, old: &Stores, new: &Stores) {
             .await,
         "1"
     );
+    // What takes too long does not begin again, and merging once more changes nothing.
+    let places = new.row_places().await;
+    let again = walk.block("Beginning again", "backfill merge --from").await;
+    assert!(again.contains("done:"), "{again}");
+    assert_eq!(new.row_places().await, places);
 }
 
 /// Step 10, with writes while the old side stands still.
@@ -141,7 +182,7 @@ async fn way_back(walk: &mut Walk, old: &Stores, new: &Stores) {
     assert_eq!(detached.matches("Mapping: Disabled").count(), 2, "{detached}");
     walk.write(20..30, "while detached").await;
     walk.until_complete(new, 29).await;
-    assert_eq!(old.ask("SELECT count(*) FROM measurements").await, "20", "it stands still");
+    assert_eq!(old.ask("SELECT count(*) FROM measurements").await, "21", "it stands still");
     // Attached again, it catches up from its place; the way back is open.
     assert!(walk.section("10. Switch").await.contains("equal"));
     assert_eq!(old.rows().await, new.rows().await);
@@ -274,163 +315,6 @@ async fn replicates(walk: &mut Walk) -> bool {
     !walk.parameter("measurements-old-archive", "ReplicateTo").await.is_empty()
 }
 
-/// The second half: what to do when something is wrong, each with something that is.
-async fn trouble(walk: &mut Walk, new: &Stores) {
-    let looked_at = walk.section("When something is wrong").await;
-    assert_eq!(looked_at.matches("(the newest stream)").count(), 2, "{looked_at}");
-    assert!(walk.section("A mapping reads nothing").await.contains("ScansMapping: Enabled"));
-    rejections(walk, new).await;
-    failures(walk, new).await;
-
-    walk.shell.run("aws s3 rm --quiet --recursive \"s3://$NEW_BUCKET/measurements/\"").await;
-    walk.section("A bucket was restored").await;
-    walk.until_archived(new).await;
-    s3_is_away(walk, new).await;
-    assert!(walk.section("Records are in neither place").await.contains("done:"));
-    assert!(walk.section("The database is full").await.contains("active"));
-
-    let recovered = lost_database(walk, new).await;
-    more_than_a_day(walk, &recovered).await;
-}
-
-async fn rejections(walk: &mut Walk, new: &Stores) {
-    // A scan of a foot that is too long for one, corrected at its source.
-    let mut bad = scan(40, "left");
-    bad["foot_length_mm"] = json!({ "N": "2453" });
-    walk.tables.write_all("scans", &[Write::Put(bad)]).await;
-    walk.until(new, "SELECT count(*) FROM rejected_records", "1").await;
-    let rejected = walk.section("Rejected records").await;
-    assert!(rejected.contains("foot_length_mm"), "{rejected}");
-    walk.write(40..41, "corrected").await;
-    walk.until_complete(new, 45).await;
-}
-
-async fn failures(walk: &mut Walk, new: &Stores) {
-    let bucket = walk.shell.run("output projector-new FailureBucket").await;
-    let record = session("s-41", "given up").place(LABEL, 1);
-    mapping::write_failure(bucket.trim(), 100, &[record]).await;
-    let emptied = walk.section("The bucket of failures").await;
-    assert!(emptied.contains("done: 1 records"), "{emptied}");
-    assert_eq!(
-        new.ask("SELECT user_id FROM measurements WHERE session_id = 's-41'").await,
-        "given up"
-    );
-    assert!(new.objects().await.contains_key("measurements/s-41.json"), "the object, too");
-    assert!(
-        !walk.shell.run("aws s3 ls --recursive \"s3://$failures/\"").await.contains("aws/lambda")
-    );
-}
-
-/// The mappings get more tries for as long as S3 is away, and then those that their stack says.
-async fn s3_is_away(walk: &mut Walk, new: &Stores) {
-    const HEADING: &str = "S3 is away";
-    walk.block(HEADING, "max(session_changed_at)").await;
-    let raised = walk.block(HEADING, "10000").await;
-    assert_eq!(raised.matches("10000").count(), 2, "{raised}");
-    walk.shell.run("aws s3 rm --quiet \"s3://$NEW_BUCKET/measurements/s-1.json\"").await;
-    let lowered = walk.block(HEADING, "$tries").await;
-    let hundred = lowered.lines().filter(|line| line.ends_with("\t100")).count();
-    assert_eq!(hundred, 2, "{lowered}");
-    walk.section(HEADING).await;
-    assert_eq!(parsed(&new.objects().await), testkit::oracle::objects(&new.rows().await));
-}
-
-/// The database is dropped, and one of an hour ago is restored: what was applied since comes from the streams, what
-/// came meanwhile from the places that the mappings kept.
-async fn lost_database(walk: &mut Walk, new: &Stores) -> Stores {
-    const HEADING: &str = "The database is gone or corrupt";
-    let fresh = Stores::unmigrated().await;
-    let recovered = Stores { bucket: new.bucket.clone(), ..fresh };
-    walk.shell.run(NOW).await;
-    restore(new, &recovered).await;
-    walk.write(70..75, "since the backup").await;
-    walk.tables.delete_item("sessions", &json!({ "session_id": { "S": "s-20" } })).await;
-    walk.until_complete(new, 49).await;
-    walk.until_archived(new).await;
-    let lost = new.rows().await;
-
-    let stopped = walk.block(HEADING, "Mappings=disabled").await;
-    assert_eq!(stopped.matches("Mapping: Disabled").count(), 2, "{stopped}");
-    run_sql(new, "DROP TABLE measurements").await;
-    walk.write(75..80, "while it was gone").await;
-    let name = recovered.database_url.rsplit_once('/').expect("a path").1;
-    let name = name.split_once('?').expect("options").0;
-    walk.shell
-        .run(&format!(
-            r#"
-            RESTORED=measurements-restored RESTORED_RESOURCE=db-RESTORED RESTORED_NAME={name}
-            eval "$(grep -o -m 1 'VpcId=[^"]*' samconfig.toml | sed 's/^/RESTORED_/; s/VpcId/VPC/')"
-            RESTORED_GROUP=$(grep -o -m 1 'DatabaseSecurityGroupId=[^"]*' samconfig.toml | cut -d= -f2)
-            RESTORED_HOST=$(grep -o -m 1 '"Host=[^"]*' samconfig.toml | cut -d= -f2)
-            RESTORED_PORT=$(grep -o -m 1 '"Port=[^"]*' samconfig.toml | cut -d= -f2)
-            export DATABASE_URL='{}'"#,
-            recovered.database_url
-        ))
-        .await;
-    walk.block(HEADING, "existing-database.yaml").await;
-    walk.block(HEADING, "backfill migrate").await;
-    let began = walk.mappings("projector-new").await;
-    let closed = walk.block(HEADING, "backfill stream").await;
-    assert!(closed.contains("safe:"), "{closed}");
-    // What the lost database had applied is in the restored one, before a mapping goes on.
-    let ids: Vec<_> = lost.keys().cloned().collect();
-    let rows = recovered.rows().await;
-    assert!(ids.iter().all(|id| rows.get(id) == lost.get(id)), "the gap is closed");
-    walk.block(HEADING, "Mappings=enabled").await;
-    walk.until_complete(&recovered, 54).await;
-    let now = walk.mappings("projector-new").await;
-    let places = |mappings: &[walk::Mapping]| -> Vec<_> {
-        mappings.iter().map(|mapping| mapping.0.clone()).collect()
-    };
-    assert_eq!(places(&now), places(&began), "the mappings and their places are those from before");
-    walk.until_archived(&recovered).await;
-    let proved = walk.section(HEADING).await;
-    assert!(proved.contains("0 parts lacking, 0 unreadable"), "{proved}");
-    recovered
-}
-
-/// A database that lacks a day: a session that came, one that changed, and one that was removed.
-async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
-    const HEADING: &str = "More than 24 hours lost";
-    walk.block(HEADING, "backfill stream").await;
-    let yesterday = "DELETE FROM measurements WHERE session_id = 's-0';
-        UPDATE measurements SET user_id = 'of yesterday', started_at = now(),
-            session_version = '2020-01-01T00:00:00.000/' || repeat('0', 39) || '1'
-        WHERE session_id IN ('s-1', 's-20')";
-    run_sql(stores, yesterday).await;
-    let found = walk.block(HEADING, "infra/scripts/compare-archive").await;
-    assert!(found.contains("keys rewritten: 3\n"), "s-0, s-1, and s-20 that was removed: {found}");
-    assert!(found.contains("keys rewritten: 2\n"), "both scans of s-0: {found}");
-    let restored = async |walk: &mut Walk| {
-        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-0'", "before")
-            .await;
-        walk.until(stores, "SELECT user_id FROM measurements WHERE session_id = 's-1'", "before")
-            .await;
-        walk.until(stores, "SELECT complete FROM measurements WHERE session_id = 's-0'", "true")
-            .await;
-    };
-    restored(walk).await;
-    let removed = "SELECT user_id IS NULL FROM measurements WHERE session_id = 's-20'";
-    walk.until(stores, removed, "true").await;
-
-    // What the archive does not know either.
-    let without = "DELETE FROM measurements WHERE session_id = 's-0';
-        UPDATE measurements SET user_id = 'of yesterday' WHERE session_id = 's-1'";
-    run_sql(stores, without).await;
-    assert_eq!(
-        stores.ask("SELECT count(*) FROM measurements WHERE user_id = 'given up'").await,
-        "1"
-    );
-    let repeated = walk.section(HEADING).await;
-    assert!(repeated.lines().any(|line| line == "removals repeated: 1"), "{repeated}");
-    restored(walk).await;
-    walk.until(stores, "SELECT count(*) FROM measurements WHERE user_id = 'given up'", "0").await;
-    let left = "SELECT count(*) FROM measurements WHERE session_attributes::jsonb ? 'rewritten_at' \
-        OR left_attributes::jsonb ? 'rewritten_at' OR right_attributes::jsonb ? 'rewritten_at'";
-    walk.until(stores, left, "0").await;
-    assert!(walk.folder.path().join("held-scans").exists());
-}
-
 /// What only AWS can answer: the shell takes it, and each command of `aws` has the options that it is given.
 #[tokio::test]
 async fn the_commands_that_only_aws_answers_are_well_formed() {
@@ -455,6 +339,8 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
                     *describe-network-interfaces*) echo '[]' ;;
                     *ReplicationRoleArn*) echo arn:aws:iam::123456789012:role/replication ;;
                     *create-job*) echo 1b2c3d4e-0000-4000-8000-000000000000 ;;
+                    *OutputKey*Mapping*) echo 5b5e9a3c-0000-4000-8000-000000000001 ;;
+                    *get-event-source-mapping*) printf 'Enabled\tLATEST\ttable/sessions/stream/1\tOK\n' ;;
                     *OutputKey*) echo foot-measurements ;;
                     *describe-stack-resource*) echo foot-measurements ;;
                 esac

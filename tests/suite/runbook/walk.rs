@@ -13,10 +13,14 @@ use tokio::process::Command;
 use super::blocks::{Block, Shell, blocks, root};
 
 /// What stands in for what the stand-in has not: `backfill` answers 3 if records were rejected, which is no failure, and
-/// waits no ten seconds for a stand-in whose shards never end; nobody waits three minutes for an invocation here.
+/// waits no ten seconds for a stand-in whose shards never end, nor half a minute for a mapping; nobody waits three
+/// minutes for an invocation here.
 const STAND_INS: &str = r#"
 backfill() {
-    case $1 in stream) set -- "$@" --idle-seconds 1 --first-record-seconds 1 ;; esac
+    case $1 in
+        stream) set -- "$@" --idle-seconds 1 --first-record-seconds 1 ;;
+        verify) set -- "$@" --wait 1 --rounds 60 ;;
+    esac
     command backfill "$@" || [ $? -eq 3 ]
 }
 sleep() { command sleep 0.2; }
