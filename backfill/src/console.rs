@@ -193,21 +193,14 @@ pub(crate) fn print(text: &str) {
 /// Clears the terminal, and goes to its upper left corner (ECMA-48: ED, CUP).
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// A text on standard output that somebody watches: on a terminal it stays in its place. Elsewhere it is printed again
-/// only if it changed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Board;
-
-impl Board {
-    /// Shows the text of now.
-    pub(crate) fn show(self, text: &str, changed: bool) {
-        let live = is_interactive() && std::io::stdout().is_terminal();
-        let now = clock(time::OffsetDateTime::now_utc());
-        if live {
-            print(&format!("{CLEAR}{now}\n{text}"));
-        } else if changed {
-            print(&format!("{now}\n{text}\n"));
-        }
+/// A text on standard output that somebody watches, with the time: on a terminal it stays in its place; elsewhere it is
+/// printed again only if it changed.
+pub(crate) fn board(text: &str, changed: bool) {
+    let now = clock(time::OffsetDateTime::now_utc());
+    if is_interactive() && std::io::stdout().is_terminal() {
+        print(&format!("{CLEAR}{now}\n{text}"));
+    } else if changed {
+        print(&format!("{now}\n{text}\n"));
     }
 }
 

@@ -5,8 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::console::{self, Board};
-use crate::outcome;
+use crate::{console, outcome};
 
 /// Where the result of a command goes.
 pub(crate) struct Output {
@@ -51,7 +50,7 @@ impl Output {
     /// A state that somebody watches, as text; with `--json` nothing but the last one is printed.
     pub(crate) fn board(&self, text: impl FnOnce() -> String, changed: bool) {
         if !self.json {
-            Board.show(text().trim_end(), changed);
+            console::board(text().trim_end(), changed);
         }
     }
 

@@ -26,6 +26,7 @@ pub(crate) enum Verdict {
 
 /// One line of the report; `--json` prints it as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "each is named like its member in JSON")]
 pub(crate) struct Condition {
     pub(crate) condition: String,
     pub(crate) verdict: Verdict,

@@ -219,10 +219,10 @@ mod tests {
             ("mapping: old scans", |o| {
                 o.functions[1].mappings.as_mut().expect("known").truncate(1);
             }),
-            ("lag: new scans", |o| age(o, "scans").insert(minute(1), 61.0).map_or((), drop)),
+            ("lag: new scans", |o| age(o, "scans").extend([(minute(1), 61.0)])),
             // Written, and never applied; applied, and not since the last write.
             ("lag: new scans", |o| age(o, "scans").clear()),
-            ("lag: new scans", |o| drop(age(o, "scans").remove(&minute(3)))),
+            ("lag: new scans", |o| age(o, "scans").retain(|at, _| *at != minute(3))),
             ("failures: old", |o| {
                 o.functions[1].failures.as_mut().expect("known")[0].first = Some("k".to_owned());
             }),

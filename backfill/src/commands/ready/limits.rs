@@ -1,5 +1,6 @@
 //! The limit of each question: an operator waits for the answer, and one that does not come holds up no other.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use aws_sdk_lambda::error::{ProvideErrorMetadata, SdkError};
@@ -11,9 +12,12 @@ use super::condition::Asked;
 /// How long a question may take, with all its pages.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The answer, or that `whom` does not answer in time.
-pub(super) async fn within<T>(whom: &str, asking: impl Future<Output = Asked<T>>) -> Asked<T> {
-    within_limit(whom, LIMIT, asking).await
+/// The answer, or that `whom` does not answer in time. Boxed: a look has dozens of these, and their futures are large.
+pub(super) fn within<'a, T: 'a>(
+    whom: &'a str,
+    asking: impl Future<Output = Asked<T>> + 'a,
+) -> Pin<Box<impl Future<Output = Asked<T>> + 'a>> {
+    Box::pin(within_limit(whom, LIMIT, asking))
 }
 
 /// The same with another limit.

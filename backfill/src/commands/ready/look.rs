@@ -116,7 +116,7 @@ impl<'a> Looking<'a> {
             return (verified, None);
         };
         let time = full.started_at;
-        let comparing = async { self.since(known(new)?, time).await };
+        let comparing = async { Box::pin(self.since(known(new)?, time)).await };
         let since = within_limit("the verify", VERIFY_LIMIT, Box::pin(comparing)).await;
         (verified, Some(since))
     }
@@ -178,7 +178,8 @@ impl<'a> Looking<'a> {
             async {
                 let (new_function, old_function) =
                     tokio::join!(function(aws, names[0]), function(aws, names[1]));
-                let archive = self.archive(aws, [&new_function, &old_function], new, now).await;
+                let archive =
+                    Box::pin(self.archive(aws, [&new_function, &old_function], new, now)).await;
                 (new_function, old_function, archive)
             },
             lambda::table(aws, tables[0]),

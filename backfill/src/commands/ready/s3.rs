@@ -81,7 +81,7 @@ pub(super) async fn rules(aws: &SdkConfig, [source, destination]: [&str; 2]) -> 
         };
         let rules = seen.replication_configuration().map_or(&[][..], |seen| seen.rules());
         let copying = rules.iter().filter(|rule| {
-            let to = rule.destination().map(|destination| destination.bucket());
+            let to = rule.destination().map(aws_sdk_s3::types::Destination::bucket);
             *rule.status() == ReplicationRuleStatus::Enabled
                 && to.is_some_and(|arn| arn.rsplit(':').next() == Some(destination))
         });

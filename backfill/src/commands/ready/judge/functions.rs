@@ -189,22 +189,15 @@ fn alarms_of(function: &Function, required: bool) -> Condition {
         return wanted.judged(!required, value, "deploy infra/alarms.yaml for this function");
     }
     let named = |state: &str| {
-        let names: Vec<&str> = alarms
-            .iter()
-            .filter(|alarm| alarm.state == state)
-            .map(|alarm| alarm.name.as_str())
-            .collect();
-        some(&names)
+        let of_state = alarms.iter().filter(|alarm| alarm.state == state);
+        some(&of_state.map(|alarm| alarm.name.as_str()).collect::<Vec<_>>())
     };
     let (ringing, unknown) = (named("ALARM"), named("INSUFFICIENT_DATA"));
-    let unknown = match unknown {
-        Some(names) => format!("; INSUFFICIENT_DATA: {names}"),
-        None => String::new(),
-    };
+    let unknown = unknown.map_or(String::new(), |text| format!("; INSUFFICIENT_DATA: {text}"));
     match ringing {
         None => wanted.pass(format!("{} alarms, none in ALARM{unknown}", alarms.len())),
-        Some(names) => wanted.fail(
-            format!("in ALARM: {names}{unknown}"),
+        Some(first) => wanted.fail(
+            format!("in ALARM: {first}{unknown}"),
             "the description of each alarm names its section of docs/incidents.md",
         ),
     }
