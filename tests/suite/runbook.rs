@@ -14,11 +14,9 @@ mod walk;
 
 use blocks::{Block, Shell, blocks, root};
 use serde_json::json;
-use testkit::dynamodb::Write;
 use testkit::emulator::binary;
-use testkit::mapping;
 use testkit::records::{LABEL, removal, session};
-use testkit::services::{Stores, apply, parsed};
+use testkit::services::{Stores, apply};
 use tokio::process::Command;
 use trouble::trouble;
 use walk::Walk;

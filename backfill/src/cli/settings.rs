@@ -114,7 +114,7 @@ pub(crate) struct Sides {
     #[arg(long, env, value_name = "COUNT")]
     database_connections: Option<String>,
     #[command(flatten)]
-    tables: Tables,
+    tables: TableSettings,
 }
 
 impl Sides {

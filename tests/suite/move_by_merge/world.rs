@@ -151,11 +151,12 @@ impl Stream {
         let read = json!({"ShardIterator": iterator, "Limit": BATCH});
         let mut page = call("GetRecords", read).await;
         let mut records: Vec<Json> = page["Records"].as_array_mut().expect("records").clone();
-        if records.is_empty() && page["NextShardIterator"].is_null() {
-            if let Some(child) = self.child_of(dynamodb, &json!(shard)).await {
-                self.shard = Some(child);
-                self.after = None;
-            }
+        if records.is_empty()
+            && page["NextShardIterator"].is_null()
+            && let Some(child) = self.child_of(dynamodb, &json!(shard)).await
+        {
+            self.shard = Some(child);
+            self.after = None;
         }
         for record in &mut records {
             record["eventSourceARN"] = json!(self.arn);

@@ -135,6 +135,7 @@ impl<'a> Looking<'a> {
             wait: Duration::from_secs(VERIFY_PAUSE_SECONDS.into()),
             rounds: u16::try_from(rounds).unwrap_or(u16::MAX),
             compared_through: String::new(),
+            as_of: None,
         };
         let verify = verify_since(time)?;
         let ended = Box::pin(rows::compare(new, &peer, &verify, &mut run)).await;

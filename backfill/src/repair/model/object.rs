@@ -84,13 +84,13 @@ fn condition_holds(seen: Option<Object>, row: Ver, object: Option<Object>) -> bo
 pub(super) fn step(
     rules: &Rules,
     writer: Writer,
-    row: &Row,
+    row: Row,
     object: Option<Object>,
 ) -> (Wrote, Option<Writer>, Option<Object>) {
     match writer {
         Writer::Start if row.version == Ver::default() => (Wrote::NoRow, None, object),
         Writer::Start => {
-            let Row { version, content, .. } = *row;
+            let Row { version, content, .. } = row;
             (Wrote::ReadsRow, Some(Writer::Row { version, content }), object)
         }
         Writer::Row { version, .. } if is_up_to_date(object, version) => {

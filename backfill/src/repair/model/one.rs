@@ -72,7 +72,7 @@ impl One<'_> {
     fn late(&self, state: &State, steps: &mut Steps) {
         let Some(late) = state.late else { return };
         let (wrote, late, object) =
-            object::step(self.rules, late, &state.database.row, state.object);
+            object::step(self.rules, late, state.database.row, state.object);
         steps.push(Step {
             action: Action::LateWriter(wrote),
             state: State { object, late, ..*state },
@@ -86,7 +86,7 @@ impl One<'_> {
     fn objects(&self, state: &State, steps: &mut Steps) {
         let Objects::Running(writer) = state.objects else { return };
         let (wrote, writer, object) =
-            object::step(self.rules, writer, &state.database.row, state.object);
+            object::step(self.rules, writer, state.database.row, state.object);
         let objects = writer.map_or(Objects::Done, Objects::Running);
         steps.push(Step {
             action: Action::Objects(wrote),

@@ -68,6 +68,7 @@ pub(super) fn search<M: Machine>(machine: &M) -> Found {
     let initial = machine.initial();
     let mut known = HashSet::from([initial]);
     // Each state with the way to it: the index of the state before, and the action.
+    #[expect(clippy::type_complexity, reason = "a state, and how it was reached")]
     let mut states: Vec<(M::State, Option<(usize, M::Action)>)> = vec![(initial, None)];
     let mut steps = Vec::new();
     let mut next = 0;

@@ -102,7 +102,7 @@ impl Two<'_> {
     fn late(&self, state: &State, steps: &mut Steps) {
         let Some((side, writer)) = state.late else { return };
         let row = &state.of(side).row;
-        let (wrote, writer, object) = object::step(self.rules, writer, row, state.object);
+        let (wrote, writer, object) = object::step(self.rules, writer, *row, state.object);
         let late = writer.map(|writer| (side, writer));
         steps.push(Step {
             action: Action::LateWriter(wrote),
@@ -118,7 +118,7 @@ impl Two<'_> {
         for side in [Side::A, Side::B] {
             let Objects::Running(writer) = state.objects[side as usize] else { continue };
             let row = &state.of(side).row;
-            let (wrote, writer, object) = object::step(self.rules, writer, row, state.object);
+            let (wrote, writer, object) = object::step(self.rules, writer, *row, state.object);
             let mut next = State { object, ..*state };
             next.objects[side as usize] = writer.map_or(Objects::Done, Objects::Running);
             let problem = object::judge(state.object, object);

@@ -12,6 +12,7 @@ type Size = [usize; 2];
 type Row = (Search, Size, usize, Size);
 
 /// Every redriven record is re-read.
+#[expect(clippy::too_many_lines, reason = "a table: one line per rule")]
 fn with_every_record_read_again() -> Vec<Row> {
     let row = |name, of, histories, rules| Search { name, of, histories, rules };
     vec![
