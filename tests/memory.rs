@@ -1,4 +1,5 @@
-//! Memory, counted in bytes by the allocator: what a batch takes is bounded, whatever its rows hold.
+//! Memory, counted in bytes by the allocator: what a batch takes is bounded, whatever its rows
+//! hold.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,8 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 const SESSIONS: usize = 32;
 /// The largest item that DynamoDB takes has 400 KB; its mesh is a little less.
 const MESH_BYTES: usize = 395_000;
-/// Eight rows with two meshes each, as rows and as bodies, and what the gate in front of S3 takes, which is counted too.
+/// Eight rows with two meshes each, as rows and as bodies, and what the gate in front of S3 takes,
+/// which is counted too.
 const BOUND_BYTES: usize = 40_000_000;
 
 fn with_mesh(mut scan: Draft) -> Draft {
@@ -81,14 +83,15 @@ async fn enlarge(stores: &Stores, sets: &str) {
     stores.change(&sql).await;
 }
 
-/// Small changes over large rows: the answer of a statement holds no more of them than fits. What is stored
-/// compressed, a hundredth of what it is sent as, is measured as it is sent.
+/// Small changes over large rows: the answer of a statement holds no more of them than fits. What
+/// is stored compressed, a hundredth of what it is sent as, is measured as it is sent.
 #[tokio::test]
 async fn small_changes_over_large_rows_take_bounded_memory() {
     let attributes =
         "session_attributes = json_build_object('note', repeat('all work and no play ', 16000))";
     let texts = "device_model = repeat('iPhone16,2 ', 31000)";
-    let meshes = "left_mesh = decode(repeat('00ff', 197000), 'hex'), right_mesh = decode(repeat('ff00', 197000), 'hex')";
+    let meshes = "left_mesh = decode(repeat('00ff', 197000), 'hex'), right_mesh = \
+        decode(repeat('ff00', 197000), 'hex')";
     let all = [attributes, texts, meshes].join(", ");
     for (what, sets, count) in [
         ("attributes", attributes, 600),

@@ -22,10 +22,11 @@ use crate::outcome::exit_codes;
 
 pub(crate) use self::settings::Settings;
 
-/// Brings the read model up to date: one PostgreSQL row per session and, if a bucket is set, one S3 object.
+/// Brings the read model up to date: one PostgreSQL row per session and, if a bucket is set, one S3
+/// object.
 ///
-/// Every replay is harmless: a change applies only if it is newer than what the row holds. After any
-/// failure, run the same command again.
+/// Every replay is harmless: a change applies only if it is newer than what the row holds. After
+/// any failure, run the same command again.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -130,8 +131,8 @@ impl Command {
 /// The form of a command's result.
 #[derive(Debug, Args)]
 pub(crate) struct Format {
-    /// Print the result to standard output as one JSON object, also after a failure; everything else goes
-    /// to standard error. docs/reference.md describes the object.
+    /// Print the result to standard output as one JSON object, also after a failure; everything
+    /// else goes to standard error. docs/reference.md describes the object.
     #[arg(long)]
     json: bool,
 }
@@ -140,96 +141,98 @@ const DOCTOR: &str = "\
 Check every part that a run needs, and say how to fix what fails.
 
 The checks: the settings; the AWS region and credentials; the database's login, TLS, schema, \
-privileges, encoding and time limits; the bucket; the two tables and their streams; the readers of the \
-streams; this machine's clock. Each line is \u{2713} (works), \u{2717} (does not work, with the remedy) or \u{2013} (not \
-configured, or not known).
+privileges, encoding and time limits; the bucket; the two tables and their streams; the readers of \
+the streams; this machine's clock. Each line is \u{2713} (works), \u{2717} (does not work, with \
+the remedy) or \u{2013} (not configured, or not known).
 
-It writes nothing. It reads at most one record of one shard per table, which counts as one reader for one \
-call. Each check ends within a few seconds, and a failed check does not stop the others. Exit code 0 \
-if no line is \u{2717}, else 2.";
+It writes nothing. It reads at most one record of one shard per table, which counts as one reader \
+for one call. Each check ends within a few seconds, and a failed check does not stop the others. \
+Exit code 0 if no line is \u{2717}, else 2.";
 
 const MIGRATE: &str = "\
 Bring the database's schema up to date, and grant a role what it needs.
 
-Before it changes anything, it looks for whatever would stop it: a changed, unknown or failed migration, \
-a missing role or privilege, a standby. --dry-run does this too, with the same messages and exit codes. \
-Running it twice is harmless.
+Before it changes anything, it looks for whatever would stop it: a changed, unknown or failed \
+migration, a missing role or privilege, a standby. --dry-run does this too, with the same messages \
+and exit codes. Running it twice is harmless.
 
 Log in as the owner of the database, directly: not through RDS Proxy or PgBouncer.";
 
 const CHECK: &str = "\
 Check that the streams still hold every change since a snapshot. Say for how long, and who reads them.
 
-AWS advises at most two readers per shard, of a global table only one, and a backfill is one. Without \
---snapshot-time it says who reads the streams, and how far back they can be read. It needs no database, and \
-reads no records. Exit code 0 if the gap can be closed with the margin to spare and nothing else is wrong, \
-else 4.";
+AWS advises at most two readers per shard, of a global table only one, and a backfill is one. \
+Without --snapshot-time it says who reads the streams, and how far back they can be read. It needs \
+no database, and reads no records. Exit code 0 if the gap can be closed with the margin to spare \
+and nothing else is wrong, else 4.";
 
 const STATUS: &str = "\
 Show how far `stream` has come, who runs it, and which records are rejected.
 
-It shows the checkpoint of each shard and its lag, who holds the lock of `stream`, the rejected records \
-by reason, and an estimate of the rows. It reads only the database, and may run beside anything. It \
-asks AWS for nothing but the database's login, if that comes from AWS.";
+It shows the checkpoint of each shard and its lag, who holds the lock of `stream`, the rejected \
+records by reason, and an estimate of the rows. It reads only the database, and may run beside \
+anything. It asks AWS for nothing but the database's login, if that comes from AWS.";
 
 const STREAM: &str = "\
 Replay the live streams of both tables, up to now.
 
 Reads every shard from TRIM_HORIZON, or from its checkpoint, parents before their children, and \
-applies the records through the projector's own path. Run `backfill check` first; this command checks \
-again, and refuses a gap that is not covered.
+applies the records through the projector's own path. Run `backfill check` first; this command \
+checks again, and refuses a gap that is not covered.
 
-The cutoff: when the run ends, every record created before it started is applied. A closed shard is \
-read to its end. An open shard never ends; it is read until it returns a record created more than 5 \
-seconds after the start. If nothing more is written to it, nothing says that it is caught up: AWS may \
-return any number of empty pages before records. So it is assumed to be caught up after only empty \
-pages for --idle-seconds, or for --first-record-seconds if it has returned no record yet (at least 10 \
-pages, and 4 per second). The summary names each shard that was only assumed to be caught up. At the end \
-each stream is described once more: a shard that was closed meanwhile is read to its end after all, and \
-so are children that were not listed before.
+The cutoff: when the run ends, every record created before it started is applied. A closed shard \
+is read to its end. An open shard never ends; it is read until it returns a record created more \
+than 5 seconds after the start. If nothing more is written to it, nothing says that it is caught \
+up: AWS may return any number of empty pages before records. So it is assumed to be caught up \
+after only empty pages for --idle-seconds, or for --first-record-seconds if it has returned no \
+record yet (at least 10 pages, and 4 per second). The summary names each shard that was only \
+assumed to be caught up. At the end each stream is described once more: a shard that was closed \
+meanwhile is read to its end after all, and so are children that were not listed before.
 
-Checkpoints are kept in the target database, in backfill_checkpoints, each written after the records \
-before it are in both stores. After any exit, even kill -9, rerun the command: it resumes from its \
-checkpoints. Without --snapshot-time, checkpoints older than 24 hours are deleted, and their shards are \
-read from the trim horizon. One run at a time works on a database.
+Checkpoints are kept in the target database, in backfill_checkpoints, each written after the \
+records before it are in both stores. After any exit, even kill -9, rerun the command: it resumes \
+from its checkpoints. Without --snapshot-time, checkpoints older than 24 hours are deleted, and \
+their shards are read from the trim horizon. One run at a time works on a database.
 
-Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and one batch of --batch-size records or \
-32 MiB in its forms from JSON to statement; for a shard that waits, next to nothing. Some 70 MB without \
-meshes, 250 MB with meshes of 300 KB, whatever the number of shards.";
+Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and one batch of --batch-size \
+records or 32 MiB in its forms from JSON to statement; for a shard that waits, next to nothing. \
+Some 70 MB without meshes, 250 MB with meshes of 300 KB, whatever the number of shards.";
 
 const FILE: &str = "\
 Apply the records in files: what Lambda gave up on and wrote to its bucket, or saved streams.
 
-A file holds one JSON document after another: one per line, several per line, or laid out over many lines. \
-UTF-8, plain or gzip, whatever its name. A document is
+A file holds one JSON document after another: one per line, several per line, or laid out over \
+many lines. UTF-8, plain or gzip, whatever its name. A document is
   - a Lambda event ({\"Records\": [...]}),
   - what Lambda wrote to an on-failure destination on S3 (DDBStreamBatchInfo and payload),
   - one change record, or a list of them, as EventBridge Pipes sends it,
   - what GetRecords returned, with --stream-arn if its records do not name their stream.
 
-One bad file holds up no other. What cannot be read is named with its file, line and byte offset (after decompression), all \
-else is applied, and the exit code is 1. What is no change record (an item of an export, a line of a log) is named in the \
-same way; rejected_records holds only change records that cannot apply. A misspelt path ends the run before \
-anything is written; so does a search that finds no files.
+One bad file holds up no other. What cannot be read is named with its file, line and byte offset \
+(after decompression), all else is applied, and the exit code is 1. What is no change record (an \
+item of an export, a line of a log) is named in the same way; rejected_records holds only change \
+records that cannot apply. A misspelt path ends the run before anything is written; so does a \
+search that finds no files.
 
-Run the same command again after any end: what is stored already counts as duplicate. SIGINT and SIGTERM end the \
-run after the batches under way (exit code 6).
+Run the same command again after any end: what is stored already counts as duplicate. SIGINT and \
+SIGTERM end the run after the batches under way (exit code 6).
 
-Memory: two batches of --batch-size records or 32 MiB in their forms from JSON to statement, one more as JSON, and one \
-document of at most 64 MiB with the records in it; a larger one is not read.";
+Memory: two batches of --batch-size records or 32 MiB in their forms from JSON to statement, one \
+more as JSON, and one document of at most 64 MiB with the records in it; a larger one is not read.";
 
 const OBJECTS: &str = "\
 Compare the object of every row, and write those that are missing or behind.
 
-For a bucket that was restored, emptied or replaced, and for sessions whose records no stream holds any \
-more. It may run beside live functions: every write is conditional, and no object goes back.
+For a bucket that was restored, emptied or replaced, and for sessions whose records no stream \
+holds any more. It may run beside live functions: every write is conditional, and no object goes \
+back.
 
-Each row costs a HEAD request, at most 32 at a time. A row whose object is behind costs a read of the row and a PUT, \
-too. With --dry-run there are only HEAD requests.
+Each row costs a HEAD request, at most 32 at a time. A row whose object is behind costs a read of \
+the row and a PUT, too. With --dry-run there are only HEAD requests.
 
-An object that cannot be written holds up no other: it is tried again at the end. If it still fails, or if a signal \
-ends the run, the command names the --after from which a new run skips nothing. Exit code 0 means that the object of \
-every row after --after holds its row.";
+An object that cannot be written holds up no other: it is tried again at the end. If it still \
+fails, or if a signal ends the run, the command names the --after from which a new run skips \
+nothing. Exit code 0 means that the object of every row after --after holds its row.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ObjectsArguments {
@@ -263,9 +266,9 @@ impl CheckArguments {
     }
 }
 
-const SNAPSHOT_TIME: &str = "Everything created up to this time is in the restored database: the time \
-    of the snapshot (RDS: OriginalSnapshotCreateTime) or, if the projector was behind then, the time up \
-    to which it had applied. RFC 3339, such as 2026-11-23T14:00:00Z";
+const SNAPSHOT_TIME: &str = "Everything created up to this time is in the restored database: the \
+    time of the snapshot (RDS: OriginalSnapshotCreateTime) or, if the projector was behind then, \
+    the time up to which it had applied. RFC 3339, such as 2026-11-23T14:00:00Z";
 const MARGIN: &str = "A stream keeps 24 hours: how much of them must be left for the run itself";
 
 fn time(text: &str) -> Result<OffsetDateTime, String> {
@@ -282,12 +285,12 @@ pub(crate) struct StreamArguments {
     pub(crate) snapshot_time: Option<OffsetDateTime>,
     #[arg(long, value_name = "MINUTES", help = MARGIN, default_value_t = 60)]
     margin_minutes: u32,
-    /// Read what is left even if changes since the snapshot can be missing: the streams do not hold them
-    /// all, or some are trimmed before they are read. Such a run ends with exit code 5.
+    /// Read what is left even if changes since the snapshot can be missing: the streams do not hold
+    /// them all, or some are trimmed before they are read. Such a run ends with exit code 5.
     #[arg(long)]
     pub(crate) allow_gap: bool,
-    /// Do not end at the cutoff: apply what comes, also from streams that are enabled later, until SIGINT
-    /// or SIGTERM.
+    /// Do not end at the cutoff: apply what comes, also from streams that are enabled later, until
+    /// SIGINT or SIGTERM.
     #[arg(long)]
     pub(crate) follow: bool,
     /// Begin at the trim horizon, and delete the checkpoints of these streams.
@@ -323,21 +326,21 @@ impl StreamArguments {
 const REDRIVE: &str = "\
 Retry the open records in `rejected_records`, and remove those that now apply.
 
-For records that were right, and that a newer projector, a migration or a fixed rule takes now. A record goes \
-through the projector's own path. It is removed once it is in both stores. It is removed, too, if it is malformed \
-and its row holds a newer change of the same part: nobody needs it any more. A record that is rejected again stays, \
-with the reason of this time. A record whose table is not SESSIONS_TABLE or SCANS_TABLE, or that has no new image, stays \
-untried, and is named.
+For records that were right, and that a newer projector, a migration or a fixed rule takes now. A \
+record goes through the projector's own path. It is removed once it is in both stores. It is \
+removed, too, if it is malformed and its row holds a newer change of the same part: nobody needs \
+it any more. A record that is rejected again stays, with the reason of this time. A record whose \
+table is not SESSIONS_TABLE or SCANS_TABLE, or that has no new image, stays untried, and is named.
 
-With --discard nothing is tried: the records are marked as discarded (discarded_at, discarded_why). They stay in the \
-table, but no longer count as open, even if their stream delivers them again. To open one again, set both columns to \
-NULL.
+With --discard nothing is tried: the records are marked as discarded (discarded_at, \
+discarded_why). They stay in the table, but no longer count as open, even if their stream delivers \
+them again. To open one again, set both columns to NULL.
 
-The run may be ended at any moment: run the same command again for the rest. A record that cannot be stored while \
-others can (a locked row, say) holds up no other. It stays.
+The run may be ended at any moment: run the same command again for the rest. A record that cannot \
+be stored while others can (a locked row, say) holds up no other. It stays.
 
-Exit code 1: some records could not be stored; they are named. Exit code 3: some records are still rejected or untried. Exit code 2 if every record is of a table that is not \
-configured.";
+Exit code 1: some records could not be stored; they are named. Exit code 3: some records are still \
+rejected or untried. Exit code 2 if every record is of a table that is not configured.";
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("filter").args(["reason", "identity"]).multiple(true)))]
@@ -348,13 +351,15 @@ pub(crate) struct RedriveArguments {
     /// Only the record with this identity (the key of `rejected_records`).
     #[arg(long, value_name = "ID")]
     pub(crate) identity: Option<String>,
-    /// Mark the records as discarded instead of trying them; needs --why and a filter (--reason or --identity).
+    /// Mark the records as discarded instead of trying them; needs --why and a filter (--reason or
+    /// --identity).
     #[arg(long, requires_all = ["why", "filter"])]
     pub(crate) discard: bool,
     /// Why the records are discarded; kept with them.
     #[arg(long, value_name = "TEXT", requires = "discard", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) why: Option<String>,
-    /// Read and check the records, write and remove nothing, and say what would be rejected or discarded.
+    /// Read and check the records, write and remove nothing, and say what would be rejected or
+    /// discarded.
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
@@ -365,15 +370,17 @@ pub(crate) struct RedriveArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct MigrateArguments {
-    /// Change nothing: say what the real run would do or what would stop it, with the same exit code.
+    /// Change nothing: say what the real run would do or what would stop it, with the same exit
+    /// code.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Let this role do what the projector does: SELECT, INSERT, UPDATE on `measurements` and
-    /// `rejected_records`. Also set its `synchronous_commit` and time limits, unless it has its own.
+    /// `rejected_records`. Also set its `synchronous_commit` and time limits, unless it has its
+    /// own.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
-    /// Let this role run every other command: the same, DELETE on `rejected_records`,
-    /// SELECT, INSERT, UPDATE, DELETE on `backfill_checkpoints`, and SELECT, INSERT on `verifications`.
+    /// Let this role run every other command: the same, DELETE on `rejected_records`, SELECT,
+    /// INSERT, UPDATE, DELETE on `backfill_checkpoints`, and SELECT, INSERT on `verifications`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_backfill_to: Option<String>,
     #[command(flatten)]

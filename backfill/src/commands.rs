@@ -1,5 +1,5 @@
-//! One file per subcommand: it reads the flags, puts the parts together, and says what came of it. What only one
-//! command needs stands in its folder.
+//! One file per subcommand: it reads the flags, puts the parts together, and says what came of it.
+//! What only one command needs stands in its folder.
 
 pub(crate) mod check;
 pub(crate) mod doctor;

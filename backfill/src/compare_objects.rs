@@ -1,5 +1,6 @@
-//! The objects of all rows, page by page in the order of the table: what failed while others passed waits for
-//! the end, and is known by the session before it, so that a later run can resume without skipping it.
+//! The objects of all rows, page by page in the order of the table: what failed while others passed
+//! waits for the end, and is known by the session before it, so that a later run can resume without
+//! skipping it.
 
 pub(crate) mod in_vain;
 
@@ -189,7 +190,8 @@ impl<'a> Comparing<'a> {
         left
     }
 
-    /// The last session before the first one that is not done: a run that begins after it skips nothing.
+    /// The last session before the first one that is not done: a run that begins after it skips
+    /// nothing.
     pub(crate) fn resume_after(&self) -> &str {
         let first = self.left.iter().min_by(|a, b| a.session_id.cmp(&b.session_id));
         first.map_or(&self.last, |first| &first.previous)
@@ -236,7 +238,8 @@ impl<'a> Comparing<'a> {
         Ok(if stopped { End::Stopped } else { End::AllCompared })
     }
 
-    /// Compares the objects of a page. What fails while others pass is left, and so is what a signal leaves untried.
+    /// Compares the objects of a page. What fails while others pass is left, and so is what a
+    /// signal leaves untried.
     async fn page(&mut self, page: Vec<Pending>, progress: &mut Progress) -> anyhow::Result<()> {
         let Some(newest) = page.last().map(|pending| pending.session_id.clone()) else {
             return Ok(());
@@ -277,8 +280,8 @@ impl<'a> Comparing<'a> {
         Ok(())
     }
 
-    /// Compares the objects of these sessions, and returns those that failed in passing [`TRIES`] times, or that a
-    /// signal or an S3 that is away left untried.
+    /// Compares the objects of these sessions, and returns those that failed in passing [`TRIES`]
+    /// times, or that a signal or an S3 that is away left untried.
     async fn compare(
         &mut self,
         mut pending: Vec<Pending>,
@@ -296,8 +299,8 @@ impl<'a> Comparing<'a> {
         Ok(pending)
     }
 
-    /// Tries each object once. Those that are left untried come first in what it returns, so that the next try
-    /// begins with them.
+    /// Tries each object once. Those that are left untried come first in what it returns, so that
+    /// the next try begins with them.
     async fn try_once(
         &mut self,
         pending: Vec<Pending>,

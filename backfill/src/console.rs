@@ -1,6 +1,6 @@
-//! Everything that a terminal shows: lines and bars on standard error, results on standard output, and how times read.
-//! Bars on a terminal, plain lines every ten seconds elsewhere. Logs and lines go above the bars, through here, or they
-//! would tear them. It knows nothing of what is shown.
+//! Everything that a terminal shows: lines and bars on standard error, results on standard output,
+//! and how times read. Bars on a terminal, plain lines every ten seconds elsewhere. Logs and lines
+//! go above the bars, through here, or they would tear them. It knows nothing of what is shown.
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -144,8 +144,8 @@ impl Progress {
         self.show(by, format!("{compared} objects compared ({rate:.0}/s), {text}"));
     }
 
-    /// The same for sessions: how many, what was done with them, and what came of it. A line has the
-    /// remaining time, too, at the rate of the whole run so far.
+    /// The same for sessions: how many, what was done with them, and what came of it. A line has
+    /// the remaining time, too, at the rate of the whole run so far.
     pub(crate) fn advance_sessions(&mut self, by: u64, (sessions, done): (u64, &str), text: &str) {
         let rate = self.bar.rate(sessions);
         let remaining = self.length.saturating_sub(self.done + by) as f64;
@@ -183,7 +183,8 @@ pub(crate) fn say(text: &str) {
     }
 }
 
-/// The same to the letter, above the bars. That its reader has gone (`| head`) is no failure of the run.
+/// The same to the letter, above the bars. That its reader has gone (`| head`) is no failure of the
+/// run.
 pub(crate) fn print(text: &str) {
     BARS.suspend(|| {
         let _ = writeln!(std::io::stdout(), "{text}");
@@ -193,8 +194,8 @@ pub(crate) fn print(text: &str) {
 /// Clears the terminal, and goes to its upper left corner (ECMA-48: ED, CUP).
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// A text on standard output that somebody watches, with the time: on a terminal it stays in its place; elsewhere it is
-/// printed again only if it changed.
+/// A text on standard output that somebody watches, with the time: on a terminal it stays in its
+/// place; elsewhere it is printed again only if it changed.
 pub(crate) fn board(text: &str, changed: bool) {
     let now = clock(time::OffsetDateTime::now_utc());
     if is_interactive() && std::io::stdout().is_terminal() {

@@ -1,6 +1,7 @@
 //! Delivers batches to the projector until every record of them is accounted for: what Lambda does
-//! for the live function, with patience and an end. Files, streams, `redrive` and `merge` share it. Only `redrive` and
-//! `merge` may leave records that cannot be stored, since they are kept where they came from.
+//! for the live function, with patience and an end. Files, streams, `redrive` and `merge` share it.
+//! Only `redrive` and `merge` may leave records that cannot be stored, since they are kept where
+//! they came from.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,11 +22,12 @@ use crate::summary::Reasons;
 
 /// A batch ends here too, however few its records are: it bounds the memory that meshes take.
 pub(crate) const BATCH_BYTES: usize = 32 << 20;
-/// How often the rest of a batch is delivered without any progress before it is left, if others passed: they show
-/// that the stores are there, and the rest has a trouble of its own.
+/// How often the rest of a batch is delivered without any progress before it is left, if others
+/// passed: they show that the stores are there, and the rest has a trouble of its own.
 const TRIES_OF_THE_REST: u32 = 4;
-/// The run ends if PostgreSQL refuses at least this many sessions of a batch, all for the same reason, and takes
-/// none: the table is at fault. Nobody halves our batches, so a few records may well be at fault themselves.
+/// The run ends if PostgreSQL refuses at least this many sessions of a batch, all for the same
+/// reason, and takes none: the table is at fault. Nobody halves our batches, so a few records may
+/// well be at fault themselves.
 const ALL_REFUSED_AT_LEAST: usize = 20;
 
 /// What a batch is made of.
@@ -60,8 +62,8 @@ pub(crate) struct Delivery {
     pub(crate) counts: Counts,
     pub(crate) reasons: Reasons,
     pub(crate) durations: Durations,
-    /// The records of batches that were begun and are not accounted for: a run that ends meanwhile does not know how
-    /// many of them are stored.
+    /// The records of batches that were begun and are not accounted for: a run that ends meanwhile
+    /// does not know how many of them are stored.
     pub(crate) not_counted: u64,
 }
 
@@ -73,7 +75,8 @@ pub(crate) struct Delivered {
     counts: Counts,
     reasons: Reasons,
     durations: Durations,
-    /// The indices of the records that have rows in `rejected_records`, in order: open ones and discarded ones.
+    /// The indices of the records that have rows in `rejected_records`, in order: open ones and
+    /// discarded ones.
     rejected: Vec<usize>,
     /// Why, by the indices of the open ones.
     refused: Vec<(usize, String)>,
@@ -118,7 +121,8 @@ impl Delivery {
         }
     }
 
-    /// For records that may have been refused before: that all are refused says nothing of the table.
+    /// For records that may have been refused before: that all are refused says nothing of the
+    /// table.
     pub(crate) fn of_rejected(mut projector: Projector) -> Self {
         projector.all_refused_at_least = usize::MAX;
         Self::of(projector)
@@ -133,8 +137,8 @@ impl Delivery {
         Arc::clone(&self.projector)
     }
 
-    /// Delivers a batch: afterwards every record is in both stores, or is rejected. Gives the indices
-    /// of those that were rejected.
+    /// Delivers a batch: afterwards every record is in both stores, or is rejected. Gives the
+    /// indices of those that were rejected.
     ///
     /// # Errors
     /// If the set-up is wrong, or records could not be stored for some minutes.
@@ -144,7 +148,8 @@ impl Delivery {
             .add(deliver_until_settled(&self.projector, records, MAX_TRIES).await?.require_all()?))
     }
 
-    /// Delivers a batch of records that are kept elsewhere: what cannot be stored while others can is left there.
+    /// Delivers a batch of records that are kept elsewhere: what cannot be stored while others can
+    /// is left there.
     ///
     /// # Errors
     /// If the set-up is wrong, or not a single record could be stored for some minutes.
@@ -161,8 +166,8 @@ impl Delivery {
         Ok(NotStored { rejected: self.add(delivered), failed })
     }
 
-    /// The same as [`Delivery::deliver`] on a task of its own, so that one batch is decoded while another is in the
-    /// database.
+    /// The same as [`Delivery::deliver`] on a task of its own, so that one batch is decoded while
+    /// another is in the database.
     pub(crate) fn start(&mut self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
         self.not_counted += records.len() as u64;
         let projector = Arc::clone(&self.projector);
@@ -171,7 +176,8 @@ impl Delivery {
         })
     }
 
-    /// Delivers changes on a task of its own. What cannot be stored while others can is left where it came from.
+    /// Delivers changes on a task of its own. What cannot be stored while others can is left where
+    /// it came from.
     pub(crate) fn start_changes(
         &mut self,
         changes: Vec<IndexedChange>,
@@ -205,14 +211,15 @@ impl Delivered {
             return Ok(self);
         }
         bail!(
-            "{} records could still not be stored after {MAX_TRIES} deliveries: fix the cause and run the same command again, which is harmless",
+            "{} records could still not be stored after {MAX_TRIES} deliveries: fix the cause and \
+                run the same command again, which is harmless",
             self.failed.len()
         )
     }
 }
 
-/// Delivers a batch until nothing more can be stored: [`MAX_TRIES`] in vain or, once some of it is through,
-/// `deliveries_of_the_rest`.
+/// Delivers a batch until nothing more can be stored: [`MAX_TRIES`] in vain or, once some of it is
+/// through, `deliveries_of_the_rest`.
 async fn deliver_until_settled<T: Deliverable>(
     projector: &Projector,
     mut records: Vec<T>,

@@ -1,8 +1,9 @@
-//! One at a time: an advisory lock of the database for commands that must not run beside each other. `stream` has one
-//! of its own; `merge` and `redrive` share another.
+//! One at a time: an advisory lock of the database for commands that must not run beside each
+//! other. `stream` has one of its own; `merge` and `redrive` share another.
 //!
-//! The lock is a session's: it ends with its connection (PostgreSQL documentation, "Advisory Locks"). So it needs a
-//! connection to the server itself, which is kept as long as the lock is wanted.
+//! The lock is a session's: it ends with its connection (PostgreSQL documentation, "Advisory
+//! Locks"). So it needs a connection to the server itself, which is kept as long as the lock is
+//! wanted.
 
 use std::time::Duration;
 
@@ -65,7 +66,8 @@ impl Held {
         Ok(Self { lock, connection, owner })
     }
 
-    /// The same, or `None` behind a pooler, which has no session that could hold a lock: that is said.
+    /// The same, or `None` behind a pooler, which has no session that could hold a lock: that is
+    /// said.
     ///
     /// # Errors
     /// As [`Held::take`].
@@ -76,8 +78,8 @@ impl Held {
         match Self::take(lock, database).await {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Pooled)) => {
                 console::line(&format!(
-                    "DATABASE_URL leads through a connection pooler, so nothing keeps another {} from running at \
-                     the same time: see to it that none does",
+                    "DATABASE_URL leads through a connection pooler, so nothing keeps another {} \
+                     from running at the same time: see to it that none does",
                     lock.commands
                 ));
                 Ok(None)
@@ -91,8 +93,9 @@ impl Held {
         &mut self.connection
     }
 
-    /// Keeps a quiet connection, and so the lock, alive: some networks forget an idle connection. If it is lost, takes
-    /// the lock again over a new one; if the database is away, the next call tries again.
+    /// Keeps a quiet connection, and so the lock, alive: some networks forget an idle connection.
+    /// If it is lost, takes the lock again over a new one; if the database is away, the next call
+    /// tries again.
     ///
     /// # Errors
     /// If another run has taken the lock meanwhile.
@@ -117,8 +120,9 @@ impl Held {
         }
     }
 
-    /// Makes the connection anew: with it the lock may be lost. Until both are there the old connection
-    /// stays, over which nothing can be written without the lock. The inner error says who else holds it.
+    /// Makes the connection anew: with it the lock may be lost. Until both are there the old
+    /// connection stays, over which nothing can be written without the lock. The inner error says
+    /// who else holds it.
     ///
     /// # Errors
     /// If the database is away.
@@ -160,8 +164,8 @@ async fn take(
     }
 }
 
-/// Ends a session of our own whose connection is lost, which the server may not have noticed: it would
-/// hold the lock against us. That it is gone already is as good.
+/// Ends a session of our own whose connection is lost, which the server may not have noticed: it
+/// would hold the lock against us. That it is gone already is as good.
 async fn end(connection: &mut DedicatedConnection, owner: Owner) {
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE pid = $1 AND backend_start = $2";
@@ -175,7 +179,8 @@ async fn holder_text(lock: Lock, connection: &mut DedicatedConnection) -> Option
     let address = address.map(|address| format!(" from {address}")).unwrap_or_default();
     let since = since.map(|since| format!(" since {}", console::clock(since))).unwrap_or_default();
     Some(format!(
-        " (server process {pid}{address}{since}): wait until it ends, or end it with SELECT pg_terminate_backend({pid})"
+        " (server process {pid}{address}{since}): wait until it ends, or end it with SELECT \
+            pg_terminate_backend({pid})"
     ))
 }
 

@@ -1,6 +1,6 @@
-//! `backfill`: brings a database's schema up to date, and replays change records into it: from the live
-//! streams, from files, and from the rejected records. It also says whether a run can work, and how far the
-//! last one came.
+//! `backfill`: brings a database's schema up to date, and replays change records into it: from the
+//! live streams, from files, and from the rejected records. It also says whether a run can work,
+//! and how far the last one came.
 
 mod cli;
 mod commands;
@@ -131,9 +131,11 @@ async fn run(command: &Command, output: &Output) -> anyhow::Result<Outcome> {
     tokio::select! {
         biased;
         ended = running => ended,
-        // A command ends by itself within the grace; this is for one that waits where it should not.
+        // A command ends by itself within the grace; this is for one that waits where it should
+        // not.
         () = stop.overdue() => {
-            let why = "stopped by a signal with work under way: run the same command again to finish it";
+            let why = "stopped by a signal with work under way: run the same command again to \
+                finish it";
             output.ended_early(why);
             Ok(Outcome::Interrupted)
         }
@@ -184,7 +186,8 @@ fn is_configuration(error: &anyhow::Error) -> bool {
 fn start_logs() -> anyhow::Result<()> {
     let filter = match std::env::var_os("RUST_LOG") {
         Some(_) => projector::telemetry::log_filter()?,
-        // Where no region is found, the SDK warns of each place it looked at; our one line says enough.
+        // Where no region is found, the SDK warns of each place it looked at; our one line says
+        // enough.
         None => Targets::new()
             .with_default(tracing::Level::WARN)
             .with_target("aws_config", tracing::Level::ERROR),

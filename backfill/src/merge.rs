@@ -1,5 +1,5 @@
-//! The rows of another database, or the objects of an archive → the changes in them that are newer than here, in
-//! batches. One file per source; `run.rs` applies what they give.
+//! The rows of another database, or the objects of an archive → the changes in them that are newer
+//! than here, in batches. One file per source; `run.rs` applies what they give.
 
 pub(crate) mod archive;
 pub(crate) mod newer;
@@ -11,7 +11,8 @@ use projector::fold::IndexedChange;
 
 /// At most this many sessions are applied together.
 pub(crate) const BATCH_SESSIONS: usize = 3_000;
-/// A batch ends here too: it bounds the memory that meshes take. Two batches are being applied while one more is read.
+/// A batch ends here too: it bounds the memory that meshes take. Two batches are being applied
+/// while one more is read.
 pub(crate) const BATCH_BYTES: u64 = 16 << 20;
 
 /// What was read since the step before, and what of it is to be applied.

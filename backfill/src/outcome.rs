@@ -1,5 +1,5 @@
-//! What a run came to: the exit code that says so, in one list from which the help of every command is made, and a
-//! failure in words.
+//! What a run came to: the exit code that says so, in one list from which the help of every command
+//! is made, and a failure in words.
 
 use std::fmt::{self, Write as _};
 
@@ -19,7 +19,8 @@ pub(crate) enum Outcome {
     Configuration,
     /// All is done, and some records are in `rejected_records`.
     DoneWithRejections,
-    /// The gap cannot be closed from the streams, or there would be too many readers; or the readers must not switch.
+    /// The gap cannot be closed from the streams, or there would be too many readers; or the
+    /// readers must not switch.
     Unsafe,
     /// Records can have been trimmed away before they were read.
     Trimmed,
@@ -91,8 +92,8 @@ impl Outcome {
     }
 }
 
-/// What to do after a failure, beyond what its cause says: a line of its own below the cause. Added last, with
-/// `anyhow::Error::context`.
+/// What to do after a failure, beyond what its cause says: a line of its own below the cause. Added
+/// last, with `anyhow::Error::context`.
 #[derive(Debug)]
 pub(crate) struct Remedy(pub(crate) String);
 

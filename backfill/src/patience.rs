@@ -1,6 +1,6 @@
-//! Calls of an AWS API that are repeated with patience. The SDK's own retries are off: here a call is repeated longer
-//! than the SDK would, what is passing is told from what is not in one place, and the operator sees how often it
-//! happened.
+//! Calls of an AWS API that are repeated with patience. The SDK's own retries are off: here a call
+//! is repeated longer than the SDK would, what is passing is told from what is not in one place,
+//! and the operator sees how often it happened.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
-/// How often a call is made before it is given up, with pauses that double from a tenth of a second to [`MAX_PAUSE`],
-/// half of each at random: some three minutes if each is refused at once, and some five if none is answered.
+/// How often a call is made before it is given up, with pauses that double from a tenth of a second
+/// to [`MAX_PAUSE`], half of each at random: some three minutes if each is refused at once, and
+/// some five if none is answered.
 const TRIES: u32 = 16;
 const MAX_PAUSE: Duration = Duration::from_secs(20);
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -96,7 +97,8 @@ where
         }
         SdkError::DispatchFailure(_) if has_no_credentials(error) => {
             return Trouble::Refused(
-                "there are no AWS credentials any more: set AWS_PROFILE, log in again, or check the role",
+                "there are no AWS credentials any more: set AWS_PROFILE, log in again, or check \
+                    the role",
             );
         }
         _ => {}
@@ -128,8 +130,8 @@ where
     }
 }
 
-/// Whether a call was not sent because there are no credentials to sign it with. That their source did not answer in
-/// time may pass.
+/// Whether a call was not sent because there are no credentials to sign it with. That their source
+/// did not answer in time may pass.
 fn has_no_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -220,8 +222,8 @@ impl Patience {
             tracing::warn!(
                 operation,
                 error = projector::error::chain(error),
-                "failed {tries} times in a row, trying again for some minutes; check the route (a VPC needs an endpoint \
-                 or NAT), AWS_REGION and AWS_ENDPOINT_URL"
+                "failed {tries} times in a row, trying again for some minutes; check the route (a \
+                 VPC needs an endpoint or NAT), AWS_REGION and AWS_ENDPOINT_URL"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! Another database with our schema: the other side of `verify --against` and `ready`, the source of `merge`. It is only
-//! read, and may be a replica.
+//! Another database with our schema: the other side of `verify --against` and `ready`, the source
+//! of `merge`. It is only read, and may be a replica.
 
 use anyhow::Context as _;
 use projector::config::{ConfigError, DatabaseConfig, Login, parse_url};
@@ -11,7 +11,8 @@ use sqlx::postgres::PgArguments;
 
 use crate::retry::retry_transient;
 
-/// The variable that names the peer if a flag does not: a password on a command line is seen by everybody on the machine.
+/// The variable that names the peer if a flag does not: a password on a command line is seen by
+/// everybody on the machine.
 pub(crate) const VARIABLE: &str = "PEER_DATABASE_URL";
 
 /// A database that is not ours.
@@ -27,7 +28,8 @@ const COLUMNS: &str = "SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass('measurements') AND attnum > 0 AND NOT attisdropped
 ORDER BY attname";
 
-/// Tells a database from all others; a copy of its data directory is another server, which started at another time.
+/// Tells a database from all others; a copy of its data directory is another server, which started
+/// at another time.
 const IDENTITY: &str = "SELECT current_database() || ' ' || pg_postmaster_start_time()::text";
 
 /// Connects to the database that the flag's value names or, if the value is empty, [`VARIABLE`].
@@ -53,8 +55,8 @@ pub(crate) async fn connect(
     Ok(Peer { database, name, columns })
 }
 
-/// The database that the flag's value names or, if the value is empty, [`VARIABLE`], and its name without credentials.
-/// Connects to nothing yet.
+/// The database that the flag's value names or, if the value is empty, [`VARIABLE`], and its name
+/// without credentials. Connects to nothing yet.
 ///
 /// # Errors
 /// [`ConfigError`] if the URL is missing or wrong.

@@ -1,10 +1,12 @@
-//! A limit on how much is read per second, so that a long comparison or merge leaves room for the readers.
+//! A limit on how much is read per second, so that a long comparison or merge leaves room for the
+//! readers.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// At most this much is taken in advance: a run that waited for something does not make up for it in one burst.
+/// At most this much is taken in advance: a run that waited for something does not make up for it
+/// in one burst.
 const BURST: Duration = Duration::from_secs(1);
 
 /// So many units per second: sessions, or read units of DynamoDB.

@@ -1,4 +1,5 @@
-//! What `backfill repair` is made of: rows are compared with the items of the tables, read one by one, and corrected.
+//! What `backfill repair` is made of: rows are compared with the items of the tables, read one by
+//! one, and corrected.
 
 pub(crate) mod reread;
 

@@ -1,5 +1,5 @@
-//! A replay of the live streams: who reads which shard when, how far, and what is known of it in the end. `stream` runs
-//! it; `check` and `doctor` ask its pure parts.
+//! A replay of the live streams: who reads which shard when, how far, and what is known of it in
+//! the end. `stream` runs it; `check` and `doctor` ask its pure parts.
 
 pub(crate) mod checkpoint;
 pub(crate) mod collect;

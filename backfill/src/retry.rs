@@ -1,5 +1,6 @@
-//! The one schedule by which everything of ours is tried again: batches, checkpoints, statements and objects. (A call of
-//! the streams' API has its own, in `replay/source.rs`: it is tried sooner.)
+//! The one schedule by which everything of ours is tried again: batches, checkpoints, statements
+//! and objects. (A call of the streams' API has its own, in `replay/source.rs`: it is tried
+//! sooner.)
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use projector::error::{self, Consequence, Error};
 
 use crate::console;
 
-/// How often something is tried without any progress before the run is given up: with the pauses of [`pause_after`]
-/// some five minutes.
+/// How often something is tried without any progress before the run is given up: with the pauses of
+/// [`pause_after`] some five minutes.
 pub(crate) const MAX_TRIES: u32 = 14;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 

@@ -1,4 +1,5 @@
-//! The commands' own statements: each has a time limit, and takes less at a time if the database is slow.
+//! The commands' own statements: each has a time limit, and takes less at a time if the database is
+//! slow.
 
 use std::time::Instant;
 
@@ -18,8 +19,8 @@ pub(crate) fn lacks_privilege(error: &sqlx::Error) -> bool {
     sqlstate(error).as_deref() == Some("42501")
 }
 
-/// PostgreSQL's own words alone: for `backfill migrate`, because the remedies of the projector's statements would send
-/// the operator back to the command that has just failed.
+/// PostgreSQL's own words alone: for `backfill migrate`, because the remedies of the projector's
+/// statements would send the operator back to the command that has just failed.
 pub(crate) fn without_remedy(error: Error) -> anyhow::Error {
     match error {
         Error::Database(error) => error.into(),
@@ -27,8 +28,8 @@ pub(crate) fn without_remedy(error: Error) -> anyhow::Error {
     }
 }
 
-/// Runs a statement that takes a number of rows or keys at a time, fewer if that many take too long. Returns
-/// how many it took at most, and its rows.
+/// Runs a statement that takes a number of rows or keys at a time, fewer if that many take too
+/// long. Returns how many it took at most, and its rows.
 pub(crate) async fn page(
     database: &Database,
     pace: &mut Pace,
@@ -48,8 +49,8 @@ pub(crate) async fn page(
     }
 }
 
-/// Runs a read for these keys, fewer at a time if that many take too long, and returns each answer. Waits out what
-/// passes.
+/// Runs a read for these keys, fewer at a time if that many take too long, and returns each answer.
+/// Waits out what passes.
 ///
 /// # Errors
 /// What does not pass.
@@ -86,8 +87,8 @@ pub(crate) async fn by_key<T>(
 const ESTIMATE: &str =
     "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = $1::text::regclass";
 
-/// The number that a statement counts or, where that takes too long, PostgreSQL's estimate of the table's rows.
-/// It is for a progress bar alone.
+/// The number that a statement counts or, where that takes too long, PostgreSQL's estimate of the
+/// table's rows. It is for a progress bar alone.
 pub(crate) async fn count(
     database: &Database,
     table: &str,

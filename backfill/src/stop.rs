@@ -1,5 +1,5 @@
-//! SIGINT and SIGTERM: every command ends in good order with what it had under way, says how to resume, and exits
-//! with code 6. A second signal ends the process at once.
+//! SIGINT and SIGTERM: every command ends in good order with what it had under way, says how to
+//! resume, and exits with code 6. A second signal ends the process at once.
 
 use std::time::Duration;
 
@@ -39,7 +39,8 @@ impl Stop {
                     std::process::exit(SECOND_SIGNAL.into());
                 }
                 console::line(&format!(
-                    "stopping once the work under way is stored, within {}; signal again to stop at once",
+                    "stopping once the work under way is stored, within {}; signal again to stop \
+                        at once",
                     span(GRACE)
                 ));
             }
@@ -57,8 +58,8 @@ impl Stop {
         self.signalled().await;
     }
 
-    /// Returns [`GRACE`] after the first signal, however late it is asked: what is not finished by then is given up,
-    /// and done by the next run.
+    /// Returns [`GRACE`] after the first signal, however late it is asked: what is not finished by
+    /// then is given up, and done by the next run.
     pub(crate) async fn grace_over(&self) {
         let signalled = self.signalled().await;
         tokio::time::sleep_until(signalled + GRACE).await;

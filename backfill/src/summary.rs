@@ -7,8 +7,8 @@ use std::time::Duration;
 use projector::counts::{Count, Counts, Line};
 use serde_json::{Value as Json, json};
 
-/// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`. `not_counted` are the records of
-/// batches that were not finished.
+/// The counts, under a first line such as `done: 161 records in 0.3 s (494/s)`. `not_counted` are
+/// the records of batches that were not finished.
 pub(crate) fn text(
     end: &str,
     counts: &Counts,
@@ -49,7 +49,8 @@ pub(crate) fn dry_text(records: u64, rejected: u64, reasons: &Reasons) -> String
     )
 }
 
-/// Why records were rejected, and how many for each reason. At most [`Reasons::NAMED`] of them are named.
+/// Why records were rejected, and how many for each reason. At most [`Reasons::NAMED`] of them are
+/// named.
 #[derive(Debug, Default)]
 pub(crate) struct Reasons(BTreeMap<String, u64>);
 

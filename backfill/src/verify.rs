@@ -1,4 +1,5 @@
-//! Whether two sides are equal: what a difference is, and how it is reported and kept. One file per comparison.
+//! Whether two sides are equal: what a difference is, and how it is reported and kept. One file per
+//! comparison.
 
 pub(crate) mod difference;
 pub(crate) mod items;

@@ -1,8 +1,9 @@
 //! THE apply path: records → changes → fold → upsert → objects.
 //!
-//! The Lambda and every kind of backfill call [`Projector::apply`], or [`Projector::apply_changes`] for what is decoded
-//! already; nothing else writes the read model. A record is accounted for when it is in both stores or in `rejected_records`; what is not
-//! is named in [`BatchOutcome::failed`] and may not be acknowledged.
+//! The Lambda and every kind of backfill call [`Projector::apply`], or [`Projector::apply_changes`]
+//! for what is decoded already; nothing else writes the read model. A record is accounted for when
+//! it is in both stores or in `rejected_records`; what is not is named in [`BatchOutcome::failed`]
+//! and may not be acknowledged.
 
 mod attempt;
 mod classify;
@@ -35,8 +36,9 @@ use crate::fold::{self, IndexedChange, SessionChanges};
 use crate::part::Part;
 use crate::rejected::{self, Rejection};
 
-/// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same reason. The event
-/// source mapping then halves the batch, and a record that is at fault is rejected when it comes alone.
+/// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same
+/// reason. The event source mapping then halves the batch, and a record that is at fault is
+/// rejected when it comes alone.
 const ALL_REFUSED_AT_LEAST: usize = 2;
 
 /// Both stores, and how records are read.
@@ -50,8 +52,8 @@ pub struct Projector {
     pub database: Database,
     /// S3, where objects are wanted.
     pub archive: Option<Archive>,
-    /// If at least this many sessions of a batch are all refused by PostgreSQL, for one and the same reason,
-    /// the table is at fault and not the records: the batch fails as a whole.
+    /// If at least this many sessions of a batch are all refused by PostgreSQL, for one and the
+    /// same reason, the table is at fault and not the records: the batch fails as a whole.
     pub all_refused_at_least: usize,
     learned: Learned,
 }
@@ -85,18 +87,21 @@ pub struct BatchOutcome {
     pub failed: Vec<usize>,
     /// What was rejected, and is open.
     pub rejections: Vec<Rejection>,
-    /// The records that are rejected again and that somebody has discarded, by their index in the batch.
+    /// The records that are rejected again and that somebody has discarded, by their index in the
+    /// batch.
     pub discarded: Vec<usize>,
     /// The oldest creation time of a record in the batch.
     pub oldest: Option<OffsetDateTime>,
-    /// The table of all its changes; `None` if they are of several, as no event source mapping delivers them.
+    /// The table of all its changes; `None` if they are of several, as no event source mapping
+    /// delivers them.
     pub table: Option<String>,
     /// Where the time went.
     pub durations: Durations,
 }
 
 impl Projector {
-    /// A projector of these stores, as the function sends batches to it. It has learned nothing yet.
+    /// A projector of these stores, as the function sends batches to it. It has learned nothing
+    /// yet.
     #[must_use]
     pub fn new(
         tables: Tables,
@@ -122,12 +127,12 @@ impl Projector {
 
     /// Applies a batch: each record's JSON as Lambda delivers it.
     ///
-    /// Passing failures are not an error of the call: they are in [`BatchOutcome::failed`], and were
-    /// logged. So is what was not in both stores by the deadline.
+    /// Passing failures are not an error of the call: they are in [`BatchOutcome::failed`], and
+    /// were logged. So is what was not in both stores by the deadline.
     ///
     /// # Errors
-    /// Only what is [`Fatal`](crate::error::Consequence::Fatal): the set-up is wrong, and nothing may be
-    /// acknowledged.
+    /// Only what is [`Fatal`](crate::error::Consequence::Fatal): the set-up is wrong, and nothing
+    /// may be acknowledged.
     pub async fn apply<R: AsRef<[u8]>>(
         &self,
         records: &[R],
@@ -157,11 +162,12 @@ impl Projector {
         Ok(batch)
     }
 
-    /// Applies changes that are decoded already: those of the rows of another database, or of objects. Each stands at
-    /// its own [`IndexedChange::record_index`], by which the outcome names it.
+    /// Applies changes that are decoded already: those of the rows of another database, or of
+    /// objects. Each stands at its own [`IndexedChange::record_index`], by which the outcome names
+    /// it.
     ///
-    /// What PostgreSQL refuses is in [`BatchOutcome::rejections`], and nowhere else: there is no record that
-    /// `rejected_records` could keep.
+    /// What PostgreSQL refuses is in [`BatchOutcome::rejections`], and nowhere else: there is no
+    /// record that `rejected_records` could keep.
     ///
     /// # Errors
     /// As [`Projector::apply`].
@@ -199,7 +205,8 @@ impl Projector {
     ) -> Result<(), Error> {
         let storing = Box::pin(rejected::store(&self.database, records, &rejections, deadline));
         let rejected::Stored { failed, discarded, error } = storing.await?;
-        // Nobody has to look at a discarded record again: like a change that its row holds already, it is a duplicate.
+        // Nobody has to look at a discarded record again: like a change that its row holds already,
+        // it is a duplicate.
         batch.counts.duplicate += discarded.len() as u64;
         let settled = failed.iter().chain(&discarded).copied().collect::<HashSet<usize>>();
         let open = rejections.into_iter().filter(|one| !settled.contains(&one.record_index));
@@ -210,8 +217,8 @@ impl Projector {
         error.map_or(Ok(()), pipeline::log_unless_fatal)
     }
 
-    /// Both stores, for sessions that are decoded and folded already. Adds to the outcome what became of them, and
-    /// returns what PostgreSQL refuses, which is not in `rejected_records` yet.
+    /// Both stores, for sessions that are decoded and folded already. Adds to the outcome what
+    /// became of them, and returns what PostgreSQL refuses, which is not in `rejected_records` yet.
     ///
     /// # Errors
     /// As [`Projector::apply`].
@@ -267,8 +274,8 @@ fn log_rejections(rejections: &[Rejection]) {
     }
 }
 
-/// Why PostgreSQL refused: for `rejected_records` its message without its detail, which quotes values; for
-/// the log not even that, since somebody's trigger may quote them, too.
+/// Why PostgreSQL refused: for `rejected_records` its message without its detail, which quotes
+/// values; for the log not even that, since somebody's trigger may quote them, too.
 fn refusal(error: &Error) -> (String, String) {
     let Error::Database(error) = error else { return (error.to_string(), error.to_string()) };
     let message = match error.as_database_error() {

@@ -1,9 +1,9 @@
-//! THE table of causes: what PostgreSQL or S3 answered → what becomes of the records → what happened and
-//! what to do about it, in one line. Pure, and tested row by row: `cause/database.rs` has PostgreSQL's answers,
-//! `cause/s3.rs` those of S3.
+//! THE table of causes: what PostgreSQL or S3 answered → what becomes of the records → what
+//! happened and what to do about it, in one line. Pure, and tested row by row: `cause/database.rs`
+//! has PostgreSQL's answers, `cause/s3.rs` those of S3.
 //!
-//! An answer of S3 that is not listed is retried; a SQLSTATE that is not listed is split. Either way the
-//! records come again, and nothing is lost.
+//! An answer of S3 that is not listed is retried; a SQLSTATE that is not listed is split. Either
+//! way the records come again, and nothing is lost.
 
 mod database;
 mod s3;
@@ -27,11 +27,11 @@ pub enum Consequence {
     /// The statement failed and the connection lives. Its sessions are tried in smaller statements;
     /// a session that fails alone comes again.
     Split,
-    /// PostgreSQL will never take these values. The statement is bisected down to the one change, and its
-    /// record is rejected.
+    /// PostgreSQL will never take these values. The statement is bisected down to the one change,
+    /// and its record is rejected.
     Reject,
-    /// The connection is of no use any more. The statement is run again over a new one; if that fails
-    /// too, the records come again.
+    /// The connection is of no use any more. The statement is run again over a new one; if that
+    /// fails too, the records come again.
     Reconnect,
     /// The set-up is wrong. Nothing is acknowledged until the operator has fixed it.
     Fatal,
@@ -46,7 +46,8 @@ pub struct Cause {
     pub message: Message,
 }
 
-/// What happened, and what to do about it, each by itself: `backfill doctor` shows them on two lines.
+/// What happened, and what to do about it, each by itself: `backfill doctor` shows them on two
+/// lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// What happened.

@@ -1,6 +1,6 @@
 //! Configuration by environment variables, for the Lambda and, as flags of the same names, for
-//! `backfill`. What is missing or wrong is one line that names the variable. It is data: `start.rs` makes the
-//! connections of it.
+//! `backfill`. What is missing or wrong is one line that names the variable. It is data: `start.rs`
+//! makes the connections of it.
 
 mod url;
 
@@ -179,13 +179,15 @@ fn database(
         (None, Login::Iam) => {
             return wrong(
                 "DATABASE_URL",
-                "is not set: with DATABASE_AUTH=iam it names host, user and database: postgres://USER@HOST:5432/DATABASE",
+                "is not set: with DATABASE_AUTH=iam it names host, user and database: \
+                    postgres://USER@HOST:5432/DATABASE",
             );
         }
         (None, Login::Url) => {
             return wrong(
                 "DATABASE_URL",
-                "is not set: give postgres://USER:PASSWORD@HOST:5432/DATABASE, or DATABASE_SECRET_ARN",
+                "is not set: give postgres://USER:PASSWORD@HOST:5432/DATABASE, or \
+                    DATABASE_SECRET_ARN",
             );
         }
     };
@@ -218,8 +220,8 @@ fn archive(
     Ok(Some(ArchiveConfig { bucket, prefix }))
 }
 
-/// What S3 would refuse in a bucket's name (Amazon S3 User Guide, "General purpose bucket naming rules").
-/// An alias of an access point keeps the same rules.
+/// What S3 would refuse in a bucket's name (Amazon S3 User Guide, "General purpose bucket naming
+/// rules"). An alias of an access point keeps the same rules.
 fn bucket_problem(name: &str) -> Option<&'static str> {
     let letter_or_digit = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let (first, last) = (name.as_bytes().first(), name.as_bytes().last());

@@ -1,10 +1,11 @@
 //! How many records of a batch went which way: THE list of counts. Pure.
 //!
-//! [`for_each_count!`] has one entry per count. The addition, the log line, the metrics and the summary of a
-//! replay are made of it, so a new count is one entry here, and a place that increments it.
+//! [`for_each_count!`] has one entry per count. The addition, the log line, the metrics and the
+//! summary of a replay are made of it, so a new count is one entry here, and a place that
+//! increments it.
 
-/// Calls a macro with every count: its doc comment, its field, its metric if it has one, and its line in the
-/// summary.
+/// Calls a macro with every count: its doc comment, its field, its metric if it has one, and its
+/// line in the summary.
 macro_rules! for_each_count {
     ($make:ident) => {
         $make! {
@@ -12,11 +13,13 @@ macro_rules! for_each_count {
             records: Some("Records"), Line::Elsewhere;
             /// Changes that the rows written now hold.
             applied: Some("Applied"), Line::Always("applied", "newer than what the row held");
-            /// Changes already present in an unchanged row, or repeated in this batch, and records that are discarded.
+            /// Changes already present in an unchanged row, or repeated in this batch, and records
+            /// that are discarded.
             duplicate: Some("Duplicate"), Line::IfAny("duplicate", "held already");
             /// Changes older than what their row holds.
             stale: Some("Stale"), Line::IfAny("stale", "older than what the row held");
-            /// Of those, the ones that were created later than what their row holds: see `apply/regions.rs`.
+            /// Of those, the ones that were created later than what their row holds: see
+            /// `apply/regions.rs`.
             stale_created_later: Some("StaleCreatedLater"), Line::IfAny(
                 "created later",
                 "of those: older by version, created later than what the row holds"

@@ -1,14 +1,15 @@
-//! When an answer is due. Lambda ends an invocation at its deadline, whatever is under way, and then
-//! everything in the batch comes again; so every wait of the apply path is cut off before that. Also the one way to wait
-//! no longer than a limit.
+//! When an answer is due. Lambda ends an invocation at its deadline, whatever is under way, and
+//! then everything in the batch comes again; so every wait of the apply path is cut off before
+//! that. Also the one way to wait no longer than a limit.
 
 use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-/// The longest invocation that Lambda allows (AWS Lambda Developer Guide, "Configure Lambda function
-/// timeout"). A deadline beyond it, or in the past, is an emulator's: Lambda itself ends an invocation then.
+/// The longest invocation that Lambda allows (AWS Lambda Developer Guide, "Configure Lambda
+/// function timeout"). A deadline beyond it, or in the past, is an emulator's: Lambda itself ends
+/// an invocation then.
 const LONGEST_INVOCATION: Duration = Duration::from_mins(15);
 
 /// When an answer is due, if somebody waits for one.
@@ -19,8 +20,8 @@ impl Deadline {
     /// Nobody waits: a backfill.
     pub const NONE: Self = Self(None);
 
-    /// The deadline of an invocation that has this much time left, less a tenth of it (0.2 s to 2 s),
-    /// so that the answer itself arrives in time.
+    /// The deadline of an invocation that has this much time left, less a tenth of it (0.2 s to 2
+    /// s), so that the answer itself arrives in time.
     #[must_use]
     pub fn of_invocation(now: Instant, remaining: Duration) -> Self {
         let remaining = match remaining.min(LONGEST_INVOCATION) {
@@ -31,8 +32,8 @@ impl Deadline {
         Self(Some(now + remaining)).earlier_by(now, 10, &reserve)
     }
 
-    /// A deadline that leaves one part in `share` of the remaining time, within `reserve`, for what comes after
-    /// it.
+    /// A deadline that leaves one part in `share` of the remaining time, within `reserve`, for what
+    /// comes after it.
     #[must_use]
     pub fn earlier_by(self, now: Instant, share: u32, reserve: &Range<Duration>) -> Self {
         Self(self.0.map(|due| {
@@ -57,8 +58,8 @@ impl Deadline {
     }
 }
 
-/// Waits for `work` for at most `limit`, and then gives it up. One bound for all that may fall silent: `silent` is the
-/// error that says so.
+/// Waits for `work` for at most `limit`, and then gives it up. One bound for all that may fall
+/// silent: `silent` is the error that says so.
 ///
 /// # Errors
 /// Those of `work`, and `silent` once the time is over.

@@ -1,8 +1,8 @@
 //! What can go wrong, and what becomes of the records concerned.
 //!
-//! [`Error::consequence`] is the one place that says it, by the table in [`crate::cause`]. A message says
-//! what failed and what to do; the source is never printed by `Display`, so that the chain is logged once
-//! and whole.
+//! [`Error::consequence`] is the one place that says it, by the table in [`crate::cause`]. A
+//! message says what failed and what to do; the source is never printed by `Display`, so that the
+//! chain is logged once and whole.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,8 @@ pub enum Error {
     },
     /// The invocation's deadline came first.
     #[error(
-        "the time of this invocation is up while it waits for {waiting_for}: what is not in both stores comes again"
+        "the time of this invocation is up while it waits for {waiting_for}: what is not in both \
+            stores comes again"
     )]
     OutOfTime {
         /// What there was no time left for.
@@ -67,24 +68,27 @@ pub enum Error {
     },
     /// There is a pooler before the database, and a session of its own is needed.
     #[error(
-        "DATABASE_URL leads through a connection pooler (RDS Proxy, or PgBouncer in transaction mode), and this \
-         command needs a session of its own: name the database instance itself"
+        "DATABASE_URL leads through a connection pooler (RDS Proxy, or PgBouncer in transaction \
+         mode), and this command needs a session of its own: name the database instance itself"
     )]
     Pooled,
     /// Behind a proxy, on whose connections nothing may be set, a commit would not be durable.
     #[error(
-        "synchronous_commit is {0} for this role, so a crash or a failover can lose what was committed: run \
-         `backfill migrate --grant-to ROLE` against the database instance itself, which sets it for the role"
+        "synchronous_commit is {0} for this role, so a crash or a failover can lose what was \
+         committed: run `backfill migrate --grant-to ROLE` against the database instance itself, \
+         which sets it for the role"
     )]
     NotDurable(String),
     /// A row that was written is not there any more: somebody deletes rows.
     #[error(
-        "the row of session {0:?} has vanished from measurements: nothing may delete rows, the versions in them are the guard"
+        "the row of session {0:?} has vanished from measurements: nothing may delete rows, the \
+            versions in them are the guard"
     )]
     RowVanished(String),
     /// A change that is newer than its row was sent, and the row is as it was.
     #[error(
-        "the row of session {session_id:?}{} stays older than the change that was sent for it: a trigger or a rule on measurements keeps it from being written",
+        "the row of session {session_id:?}{} stays older than the change that was sent for it: a \
+            trigger or a rule on measurements keeps it from being written",
         and_others(*.others)
     )]
     RowNotWritten {
@@ -95,7 +99,8 @@ pub enum Error {
     },
     /// Every session of a batch was refused for one and the same reason.
     #[error(
-        "the database refuses every one of {sessions} sessions for the same reason ({reason}): the table or a trigger is at fault, not the records"
+        "the database refuses every one of {sessions} sessions for the same reason ({reason}): \
+            the table or a trigger is at fault, not the records"
     )]
     AllRefused {
         /// How many.
@@ -105,7 +110,8 @@ pub enum Error {
     },
     /// Records were to be rejected, and are not in `rejected_records` after the statement.
     #[error(
-        "{records} records could not be stored in rejected_records: a trigger or a rule keeps them out"
+        "{records} records could not be stored in rejected_records: a trigger or a rule keeps \
+            them out"
     )]
     RejectionNotStored {
         /// How many.
@@ -214,8 +220,9 @@ impl Error {
         matches!(self, Self::Database(error) if cause::locked(error))
     }
 
-    /// Whether a variable, a flag or the set-up is at fault, which no later try would change. The database says so
-    /// itself of its schema, its privileges, its name and its login: whatever of its answers is fatal.
+    /// Whether a variable, a flag or the set-up is at fault, which no later try would change. The
+    /// database says so itself of its schema, its privileges, its name and its login: whatever of
+    /// its answers is fatal.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {

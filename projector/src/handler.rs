@@ -17,8 +17,8 @@ use crate::{rejected, telemetry};
 /// What invokes the function. Each record stays text: it is decoded by itself.
 #[derive(Debug)]
 pub enum StreamEvent {
-    /// The records of an event source mapping (`{"Records": [...]}`, whatever else stands beside them), or
-    /// those that EventBridge Pipes sends (`[...]`).
+    /// The records of an event source mapping (`{"Records": [...]}`, whatever else stands beside
+    /// them), or those that EventBridge Pipes sends (`[...]`).
     Records(Vec<Box<RawValue>>),
     /// Something else.
     Other,
@@ -124,8 +124,8 @@ impl From<InvocationError> for Diagnostic {
     }
 }
 
-/// Applies an event and reports what has to come again. What is not in both stores by the deadline is
-/// reported, too.
+/// Applies an event and reports what has to come again. What is not in both stores by the deadline
+/// is reported, too.
 ///
 /// # Errors
 /// [`InvocationError`]; then the whole batch comes again.

@@ -1,4 +1,5 @@
-//! The read model: its parts, its columns, the order of its versions, and the object of a row. Pure.
+//! The read model: its parts, its columns, the order of its versions, and the object of a row.
+//! Pure.
 
 pub mod measurement;
 pub mod object;

@@ -1,4 +1,5 @@
-//! Records of a stream: what one says, what a batch of them comes to, and how a rejected one is kept. Pure.
+//! Records of a stream: what one says, what a batch of them comes to, and how a rejected one is
+//! kept. Pure.
 
 pub mod attribute;
 pub mod change;

@@ -1,5 +1,5 @@
-//! The composition root: configuration becomes AWS clients, connections and the projector. Here alone, for the
-//! function and every command of `backfill`.
+//! The composition root: configuration becomes AWS clients, connections and the projector. Here
+//! alone, for the function and every command of `backfill`.
 
 use std::time::Duration;
 
@@ -16,13 +16,14 @@ use crate::config::{Config, ConfigError};
 use crate::database::Database;
 use crate::error;
 
-/// How long the AWS region, and then the credentials, may take. Both may be asked of the instance metadata
-/// service, which does not answer on a machine that is none of Amazon's.
+/// How long the AWS region, and then the credentials, may take. Both may be asked of the instance
+/// metadata service, which does not answer on a machine that is none of Amazon's.
 const AWS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What to do if there are no credentials.
-pub const CREDENTIALS_REMEDY: &str = "set AWS_PROFILE (after `aws sso login`, if it needs that), or AWS_ACCESS_KEY_ID and \
-    AWS_SECRET_ACCESS_KEY, or run this where a role is attached (instance metadata or container)";
+pub const CREDENTIALS_REMEDY: &str = "set AWS_PROFILE (after `aws sso login`, if it needs that), \
+    or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run this where a role is attached (instance \
+    metadata or container)";
 
 /// Makes the projector. Nothing is connected to before the first batch.
 ///
@@ -33,8 +34,9 @@ pub async fn projector(config: Config) -> Result<Projector, ConfigError> {
     Ok(projector_of(config, aws))
 }
 
-/// Makes the projector for a command: if an AWS service is needed, its credentials are resolved first, so that the
-/// operator learns within seconds that there are none. The Lambda function does without this round trip.
+/// Makes the projector for a command: if an AWS service is needed, its credentials are resolved
+/// first, so that the operator learns within seconds that there are none. The Lambda function does
+/// without this round trip.
 ///
 /// # Errors
 /// [`ConfigError`] if an AWS service is needed and there is no region, or there are no credentials.
@@ -58,8 +60,8 @@ pub async fn aws() -> Result<SdkConfig, ConfigError> {
     Ok(aws_in(region().await?).await)
 }
 
-/// The same for a command, which says within seconds that there are no credentials: the SDK's clients would look for
-/// them again with each try of each call, for minutes.
+/// The same for a command, which says within seconds that there are no credentials: the SDK's
+/// clients would look for them again with each try of each call, for minutes.
 ///
 /// # Errors
 /// [`ConfigError`] if there is no region, or there are no credentials.
@@ -104,7 +106,8 @@ pub async fn aws_in(region: Region) -> SdkConfig {
 /// Resolves the AWS credentials once, as the SDK's clients would.
 ///
 /// # Errors
-/// What the SDK said, if none are found within a few seconds; [`CREDENTIALS_REMEDY`] says what to do.
+/// What the SDK said, if none are found within a few seconds; [`CREDENTIALS_REMEDY`] says what to
+/// do.
 pub async fn credentials(aws: &SdkConfig) -> Result<Credentials, String> {
     let Some(provider) = aws.credentials_provider() else {
         return Err("no provider is configured".to_owned());

@@ -17,8 +17,9 @@ use crate::counts::for_each_count;
 /// The metrics' namespace in CloudWatch.
 pub const NAMESPACE: &str = "Projector";
 
-/// The log filter of `RUST_LOG`, levels by target: `info` where it is not set. Below `info` only our own
-/// targets are heard: the runtime logs the raw event at `trace`, and the SDK bodies, secrets among them.
+/// The log filter of `RUST_LOG`, levels by target: `info` where it is not set. Below `info` only
+/// our own targets are heard: the runtime logs the raw event at `trace`, and the SDK bodies,
+/// secrets among them.
 ///
 /// # Errors
 /// [`ConfigError`] where it cannot be read.
@@ -26,9 +27,9 @@ pub fn log_filter() -> Result<Targets, ConfigError> {
     filter_of(&std::env::var("RUST_LOG").unwrap_or_default())
 }
 
-/// The most that is heard of a target: all of our own crates, whose logs hold no value of a record and no part
-/// of a login; of sqlx warnings, for at `info` it repeats the server's notices, and somebody's trigger may say a
-/// value in one.
+/// The most that is heard of a target: all of our own crates, whose logs hold no value of a record
+/// and no part of a login; of sqlx warnings, for at `info` it repeats the server's notices, and
+/// somebody's trigger may say a value in one.
 fn most(target: &str) -> LevelFilter {
     match target.split("::").next() {
         Some("projector" | "backfill") => LevelFilter::TRACE,

@@ -208,7 +208,8 @@ async fn redrive_applies_what_can_be_applied_now_and_keeps_the_rest() {
     assert!(refused > 5 && applied.failed.is_empty(), "{refused}");
     let rejected = stores.rejected().await;
 
-    // Nothing is fixed yet: all of them stay, but for malformed ones that newer changes have overtaken.
+    // Nothing is fixed yet: all of them stay, but for malformed ones that newer changes have
+    // overtaken.
     let again = backfill(&stores, &["redrive"]);
     assert_eq!(again.status.code(), Some(3), "{again:?}");
     let overtaken = rejected - stores.rejected().await;

@@ -1,5 +1,5 @@
-//! The right blame: a fault of the set-up stops loudly and acknowledges nothing; a fault of one record is that
-//! record's, and it can always be stored.
+//! The right blame: a fault of the set-up stops loudly and acknowledges nothing; a fault of one
+//! record is that record's, and it can always be stored.
 
 use projector::apply::Projector;
 use projector::cause::Consequence;
@@ -31,8 +31,8 @@ async fn sql(stores: &Stores, sql: &str) {
     stores.change(sql).await;
 }
 
-/// What a DBA may do to the table, and what the operator then reads. Before, each record was rejected and
-/// acknowledged.
+/// What a DBA may do to the table, and what the operator then reads. Before, each record was
+/// rejected and acknowledged.
 #[tokio::test]
 async fn a_table_that_takes_no_row_stops_the_function_and_rejects_no_record() {
     let all = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -56,7 +56,8 @@ async fn a_table_that_takes_no_row_stops_the_function_and_rejects_no_record() {
         (
             "ALTER TABLE measurements ADD CHECK (user_id <> 'u')",
             2,
-            "refuses every one of 2 sessions for the same reason (PostgreSQL refuses the row: SQLSTATE 23514",
+            "refuses every one of 2 sessions for the same reason (PostgreSQL refuses the row: \
+                SQLSTATE 23514",
         ),
         (all, 60, "raised by refuse()"),
     ];
@@ -75,7 +76,8 @@ async fn a_table_that_takes_no_row_stops_the_function_and_rejects_no_record() {
 #[tokio::test]
 async fn the_fault_of_the_table_is_found_without_trying_a_thousand_records() {
     let stores = Stores::fresh().await;
-    sql(&stores, "CREATE SEQUENCE tried; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    sql(&stores, "CREATE SEQUENCE tried; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE \
+        plpgsql AS $$
         BEGIN PERFORM nextval('tried'); RAISE EXCEPTION 'no'; END $$;
         CREATE TRIGGER refuse BEFORE INSERT ON measurements FOR EACH ROW EXECUTE FUNCTION refuse();").await;
     let projector = stores.projector_without_archive(&stores.database_url, 1);
@@ -257,8 +259,8 @@ async fn binary_in_any_other_form_is_rejected_alone_by_the_name_of_its_attribute
     assert_eq!(stores.ask(named).await, "4");
 }
 
-/// EventBridge Pipes sends an array; a mapping with a tumbling window sends members beside the records, before
-/// or after them, and at the end of the window an event without any.
+/// EventBridge Pipes sends an array; a mapping with a tumbling window sends members beside the
+/// records, before or after them, and at the end of the window an event without any.
 #[tokio::test]
 async fn an_event_is_taken_in_each_form_that_aws_sends() {
     let stores = Stores::fresh().await;

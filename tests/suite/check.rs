@@ -10,7 +10,8 @@ use testkit::runs::{
 use testkit::services::Stores;
 use testkit::stream_server::{Fault, StreamServer};
 
-/// A replay that has begun in time goes on although the margin is used up; a new one does not begin.
+/// A replay that has begun in time goes on although the margin is used up; a new one does not
+/// begin.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_began_in_time_resumes_once_the_snapshot_is_too_old() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
@@ -118,8 +119,8 @@ async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
     assert_equal(&stores, &records).await;
 }
 
-/// A database restored from a snapshot has the checkpoints of an earlier backfill of its own; another
-/// archive lacks the objects of what is behind a checkpoint.
+/// A database restored from a snapshot has the checkpoints of an earlier backfill of its own;
+/// another archive lacks the objects of what is behind a checkpoint.
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_of_another_snapshot_or_archive_are_ignored() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);

@@ -136,7 +136,8 @@ fn any_history_split_over_concurrent_invocations_ends_in_the_same_rows_and_objec
                 (rows, objects, bytes)
             });
             prop_assert_eq!(&rows, &expected);
-            // To the byte, whoever wrote it and whether the row came back with the statement or was read.
+            // To the byte, whoever wrote it and whether the row came back with the statement or was
+            // read.
             prop_assert_eq!(&objects, &bytes);
             for (row, object) in rows.values().zip(objects) {
                 prop_assert_eq!(

@@ -1,5 +1,5 @@
-//! AWS credentials that cannot be found: every command that needs them says so in one line, and does not try the
-//! same for minutes first.
+//! AWS credentials that cannot be found: every command that needs them says so in one line, and
+//! does not try the same for minutes first.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use tokio::time::timeout;
 /// No test waits for it; a command that retries a call whose credentials are missing takes longer.
 const HANGS: Duration = Duration::from_mins(1);
 
-/// Runs `backfill` where nothing but the instance metadata, at this address, could give credentials.
+/// Runs `backfill` where nothing but the instance metadata, at this address, could give
+/// credentials.
 async fn without_credentials(metadata: &str, region: Option<&str>, arguments: &[&str]) -> Output {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(binary("backfill"));

@@ -35,7 +35,8 @@ async fn tls_is_verified_in_full_by_default() {
     };
     let trusted = format!("sslrootcert={}", roots.display());
 
-    // Nobody vouches for the certificate; somebody does, but for another name; the server has no TLS.
+    // Nobody vouches for the certificate; somebody does, but for another name; the server has no
+    // TLS.
     assert!(refused(&by_name).await.contains("UnknownIssuer"));
     assert!(refused(&format!("{by_address}?{trusted}")).await.contains("not valid for name"));
     assert!(refused(bare).await.contains("does not support TLS"));
@@ -76,7 +77,8 @@ async fn a_password_comes_from_secrets_manager_anew_for_each_connection() {
     apply(&projector, &[session("s1", "u").place(LABEL, 1)]).await;
 
     rotate("second", false).await;
-    // For the seconds of a rotation the secret still has the old password: that passes, and stops nothing.
+    // For the seconds of a rotation the secret still has the old password: that passes, and stops
+    // nothing.
     let kill = format!(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'"
     );
@@ -119,8 +121,9 @@ async fn a_secret_that_names_no_host_needs_the_url_and_says_so() {
 async fn the_migrations_run_twice_and_the_schema_is_the_contracts() {
     let stores = Stores::fresh().await;
     stores.migrate().await;
-    let types = "SELECT string_agg(column_name || ' ' || data_type || coalesce(' ' || collation_name, ''), E'\\n' \
-                 ORDER BY ordinal_position) FROM information_schema.columns WHERE table_name = 'measurements'";
+    let types = "SELECT string_agg(column_name || ' ' || data_type || coalesce(' ' || \
+                 collation_name, ''), E'\\n' ORDER BY ordinal_position) FROM \
+                 information_schema.columns WHERE table_name = 'measurements'";
     let columns = stores.ask(types).await;
     let of_an_attribute = COLUMNS.iter().map(|column| {
         let kind = match column.kind {

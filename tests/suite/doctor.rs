@@ -1,4 +1,5 @@
-//! `backfill doctor`: every part is checked, one that fails keeps no other from being checked, and nothing is written.
+//! `backfill doctor`: every part is checked, one that fails keeps no other from being checked, and
+//! nothing is written.
 
 use std::process::Output;
 

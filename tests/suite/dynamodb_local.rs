@@ -1,5 +1,5 @@
-//! DynamoDB Local with its real streams: what it gives, and that a replay of it comes to the tables'
-//! history and to their present content.
+//! DynamoDB Local with its real streams: what it gives, and that a replay of it comes to the
+//! tables' history and to their present content.
 
 use std::collections::BTreeMap;
 
@@ -166,7 +166,8 @@ fn without_history(mut rows: Rows) -> Rows {
     rows
 }
 
-/// A day of sessions in two real tables: written, changed and removed over three generations of shards.
+/// A day of sessions in two real tables: written, changed and removed over three generations of
+/// shards.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_tables_over_generations_of_shards_end_in_the_fold_of_their_history() {
     const SESSIONS: usize = 5_000;
@@ -195,7 +196,8 @@ async fn two_tables_over_generations_of_shards_end_in_the_fold_of_their_history(
                 scan(&id, "right", &length),
             ] {
                 let table = usize::from(draft.table == Table::Scans);
-                // Everything is written at first; later some is changed, some removed, some comes back.
+                // Everything is written at first; later some is changed, some removed, some comes
+                // back.
                 match if generation == 0 { 0 } else { rng.u32(..10) } {
                     0..=2 => writes[table].push(Write::Put(draft.item())),
                     3 => writes[table].push(Write::Delete(draft.key())),

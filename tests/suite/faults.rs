@@ -1,4 +1,5 @@
-//! Faults at every seam: nothing is lost, nothing is acknowledged early, and a redelivery completes.
+//! Faults at every seam: nothing is lost, nothing is acknowledged early, and a redelivery
+//! completes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,14 +87,15 @@ async fn a_connection_that_died_while_idle_is_replaced_without_a_failure() {
     assert_eq!(stores.rows().await, oracle::rows(&records));
 }
 
-/// Somebody's trigger can swallow a write without an error, or write the row as it was. The record comes again until the
-/// trigger is gone; its neighbours are done.
+/// Somebody's trigger can swallow a write without an error, or write the row as it was. The record
+/// comes again until the trigger is gone; its neighbours are done.
 #[tokio::test]
 async fn a_change_that_does_not_get_into_its_row_is_not_acknowledged() {
     let stores = Stores::fresh().await;
     let projector = stores.projector().await;
     let mut connection = stores.connect().await;
-    let swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+    let swallow = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN \
+        NULL; END $$;
         CREATE TRIGGER swallow BEFORE INSERT ON measurements FOR EACH ROW
         WHEN (new.session_id = 's1') EXECUTE FUNCTION swallow();";
     connection.run(swallow).await;
@@ -214,9 +216,9 @@ async fn an_outage_of_s3_fails_the_batch_soon_and_whole() {
     assert_eq!(stores.objects().await.len(), 2_500);
 }
 
-/// S3 takes every request and never answers. A batch of 1,000 sessions takes 40 s under the limits of the real thing
-/// (measured; 20 s when it comes again, because the SDK has no retries left), not the whole time of a function: the
-/// runbook says how soon 100 tries are over.
+/// S3 takes every request and never answers. A batch of 1,000 sessions takes 40 s under the limits
+/// of the real thing (measured; 20 s when it comes again, because the SDK has no retries left), not
+/// the whole time of a function: the runbook says how soon 100 tries are over.
 #[tokio::test]
 async fn an_s3_that_never_answers_fails_the_batch_long_before_the_deadline() {
     let stores = Stores::fresh().await;
@@ -239,9 +241,9 @@ async fn a_record_is_not_acknowledged_before_its_rejection_is_stored() {
     let projector = stores.projector_without_archive(&stores.database_url, 1);
     let mut records = records(3);
     records[1].json = records[1].json.replace("2026-11-22T08:00:00Z", "yesterday");
-    let block = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-                 $$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = '53100'; END $$; \
-                 CREATE TRIGGER refuse BEFORE INSERT ON rejected_records EXECUTE FUNCTION refuse();";
+    let block = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE \
+                 EXCEPTION 'disk full' USING ERRCODE = '53100'; END $$; CREATE TRIGGER refuse \
+                 BEFORE INSERT ON rejected_records EXECUTE FUNCTION refuse();";
     stores.change(block).await;
     assert_eq!(reported(&handle(&projector, &records).await), ["999999999999999999999"]);
     stores.change("DROP TRIGGER refuse ON rejected_records").await;
@@ -292,8 +294,8 @@ async fn a_wrong_set_up_is_one_line_with_the_remedy_and_nothing_is_acknowledged(
         .expect_err("no bucket");
     assert_eq!(
         error.to_string(),
-        "ARCHIVE_BUCKET \"no-such-bucket\" cannot be used: it does not exist: correct ARCHIVE_BUCKET, or create \
-         the bucket"
+        "ARCHIVE_BUCKET \"no-such-bucket\" cannot be used: it does not exist: correct \
+         ARCHIVE_BUCKET, or create the bucket"
     );
 
     let url = stores.database_url.replace("postgres://postgres:", "postgres://postgres:x");

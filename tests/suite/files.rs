@@ -1,4 +1,5 @@
-//! `backfill file`: what can be read is applied, the rest is named, and nothing is left out without a word.
+//! `backfill file`: what can be read is applied, the rest is named, and nothing is left out without
+//! a word.
 
 use std::fs;
 use std::io::Write as _;
@@ -86,7 +87,8 @@ fn assert_named(output: &Output, file: &str, rest: &str) {
     assert!(named, "{file}: {rest}\n{log}");
 }
 
-/// What becomes of a case: its arguments, the exit code, how many records are applied and rejected, and a reason.
+/// What becomes of a case: its arguments, the exit code, how many records are applied and rejected,
+/// and a reason.
 type Case = (&'static str, &'static [&'static str], i32, u64, u64, &'static str);
 
 const CASES: [Case; 23] = [
@@ -525,8 +527,8 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
     assert_eq!((counted(&again, "applied"), counted(&again, "duplicate")), (80, 20));
 }
 
-/// A batch that finishes after the signal gave the next one the whole grace period again, and the run was killed
-/// without its summary.
+/// A batch that finishes after the signal gave the next one the whole grace period again, and the
+/// run was killed without its summary.
 #[tokio::test]
 async fn a_batch_that_finishes_after_a_signal_does_not_delay_the_end() {
     let (stores, folder) = (Stores::fresh().await, Folder::new());

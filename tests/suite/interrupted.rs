@@ -1,5 +1,5 @@
-//! `backfill stream` that a signal, kill -9 or an outage interrupts: no checkpoint is ahead of the stores, and the
-//! next run resumes.
+//! `backfill stream` that a signal, kill -9 or an outage interrupts: no checkpoint is ahead of the
+//! stores, and the next run resumes.
 
 use std::collections::HashMap;
 use std::time::Duration;

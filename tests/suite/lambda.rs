@@ -107,8 +107,8 @@ async fn a_wrong_table_fails_the_invocation_and_names_the_variables() {
     assert_eq!(lambda.invoke(r#"{"Records":[]}"#).await, json!({ "batchItemFailures": [] }));
 }
 
-/// The event of a tumbling window has more members than `Records`, in whatever order, and its last one has no records;
-/// EventBridge Pipes sends a list. None is taken for one record.
+/// The event of a tumbling window has more members than `Records`, in whatever order, and its last
+/// one has no records; EventBridge Pipes sends a list. None is taken for one record.
 #[tokio::test]
 async fn events_of_a_window_and_of_pipes_are_applied() {
     let stores = Stores::fresh().await;
@@ -142,7 +142,8 @@ async fn the_error_type_is_the_name_of_the_error() {
     assert_eq!(lambda.invoke(&event_of(&records)).await["errorType"], "NoBucket");
 }
 
-/// Whoever writes the log: at `trace` the runtime prints the raw event, and the SDK its requests' bodies.
+/// Whoever writes the log: at `trace` the runtime prints the raw event, and the SDK its requests'
+/// bodies.
 #[tokio::test]
 async fn no_user_no_value_and_no_password_reaches_the_log_at_any_level() {
     let stores = Stores::fresh().await;

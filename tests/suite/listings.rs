@@ -1,5 +1,5 @@
-//! `backfill stream` beside listings, answers and checkpoints that do not tell the whole truth: one of them alone is
-//! never a reason to take a shard for read, or for lost.
+//! `backfill stream` beside listings, answers and checkpoints that do not tell the whole truth: one
+//! of them alone is never a reason to take a shard for read, or for lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,8 +14,8 @@ use testkit::runs::{
 use testkit::services::Stores;
 use testkit::stream_server::{Fault, StreamServer};
 
-/// A server with an open shard of the sessions, which was enabled three days ago; and records created this many
-/// minutes ago.
+/// A server with an open shard of the sessions, which was enabled three days ago; and records
+/// created this many minutes ago.
 async fn one_shard(minutes_ago: &[i64]) -> (StreamServer, String, Vec<Record>) {
     let server = StreamServer::start().await;
     let enabled = label(now() - 3 * 24 * 3600);
@@ -39,7 +39,8 @@ async fn one_closed_shard() -> (StreamServer, Vec<Record>) {
     (server, records)
 }
 
-/// A snapshot that is younger than what was read, and a listing that omits the shard: two runs in a row.
+/// A snapshot that is younger than what was read, and a listing that omits the shard: two runs in a
+/// row.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_with_a_checkpoint_is_read_even_if_the_listing_omits_it() {
     let stores = Stores::fresh().await;
@@ -106,7 +107,8 @@ async fn a_shard_that_is_not_found_for_a_moment_is_asked_for_again() {
     assert_equal(&stores, &records).await;
 }
 
-/// It is not found for longer than anybody waits: it cannot have been trimmed, so it is neither finished nor lost.
+/// It is not found for longer than anybody waits: it cannot have been trimmed, so it is neither
+/// finished nor lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_young_shard_that_is_not_found_fails_the_run_and_is_read_by_the_next() {
     let stores = Stores::fresh().await;
@@ -134,9 +136,9 @@ async fn checkpoints_older_than_a_day_are_no_reason_to_read_nothing() {
     server.put(&arn, "shardId-a", &records[..1]);
     assert_code(&output(stream(&stores, &server, &[])).await, 0);
     age_checkpoints(&stores, 25).await;
-    let of_another_stream = "INSERT INTO backfill_checkpoints SELECT replace(stream_arn, '/stream/', '/stream/1'), \
-         shard_id, sequence_number, last_created, read_through, finished, archive, snapshot_time, updated_at \
-         FROM backfill_checkpoints";
+    let of_another_stream = "INSERT INTO backfill_checkpoints SELECT replace(stream_arn, \
+         '/stream/', '/stream/1'), shard_id, sequence_number, last_created, read_through, \
+         finished, archive, snapshot_time, updated_at FROM backfill_checkpoints";
     assert_eq!(stores.change(of_another_stream).await, 1);
     server.put(&arn, "shardId-a", &records[1..]);
     server.trim(&arn, "shardId-a", 1);
@@ -223,7 +225,8 @@ async fn a_stream_that_is_deleted_in_mid_run_does_not_fail_it() {
     );
 }
 
-/// A parent that no listing shows, and that fails at first: it is asked for again, and its records are not skipped.
+/// A parent that no listing shows, and that fails at first: it is asked for again, and its records
+/// are not skipped.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_omitted_parent_that_fails_at_first_is_asked_for_again() {
     let stores = Stores::fresh().await;
@@ -250,7 +253,8 @@ async fn an_omitted_parent_that_fails_at_first_is_asked_for_again() {
     assert_code(&output(stream(&other, &server, &["--snapshot-time", &snapshot])).await, 1);
 }
 
-/// An open shard that seemed caught up, and that later listings show only as the parent of its child.
+/// An open shard that seemed caught up, and that later listings show only as the parent of its
+/// child.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_assumed_shard_that_the_listing_drops_is_still_read_and_so_is_its_child() {
     let stores = Stores::fresh().await;

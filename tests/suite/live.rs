@@ -30,7 +30,8 @@ async fn a_run_ends_while_its_shards_are_still_written() {
         }
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
-    // As long as the shard gives records, it is not idle: what ends it is a record from after the start.
+    // As long as the shard gives records, it is not idle: what ends it is a record from after the
+    // start.
     let run = tokio::time::timeout(
         Duration::from_mins(1),
         output(stream(&stores, &server, &["--idle-seconds", "5"])),
@@ -47,8 +48,8 @@ async fn a_run_ends_while_its_shards_are_still_written() {
     assert!(applied > 250, "5 s at a record every 10 ms are in it: {applied}");
 }
 
-/// The move: both databases have their live function, the new one was restored from a snapshot of the
-/// old one, and the backfill closes the gap meanwhile.
+/// The move: both databases have their live function, the new one was restored from a snapshot of
+/// the old one, and the backfill closes the gap meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_live_functions_of_both_databases_and_a_backfill_end_in_equal_rows() {
     let (old, server) = (Stores::fresh().await, Arc::new(StreamServer::start().await));
@@ -73,9 +74,11 @@ async fn the_live_functions_of_both_databases_and_a_backfill_end_in_equal_rows()
     // Nobody may be connected while the copy is made.
     drop(old_lambda);
     until("the end of the old function", async || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND \
+            pid <> pg_backend_pid()";
         old.ask(sql).await == "0"
-    }).await;
+    })
+    .await;
     let new = old.restored().await;
     let old_lambda = start(&old).await;
     deliver(&old_lambda, &records[before..gap]).await;

@@ -1,5 +1,6 @@
-//! All tests of the whole, as one program: it links the crates once, where a program per file would link them for
-//! each. The test runner gives each test a process of its own. What needs an allocator of its own is in `memory.rs`.
+//! All tests of the whole, as one program: it links the crates once, where a program per file would
+//! link them for each. The test runner gives each test a process of its own. What needs an
+//! allocator of its own is in `memory.rs`.
 
 mod backfill;
 mod blame;

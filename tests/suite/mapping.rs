@@ -1,5 +1,5 @@
-//! The real binary under an event source mapping with retries, bisecting, partial failures and an on-failure
-//! destination: whatever fails, nothing is lost and nothing is acknowledged early.
+//! The real binary under an event source mapping with retries, bisecting, partial failures and an
+//! on-failure destination: whatever fails, nothing is lost and nothing is acknowledged early.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Output;
@@ -28,7 +28,8 @@ fn mapping(destination: &str) -> Mapping {
     }
 }
 
-/// One stream of a small day; `mapping`'s lanes make of it what two streams do, too: no order between items.
+/// One stream of a small day; `mapping`'s lanes make of it what two streams do, too: no order
+/// between items.
 fn shard(sessions: usize, seed: u64) -> Vec<Record> {
     let day = Day { seed, sessions, malformed: true, mesh_bytes: 0 };
     let (sessions, scans) = generate::day(day);
@@ -47,7 +48,8 @@ async fn lanes(count: usize, variables: &[(&str, &str)]) -> Vec<Lambda> {
 
 type Row = (String, Option<String>, Option<String>, Option<String>);
 
-/// Sees that both stores hold these records, or newer ones of their items, or that they are rejected.
+/// Sees that both stores hold these records, or newer ones of their items, or that they are
+/// rejected.
 async fn assert_held(stores: &Stores, records: &[Record]) {
     let sessions: BTreeSet<&str> =
         records.iter().map(|record| record.item.split('/').next().expect("a session")).collect();
@@ -269,7 +271,8 @@ async fn functions_that_are_killed_at_any_moment_lose_nothing() {
     assert_equal(&stores, &records).await;
 }
 
-/// Where the shard's records are those of the tables' history, whatever order the lanes made of them.
+/// Where the shard's records are those of the tables' history, whatever order the lanes made of
+/// them.
 #[test]
 fn a_shard_keeps_the_order_of_each_item() {
     let records = shard(40, 31);
@@ -281,8 +284,8 @@ fn a_shard_keeps_the_order_of_each_item() {
     assert!(oracle::rows(&records).len() > 30);
 }
 
-/// Stores that are too slow for a function of a few seconds: it answers in time, what is done is acknowledged,
-/// and no invocation is ended by Lambda.
+/// Stores that are too slow for a function of a few seconds: it answers in time, what is done is
+/// acknowledged, and no invocation is ended by Lambda.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_stores_make_no_function_time_out() {
     let (stores, destination) = (Stores::fresh().await, Stores::unmigrated().await.bucket);
@@ -313,8 +316,9 @@ async fn slow_stores_make_no_function_time_out() {
     assert_equal(&stores, &records).await;
 }
 
-/// Somebody's trigger refuses every row. Lambda halves the batch down to single records, and not even those are
-/// taken for the ones at fault: they lie in the bucket of failures, and apply when the trigger is gone.
+/// Somebody's trigger refuses every row. Lambda halves the batch down to single records, and not
+/// even those are taken for the ones at fault: they lie in the bucket of failures, and apply when
+/// the trigger is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_takes_no_row_rejects_nothing_however_the_batch_is_halved() {
     let (stores, destination) = (Stores::fresh().await, Stores::unmigrated().await.bucket);

@@ -1,4 +1,5 @@
-//! `backfill merge`: from another database and from objects, while both sides move, whatever ends a run.
+//! `backfill merge`: from another database and from objects, while both sides move, whatever ends a
+//! run.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -159,7 +160,8 @@ async fn no_row_goes_back_while_live_functions_write_both_sides() {
             assert_code(&merged(&ours, &["--from", &peer.database_url]).await, 0);
         }
     };
-    // The mapping of the new side follows from now on; the old one does as before, in another order.
+    // The mapping of the new side follows from now on; the old one does as before, in another
+    // order.
     let late = records[half..].iter();
     tokio::join!(write(&ours, late.clone().collect()), write(&peer, late.rev().collect()), merging);
     assert_code(&merged(&ours, &["--from", &peer.database_url]).await, 0);

@@ -1,5 +1,5 @@
-//! `backfill migrate`: whatever would stop it is said before anything is changed, by a dry run and a real run in the
-//! same words and with the same exit code.
+//! `backfill migrate`: whatever would stop it is said before anything is changed, by a dry run and
+//! a real run in the same words and with the same exit code.
 
 use testkit::runs::{assert_code, backfill, text};
 use testkit::services::Stores;
@@ -7,7 +7,8 @@ use testkit::services::Stores;
 /// Everything that a migration, or a grant to this role, could change.
 async fn state(stores: &Stores, role: &str) -> String {
     let sql = format!(
-        "SELECT concat((SELECT string_agg(relname || coalesce(relacl::text, ''), ' ' ORDER BY relname)
+        "SELECT concat((SELECT string_agg(relname || coalesce(relacl::text, ''), ' ' ORDER BY \
+            relname)
             FROM pg_class WHERE relnamespace = 'public'::regnamespace),
         (SELECT rolconfig::text FROM pg_roles WHERE rolname = '{role}'))"
     );
@@ -34,7 +35,8 @@ async fn role(stores: &Stores) -> (String, Stores) {
     (role, as_role)
 }
 
-/// Sees that a dry run and a real run are both stopped with this exit code and message, and change nothing.
+/// Sees that a dry run and a real run are both stopped with this exit code and message, and change
+/// nothing.
 #[track_caller]
 fn assert_stopped(stores: &Stores, arguments: &[&str], code: i32, message: &str) {
     let dry = backfill(stores, &[&["migrate", "--dry-run"], arguments].concat());
@@ -56,12 +58,15 @@ async fn a_ledger_that_does_not_fit_stops_both_runs_and_names_the_remedy() {
             "the migration 20261122000100 \"rejected records\" was applied with another text",
         ),
         (
-            "INSERT INTO _sqlx_migrations VALUES (99990101000000, 'tomorrow', now(), true, '\\x00', 0)",
+            "INSERT INTO _sqlx_migrations VALUES (99990101000000, 'tomorrow', now(), true, \
+                '\\x00', 0)",
             1,
-            "99990101000000 \"tomorrow\", which is later than the newest that this `backfill` knows",
+            "99990101000000 \"tomorrow\", which is later than the newest that this `backfill` \
+                knows",
         ),
         (
-            "INSERT INTO _sqlx_migrations VALUES (20200101000000, 'theirs', now(), true, '\\x00', 0)",
+            "INSERT INTO _sqlx_migrations VALUES (20200101000000, 'theirs', now(), true, '\\x00', \
+                0)",
             1,
             "20200101000000 \"theirs\", which is none of ours",
         ),
@@ -73,7 +78,8 @@ async fn a_ledger_that_does_not_fit_stops_both_runs_and_names_the_remedy() {
         (
             "DELETE FROM _sqlx_migrations WHERE version = 20261122000100",
             1,
-            "the table rejected_records exists, but _sqlx_migrations does not have the migration 20261122000100",
+            "the table rejected_records exists, but _sqlx_migrations does not have the migration \
+                20261122000100",
         ),
         (
             "UPDATE _sqlx_migrations SET version = version - 20000000000000",
@@ -96,15 +102,16 @@ async fn what_a_pending_migration_makes_or_changes_is_looked_for_before_anything
     for (change, message) in [
         (
             FORGET_NEWEST.to_owned(),
-            "the column rejected_records.discarded_at exists, but _sqlx_migrations does not have the migration \
-             20261127000000 that makes it: restore _sqlx_migrations",
+            "the column rejected_records.discarded_at exists, but _sqlx_migrations does not have \
+             the migration 20261127000000 that makes it: restore _sqlx_migrations",
         ),
         (
             format!(
-                "{FORGET_NEWEST}; ALTER TABLE rejected_records DROP COLUMN discarded_at, DROP COLUMN discarded_why, \
-                 ADD CONSTRAINT rejected_records_discarded CHECK (true)"
+                "{FORGET_NEWEST}; ALTER TABLE rejected_records DROP COLUMN discarded_at, DROP \
+                 COLUMN discarded_why, ADD CONSTRAINT rejected_records_discarded CHECK (true)"
             ),
-            "beginning with ALTER TABLE rejected_records DROP CONSTRAINT rejected_records_discarded",
+            "beginning with ALTER TABLE rejected_records DROP CONSTRAINT \
+                rejected_records_discarded",
         ),
         (
             "DROP TABLE measurements; DELETE FROM _sqlx_migrations WHERE version = 20261122000000; \

@@ -150,7 +150,8 @@ impl Move {
             old.keys().chain(new.keys()).filter(|id| old.get(*id) != new.get(*id)).collect();
         assert!(wrong.is_empty(), "{} of {} differ: {wrong:?}", wrong.len(), old.len());
         if self.start == Start::OfTwoDaysAgo {
-            // A row that came with the dump, and did not change since, has no object in a new bucket.
+            // A row that came with the dump, and did not change since, has no object in a new
+            // bucket.
             assert_code(&backfill(&self.new, &["objects"]), 0);
         }
         assert!(parsed(&self.new.objects().await) == oracle::objects(&new));

@@ -162,7 +162,8 @@ async fn a_connection_that_falls_silent_does_not_hold_the_run() {
     assert_all_objects(&stores).await;
 }
 
-/// Each of the 36 tries of a page waited for every object of the page: five minutes, without a line.
+/// Each of the 36 tries of a page waited for every object of the page: five minutes, without a
+/// line.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_s3_that_falls_silent_ends_a_try_early_and_the_run_says_so() {
     let stores = rows(1_050).await;

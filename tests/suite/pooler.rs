@@ -1,5 +1,6 @@
-//! Behind a real PgBouncer in transaction mode, which hands each transaction to any of its server connections: no
-//! setting reaches another client, no statement is missing, and what needs a session of its own is refused.
+//! Behind a real PgBouncer in transaction mode, which hands each transaction to any of its server
+//! connections: no setting reaches another client, no statement is missing, and what needs a
+//! session of its own is refused.
 
 use futures_util::future::join_all;
 use projector::config;
@@ -11,8 +12,8 @@ use testkit::runs::{assert_code, backfill, text};
 use testkit::services::{Stores, apply_all, parsed, service};
 use testkit::sql::Client;
 
-/// The stores through each of the two poolers: one that refuses the startup parameters that it does not know,
-/// and one that takes and ignores them.
+/// The stores through each of the two poolers: one that refuses the startup parameters that it does
+/// not know, and one that takes and ignores them.
 async fn behind_poolers() -> Vec<(Stores, Stores)> {
     let mut pairs = Vec::new();
     for variable in ["PGBOUNCER_URL", "PGBOUNCER_LENIENT_URL"] {

@@ -1,5 +1,6 @@
-//! Under pressure: a slow database, locked and corrupt rows, a database that falls silent, an S3 that crawls.
-//! The function and every command make progress, stay within their time, and blame only what fails.
+//! Under pressure: a slow database, locked and corrupt rows, a database that falls silent, an S3
+//! that crawls. The function and every command make progress, stay within their time, and blame
+//! only what fails.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,8 +65,8 @@ async fn a_slow_database_means_slow_progress_in_the_function() {
     assert!((5..100).contains(&limit), "{limit} sessions per statement");
 }
 
-/// What is not stored by the deadline comes from the end of the batch: Lambda delivers from the first of it on,
-/// and a few deliveries are enough.
+/// What is not stored by the deadline comes from the end of the batch: Lambda delivers from the
+/// first of it on, and a few deliveries are enough.
 #[tokio::test]
 async fn each_delivery_to_a_slow_database_acknowledges_more() {
     let stores = Stores::fresh().await;
@@ -180,8 +181,8 @@ async fn one_locked_row_blocks_no_other_and_no_connections_pile_up() {
     assert_eq!(stores.rows().await, oracle::rows(&updates[5]));
 }
 
-/// With a `statement_timeout` of a few seconds a wait for a lock would end as a statement that is too slow, and
-/// make all the next ones small.
+/// With a `statement_timeout` of a few seconds a wait for a lock would end as a statement that is
+/// too slow, and make all the next ones small.
 #[tokio::test]
 async fn a_locked_row_is_not_taken_for_a_slow_database() {
     let stores = Stores::fresh().await;
@@ -200,7 +201,8 @@ async fn a_locked_row_is_not_taken_for_a_slow_database() {
     assert_eq!(limit, 10_000, "the database is not slow");
 }
 
-/// An index is built, or somebody updates every row: the batch is given up soon, not session by session.
+/// An index is built, or somebody updates every row: the batch is given up soon, not session by
+/// session.
 #[tokio::test]
 async fn a_locked_table_fails_the_batch_soon() {
     let stores = Stores::fresh().await;
@@ -320,7 +322,8 @@ async fn one_corrupt_row_blocks_no_other() {
     assert_eq!((stores.rows().await.len(), stores.objects().await.len()), (39, 39));
 }
 
-/// Only the newest change is sent, so only that one is to be found; it cost 999 statements and 160 PUTs.
+/// Only the newest change is sent, so only that one is to be found; it cost 999 statements and 160
+/// PUTs.
 #[tokio::test]
 async fn a_refused_newest_change_of_a_thousand_costs_one_more_write() {
     let stores = Stores::fresh().await;
@@ -340,7 +343,8 @@ async fn a_refused_newest_change_of_a_thousand_costs_one_more_write() {
     assert_eq!(stores.rows().await["s1"]["user_id"], "u998");
 }
 
-/// A database that takes connections and never says a word, from the start or in the middle of the work.
+/// A database that takes connections and never says a word, from the start or in the middle of the
+/// work.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_falls_silent_does_not_hold_an_invocation_beyond_its_time() {
     let stores = Stores::fresh().await;
@@ -364,7 +368,8 @@ async fn a_database_that_falls_silent_does_not_hold_an_invocation_beyond_its_tim
     assert_eq!(parsed(&stores.objects().await), oracle::objects(&stores.rows().await));
 }
 
-/// Twenty batches over one connection, to a database that never answers: one waits, and all fail with it.
+/// Twenty batches over one connection, to a database that never answers: one waits, and all fail
+/// with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_connection_fails_with_the_one_who_tried() {
     let stores = Stores::fresh().await;
@@ -380,7 +385,8 @@ async fn who_waits_for_a_connection_fails_with_the_one_who_tried() {
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
-/// S3 takes a second per request. What is not written in time is reported, and what is written is not.
+/// S3 takes a second per request. What is not written in time is reported, and what is written is
+/// not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_s3_does_not_hold_an_invocation_beyond_its_time() {
     let stores = Stores::fresh().await;
@@ -400,8 +406,8 @@ async fn a_slow_s3_does_not_hold_an_invocation_beyond_its_time() {
     assert_eq!(stores.objects().await.len(), 500);
 }
 
-/// Rolled back for another, a statement of another server connection, a table that was altered under a prepared
-/// statement: the same statement goes through at the next try.
+/// Rolled back for another, a statement of another server connection, a table that was altered
+/// under a prepared statement: the same statement goes through at the next try.
 #[tokio::test]
 async fn transient_errors_are_retried_in_place() {
     let stores = Stores::fresh().await;

@@ -1,5 +1,6 @@
-//! Our decoder beside the types that AWS publishes (`aws_lambda_events`, with `serde_dynamo`): whatever they parse, we
-//! read to the same values. Where we differ on purpose, a test names the difference.
+//! Our decoder beside the types that AWS publishes (`aws_lambda_events`, with `serde_dynamo`):
+//! whatever they parse, we read to the same values. Where we differ on purpose, a test names the
+//! difference.
 
 use aws_lambda_events::event::dynamodb::{Event, EventRecord};
 use aws_lambda_events::event::streams::DynamoDbEventResponse;
@@ -90,8 +91,8 @@ const TIME: &str = "20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]
 /// More than 0, less than 1000, up to 38 digits.
 const MILLIMETRES: &str = "[1-9][0-9]{0,2}(\\.[0-9]{1,35})?|0\\.[0-9]{0,20}[1-9]";
 
-/// How the command side writes a value of this type: its tag, and the pattern of its text. `None`: it
-/// writes no such attribute.
+/// How the command side writes a value of this type: its tag, and the pattern of its text. `None`:
+/// it writes no such attribute.
 fn written(kind: ColumnKind) -> Option<(&'static str, &'static str)> {
     match kind {
         ColumnKind::Text => Some(("S", "\\PC{0,8}")),
@@ -102,8 +103,8 @@ fn written(kind: ColumnKind) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// The image of an item without its key: attributes of the list of columns, and some that nobody has
-/// named.
+/// The image of an item without its key: attributes of the list of columns, and some that nobody
+/// has named.
 fn image(table: Table) -> impl Strategy<Value = Json> {
     let part = match table {
         Table::Sessions => Part::Session,
@@ -279,7 +280,8 @@ proptest! {
         }
     }
 
-    /// Items that break every rule of the model: the reason is a rule, never that we cannot read the record.
+    /// Items that break every rule of the model: the reason is a rule, never that we cannot read
+    /// the record.
     #[test]
     fn what_the_published_types_parse_is_a_record_to_us(
         mut record in record(),

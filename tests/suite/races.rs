@@ -149,9 +149,10 @@ async fn a_commit_whose_writer_is_gone_is_archived_by_the_writer_it_overtook() {
         let mut gone = race.stores.connect().await;
         let version = format!("{LABEL}/{:040}", 2);
         let orphan = format!(
-            "BEGIN; INSERT INTO measurements (session_id, user_id, started_at, device_model, session_version, session_changed_at) \
-             VALUES ('s1', 'new', '2026-11-22T08:00:00Z', 'iPhone16,2', '{version}', to_timestamp(1795334400)) \
-             ON CONFLICT (session_id) DO UPDATE SET user_id = excluded.user_id, session_version = excluded.session_version"
+            "BEGIN; INSERT INTO measurements (session_id, user_id, started_at, device_model, \
+             session_version, session_changed_at) VALUES ('s1', 'new', '2026-11-22T08:00:00Z', \
+             'iPhone16,2', '{version}', to_timestamp(1795334400)) ON CONFLICT (session_id) DO \
+             UPDATE SET user_id = excluded.user_id, session_version = excluded.session_version"
         );
         gone.run(&orphan).await;
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -241,8 +242,8 @@ async fn many_writers_at_once_end_in_the_newest_row() {
     assert_eq!(object, oracle::object(&rows["s1"]));
 }
 
-/// The old and the new database write one bucket, and each knows one part better than the other: the
-/// object takes the newer of each and goes back in none.
+/// The old and the new database write one bucket, and each knows one part better than the other:
+/// the object takes the newer of each and goes back in none.
 #[tokio::test]
 async fn two_databases_that_write_one_bucket_never_take_a_part_back() {
     let old = Stores::fresh().await;
@@ -287,7 +288,8 @@ async fn a_part_written_into_another_databases_tombstone_keeps_the_time_of_the_r
     assert!(old.objects().await == alone.objects().await);
 }
 
-/// Downloads the object and uploads it again, as a bucket is restored by hand: the metadata is gone.
+/// Downloads the object and uploads it again, as a bucket is restored by hand: the metadata is
+/// gone.
 async fn lose_metadata(stores: &Stores) {
     let client = s3(&service("AWS_ENDPOINT_URL")).await;
     let object =
@@ -304,8 +306,8 @@ async fn metadata(stores: &Stores) -> Option<String> {
     head.metadata()?.get("session-version").cloned()
 }
 
-/// Its body still says which versions it holds: an older row is not written over it, by a stale redelivery nor by
-/// `backfill objects`, and it gets its metadata back.
+/// Its body still says which versions it holds: an older row is not written over it, by a stale
+/// redelivery nor by `backfill objects`, and it gets its metadata back.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_has_lost_its_metadata_does_not_go_back() {
     let race = Race::start().await;

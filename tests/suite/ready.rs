@@ -1,5 +1,6 @@
-//! `backfill ready`: yes if every condition holds, and for each that does not hold exit code 4 and its name, and no
-//! other one. What the stand-in of AWS cannot answer is served in the documented form.
+//! `backfill ready`: yes if every condition holds, and for each that does not hold exit code 4 and
+//! its name, and no other one. What the stand-in of AWS cannot answer is served in the documented
+//! form.
 
 use std::process::Output;
 use std::time::Duration;
@@ -15,8 +16,8 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// The verify of what changed since the last one compares rows. Until a build has that comparison this line fails by
-/// its name; everything else is the same.
+/// The verify of what changed since the last one compares rows. Until a build has that comparison
+/// this line fails by its name; everything else is the same.
 const SINCE: &str = "verify since then";
 
 /// Both sides of a move that is done, but for what a test breaks.
@@ -104,8 +105,9 @@ impl Move {
     async fn verified(&self, started_at: &str, missing: u32) {
         let against = format!("{}/{}", self.old.database_host(), self.old.bucket);
         let sql = format!(
-            "INSERT INTO verifications (comparison, against, started_at, complete, compared, missing, extra, older, \
-             content) VALUES ('rows', '{against}', {started_at}, true, 1, {missing}, 0, 0, 0)"
+            "INSERT INTO verifications (comparison, against, started_at, complete, compared, \
+             missing, extra, older, content) VALUES ('rows', '{against}', {started_at}, true, 1, \
+             {missing}, 0, 0, 0)"
         );
         self.new.change(&sql).await;
     }
@@ -240,7 +242,8 @@ async fn each_fault_of_the_databases_is_named_and_nothing_else() {
         ),
         (
             "full verify",
-            "INSERT INTO backfill_checkpoints (stream_arn, shard_id, finished) VALUES ('a', 's', true)",
+            "INSERT INTO backfill_checkpoints (stream_arn, shard_id, finished) VALUES ('a', 's', \
+                true)",
             "DELETE FROM backfill_checkpoints",
         ),
         (

@@ -23,7 +23,8 @@ async fn run(stores: &Stores, sql: &str) {
 /// As a projector kept it that refused it for a reason of its own.
 async fn insert(stores: &Stores, identity: &str, json: &str) {
     let insert = format!(
-        "INSERT INTO rejected_records (identity, reason, record) VALUES ('{identity}', 'once', $j${json}$j$)"
+        "INSERT INTO rejected_records (identity, reason, record) VALUES ('{identity}', 'once', \
+            $j${json}$j$)"
     );
     run(stores, &insert).await;
 }
@@ -274,7 +275,8 @@ async fn a_discarded_record_no_longer_counts_as_rejected() {
     assert_eq!(apply(&projector, &records).await.counts.rejected, 2);
 }
 
-/// A record that is JSON of the form in which we keep others came back as other bytes, and was there twice.
+/// A record that is JSON of the form in which we keep others came back as other bytes, and was
+/// there twice.
 #[tokio::test]
 async fn a_record_of_any_form_hits_its_own_row_again() {
     let stores = Stores::fresh().await;
@@ -289,7 +291,8 @@ async fn a_record_of_any_form_hits_its_own_row_again() {
     ];
     let applied = stores.projector().await.apply(&records, Deadline::NONE).await.expect("stored");
     assert_eq!((applied.failed.len(), applied.counts.rejected), (0, 7));
-    let rows = "SELECT string_agg(identity || record || rejected_at, '' ORDER BY identity) FROM rejected_records";
+    let rows = "SELECT string_agg(identity || record || rejected_at, '' ORDER BY identity) FROM \
+        rejected_records";
     let before = stores.ask(rows).await;
     assert_code(&backfill(&stores, &["redrive"]), 3);
     assert_eq!(stores.ask(rows).await, before);
@@ -303,7 +306,8 @@ async fn a_record_of_any_form_hits_its_own_row_again() {
         run(&stores, &as_it_was).await;
     }
     assert_ne!(stores.ask(rows).await, before);
-    // What they would be taken for is not there to be hit instead; they and one plain object remain.
+    // What they would be taken for is not there to be hit instead; they and one plain object
+    // remain.
     let others = "DELETE FROM rejected_records \
         WHERE identity <> 'sha256/' || encode(sha256(convert_to(record::text, 'UTF8')), 'hex')";
     run(&stores, others).await;
@@ -312,8 +316,8 @@ async fn a_record_of_any_form_hits_its_own_row_again() {
     assert_eq!(stores.rejected().await, 3);
 }
 
-/// A redrive through gates to both stores. The first PUT is held until `meanwhile` is done, so that the database
-/// goes away in the middle of the run.
+/// A redrive through gates to both stores. The first PUT is held until `meanwhile` is done, so that
+/// the database goes away in the middle of the run.
 async fn through_gates(stores: &Stores, meanwhile: impl AsyncFnOnce(&TcpGate)) -> Output {
     let database = TcpGate::open(stores.database_host()).await;
     let s3 = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
@@ -329,7 +333,8 @@ async fn through_gates(stores: &Stores, meanwhile: impl AsyncFnOnce(&TcpGate)) -
         .spawn()
         .expect("backfill runs");
     let going_on = async {
-        // The rest of the batch is through by then, and only what is held keeps its records from being removed.
+        // The rest of the batch is through by then, and only what is held keeps its records from
+        // being removed.
         s3.until("PUT", 100).await;
         meanwhile(&database).await;
     };

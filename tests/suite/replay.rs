@@ -151,7 +151,8 @@ async fn every_record_is_counted_once() {
     }
 }
 
-/// A time is kept to the microsecond, in UTC, and has one form in row and object, whatever its offset.
+/// A time is kept to the microsecond, in UTC, and has one form in row and object, whatever its
+/// offset.
 #[tokio::test]
 async fn times_keep_their_fraction_and_lose_their_offset() {
     let stores = Stores::fresh().await;

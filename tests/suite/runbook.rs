@@ -1,8 +1,10 @@
-//! docs/migration.md and docs/incidents.md, walked from the first command to the last on a stand-in of AWS, with the real function, two
-//! databases and writes between the steps: what is written before, during and after the move is in both.
+//! docs/migration.md and docs/incidents.md, walked from the first command to the last on a stand-in
+//! of AWS, with the real function, two databases and writes between the steps: what is written
+//! before, during and after the move is in both.
 //!
-//! The stand-in's mappings take every answer for success: a passing failure of a store would lose a record here, and
-//! show as a wait that ends in vain. What mappings do with failures is in `mapping.rs`.
+//! The stand-in's mappings take every answer for success: a passing failure of a store would lose a
+//! record here, and show as a wait that ends in vain. What mappings do with failures is in
+//! `mapping.rs`.
 
 mod blocks;
 mod branches;
@@ -21,7 +23,8 @@ use tokio::process::Command;
 use trouble::trouble;
 use walk::Walk;
 
-/// The stack that RDS would restore into, in the stand-in, whose RDS keeps records and runs nothing.
+/// The stack that RDS would restore into, in the stand-in, whose RDS keeps records and runs
+/// nothing.
 const RESTORED: &str = r#"
 sam deploy --stack-name from-a-snapshot --template-file infra/database.yaml --resolve-s3 --capabilities CAPABILITY_IAM \
     --parameter-overrides SnapshotIdentifier=before-the-move DatabaseName=measurements \
@@ -49,7 +52,8 @@ async fn run_sql(stores: &Stores, sql: &'static str) {
     stores.change(sql).await;
 }
 
-/// A time of a snapshot: the stand-in's streams are younger than the ten minutes that the runbook takes to be safe.
+/// A time of a snapshot: the stand-in's streams are younger than the ten minutes that the runbook
+/// takes to be safe.
 const NOW: &str =
     "sleep 5; command sleep 1; SNAPSHOT_TIME=$(date -u +%Y-%m-%dT%H:%M:%SZ); command sleep 1";
 
@@ -80,7 +84,8 @@ async fn the_move_there_and_back() {
     assert!(walk.remaining().is_empty(), "{:?}", walk.remaining().first());
 }
 
-/// A session of long ago that was removed: no stream has it, and no table. Only the old side knows its versions.
+/// A session of long ago that was removed: no stream has it, and no table. Only the old side knows
+/// its versions.
 async fn of_long_ago(old: &Stores) {
     let gone = removal(&session("long-ago", "of long ago")).place(LABEL, 1);
     apply(&old.projector().await, &[gone]).await;
@@ -101,7 +106,8 @@ async fn from_a_snapshot(walk: &mut Walk, old: &Stores, new: &Stores) {
     // The schema of the snapshot is that of yesterday.
     run_sql(
         new,
-        "DROP TABLE backfill_checkpoints; DELETE FROM _sqlx_migrations WHERE version = 20261123000000;
+        "DROP TABLE backfill_checkpoints; DELETE FROM _sqlx_migrations WHERE version = \
+            20261123000000;
          CREATE EXTENSION pg_prewarm",
     )
     .await;
@@ -186,7 +192,8 @@ async fn way_back(walk: &mut Walk, old: &Stores, new: &Stores) {
     assert_eq!(old.rows().await, new.rows().await);
 }
 
-/// The stream of the sessions is turned off and on, while both sides are behind and their stacks have overrides.
+/// The stream of the sessions is turned off and on, while both sides are behind and their stacks
+/// have overrides.
 async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
     const HEADING: &str = "A stream was turned off";
     for side in ["old", "new"] {
@@ -234,7 +241,8 @@ async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
         assert_eq!(walk.parameter(function, "MemorySize").await, "768", "overrides stay");
     }
     walk.section(HEADING).await;
-    // What was written while the stream was off is in no stream, and the application writes it again.
+    // What was written while the stream was off is in no stream, and the application writes it
+    // again.
     for stores in [old, new] {
         walk.until_complete(stores, 39).await;
         assert_eq!(
@@ -313,7 +321,8 @@ async fn replicates(walk: &mut Walk) -> bool {
     !walk.parameter("measurements-old-archive", "ReplicateTo").await.is_empty()
 }
 
-/// What only AWS can answer: the shell takes it, and each command of `aws` has the options that it is given.
+/// What only AWS can answer: the shell takes it, and each command of `aws` has the options that it
+/// is given.
 #[tokio::test]
 async fn the_commands_that_only_aws_answers_are_well_formed() {
     let config = std::fs::read_to_string(root().join("samconfig.toml")).expect("samconfig.toml");

@@ -1,4 +1,5 @@
-//! `backfill status`: what it says of the checkpoints, the lock and the rejected records, from the database alone.
+//! `backfill status`: what it says of the checkpoints, the lock and the rejected records, from the
+//! database alone.
 
 use std::process::Output;
 
@@ -75,8 +76,9 @@ async fn it_shows_checkpoints_the_lock_rejected_records_and_an_estimate() {
     let lock = format!("SELECT pg_advisory_lock({})", i64::from_be_bytes(*b"backfill"));
     other_run.run(&lock).await;
 
-    let discarded = "INSERT INTO rejected_records (identity, reason, record, discarded_at, discarded_why) \
-                     VALUES ('discarded', 'nobody wants it', '{}', now(), 'corrected at its source')";
+    let discarded = "INSERT INTO rejected_records (identity, reason, record, discarded_at, \
+                     discarded_why) VALUES ('discarded', 'nobody wants it', '{}', now(), \
+                     'corrected at its source')";
     assert_eq!(stores.change(discarded).await, 1);
     let output = status(&stores, &["--json"]);
     assert_code(&output, 0);
@@ -119,7 +121,8 @@ async fn it_shows_checkpoints_the_lock_rejected_records_and_an_estimate() {
     assert_code(&free, 0);
 }
 
-/// What `--grant-backfill-to` grants is enough; what the projector's role has is not, and the message says so.
+/// What `--grant-backfill-to` grants is enough; what the projector's role has is not, and the
+/// message says so.
 #[tokio::test]
 async fn the_role_of_a_backfill_may_ask() {
     let stores = Stores::fresh().await;

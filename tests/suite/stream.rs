@@ -1,5 +1,5 @@
-//! `backfill stream` against a stream server that does on command what DynamoDB Streams do when they
-//! like: the real binary, the real SDK client, real stores.
+//! `backfill stream` against a stream server that does on command what DynamoDB Streams do when
+//! they like: the real binary, the real SDK client, real stores.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -190,8 +190,8 @@ async fn a_child_that_is_listed_late_is_still_read() {
     assert_equal(&stores, &records).await;
 }
 
-/// An open shard that gives empty pages for long before its records, and was closed in truth: the last
-/// description shows it.
+/// An open shard that gives empty pages for long before its records, and was closed in truth: the
+/// last description shows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_seemed_idle_and_was_closed_is_read_to_its_end() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
@@ -240,8 +240,8 @@ async fn a_sibling_that_is_listed_late_is_still_read() {
     assert_equal(&stores, &records).await;
 }
 
-/// A thousand shards whose meshes are many times the memory it may take: peak resident memory counted
-/// in bytes by the kernel.
+/// A thousand shards whose meshes are many times the memory it may take: peak resident memory
+/// counted in bytes by the kernel.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_shards_are_read_in_bounded_memory() {
     const MESH_BYTES: usize = 150_000;

@@ -1,5 +1,5 @@
-//! What the templates of `infra/` say. Both linters pass nonsense here and there; what a deployment would show
-//! only in an account of its own is read off the templates.
+//! What the templates of `infra/` say. Both linters pass nonsense here and there; what a deployment
+//! would show only in an account of its own is read off the templates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -140,8 +140,8 @@ fn every_mapping_has_its_failure_settings() {
     assert_eq!(parameters["Mappings"]["Default"], "absent");
 }
 
-/// A stream that was turned off and on has another ARN. It replaces its mapping, and that one begins where the new
-/// stream does; nothing else changes, and nobody imports the old ARN any more.
+/// A stream that was turned off and on has another ARN. It replaces its mapping, and that one
+/// begins where the new stream does; nothing else changes, and nobody imports the old ARN any more.
 #[test]
 fn a_new_stream_replaces_one_mapping_and_nothing_else() {
     let template = template("projector");

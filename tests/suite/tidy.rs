@@ -1,5 +1,5 @@
-//! Keeps the house in order: what ARCHITECTURE.md says of the code is so, and the code keeps the rules that make it
-//! easy to find one's way. Reads files, and runs nothing.
+//! Keeps the house in order: what ARCHITECTURE.md says of the code is so, and the code keeps the
+//! rules that make it easy to find one's way. Reads files, and runs nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -175,7 +175,8 @@ fn files_below(folder: &Path, files: &mut Vec<String>) {
     }
 }
 
-/// What of a text looks like a path of the repository: a Rust file, or a path that begins with one of these folders.
+/// What of a text looks like a path of the repository: a Rust file, or a path that begins with one
+/// of these folders.
 fn paths_in<'a>(text: &'a str, folders: &BTreeSet<&str>) -> Vec<&'a str> {
     let no_path = |c: char| !(c.is_ascii_alphanumeric() || "._-/".contains(c));
     let words = text.split(no_path).map(|word| word.trim_end_matches('.'));
@@ -187,8 +188,8 @@ fn paths_in<'a>(text: &'a str, folders: &BTreeSet<&str>) -> Vec<&'a str> {
     words.filter(looks_like_one).collect()
 }
 
-/// A path from the root must be there as it stands. A shorter one, which only names a Rust file, must be the end of one;
-/// in the how-to, where somebody is about to open it, it must be whole.
+/// A path from the root must be there as it stands. A shorter one, which only names a Rust file,
+/// must be the end of one; in the how-to, where somebody is about to open it, it must be whole.
 fn leads_somewhere(path: &str, whole: bool, files: &[String], folders: &BTreeSet<&str>) -> bool {
     let folder = path.split_once('/').map(|(folder, _)| folder);
     if whole || folder.is_some_and(|folder| folders.contains(folder)) {
@@ -259,4 +260,34 @@ fn every_variable_is_in_the_documents() {
     for variable in projector::config::VARIABLES {
         assert!(text.contains(&format!("`{variable}`")), "{variable}");
     }
+}
+
+/// rustfmt breaks code at 100 columns, and neither comments nor documents. What is wider wraps in a
+/// review or in a second window, and is read twice.
+#[test]
+fn no_comment_and_no_sentence_of_a_document_is_wider_than_100_columns() {
+    let mut wide = Vec::new();
+    for folder in ["projector/src", "backfill/src", "tests"] {
+        for (path, source) in sources(folder) {
+            let comments = source.lines().filter(|line| line.trim_start().starts_with("//"));
+            wide.extend(
+                comments.filter(|line| is_wide(line)).map(|line| (path.clone(), line.to_owned())),
+            );
+        }
+    }
+    for path in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+        .into_iter()
+        .chain(["docs/migration.md", "docs/incidents.md", "docs/reference.md", "docs/how-to.md"])
+    {
+        let text = read(path);
+        // Every second part is a block of commands.
+        let prose = text.split("```").step_by(2).flat_map(str::lines);
+        let sentences = prose.filter(|line| !line.starts_with('|') && is_wide(line));
+        wide.extend(sentences.map(|line| (PathBuf::from(path), line.to_owned())));
+    }
+    assert_eq!(wide, [], "wrap them at 100 columns");
+}
+
+fn is_wide(line: &str) -> bool {
+    line.chars().count() > 100
 }

@@ -1,5 +1,5 @@
-//! `backfill stream` where records are trimmed away: nothing is lost in silence, and nothing is called
-//! lost that is not.
+//! `backfill stream` where records are trimmed away: nothing is lost in silence, and nothing is
+//! called lost that is not.
 
 use testkit::oracle;
 use testkit::records::{LABEL, Record, Table, session};
@@ -32,7 +32,8 @@ async fn trimmed_records_stop_the_run_and_are_named() {
     let stopped = output(stream(&stores, &server, &[])).await;
     assert_code(&stopped, 5);
     let error = text(&stopped.stderr);
-    let since = "SELECT to_char(read_through AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI:SS') FROM backfill_checkpoints";
+    let since = "SELECT to_char(read_through AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI:SS') FROM \
+        backfill_checkpoints";
     let since = stores.ask(since).await;
     for part in ["shardId-a", "sequence number 000000000000000000005", &since, "--allow-gap"] {
         assert!(error.contains(part), "{part}: {error}");
@@ -58,7 +59,8 @@ async fn trimmed_records_stop_the_run_and_are_named() {
     assert!(text(&stopped.stderr).contains("shardId-a"), "{stopped:?}");
 }
 
-/// The trim horizon says nothing: a shard that was empty when it was last looked at begins later now.
+/// The trim horizon says nothing: a shard that was empty when it was last looked at begins later
+/// now.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_whose_beginning_was_trimmed_in_silence_stops_the_run() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);

@@ -15,14 +15,16 @@ use tokio::process::Command;
 /// Rows `s0001`, `s0002` and so on, the same in every database.
 fn rows(count: u32) -> String {
     format!(
-        "INSERT INTO measurements (session_id, user_id, device_model, started_at, session_attributes,
+        "INSERT INTO measurements (session_id, user_id, device_model, started_at, \
+            session_attributes,
             left_scanned_at, left_foot_length_mm, left_foot_breadth_mm, left_ball_girth_mm, left_mesh,
             left_attributes, right_scanned_at, right_foot_length_mm, right_foot_breadth_mm,
             right_ball_girth_mm, session_version, left_version, right_version,
             session_changed_at, left_changed_at, right_changed_at)
         SELECT 's' || lpad(i::text, 4, '0'), 'u' || i, 'iPhone17,1', '2026-11-22 08:00Z',
             '{{\"n\": 1.5, \"tags\": [\"a\", \"b\"]}}', '2026-11-22 08:01Z', 245.3, 98.7, 243.1,
-            decode(repeat('00ff', 3000), 'hex'), '{{\"zero\": \"\\u0000\"}}', '2026-11-22 08:01Z', 245.3, 98.7, 243.1,
+            decode(repeat('00ff', 3000), 'hex'), '{{\"zero\": \"\\u0000\"}}', '2026-11-22 \
+                08:01Z', 245.3, 98.7, 243.1,
             v, v, v, t, t, t
         FROM generate_series(1, {count}) i, LATERAL (SELECT {LABEL_SQL} || lpad((i * 10)::text, 40, '0') AS v) AS v,
             LATERAL (SELECT '2026-11-22 09:00Z'::timestamptz AS t) AS t"
@@ -42,7 +44,8 @@ async fn two(count: u32) -> (Stores, Stores) {
 /// The version whose number is this much off.
 fn moved(column: &str, by: i32) -> String {
     format!(
-        "{column} = left({column}, 24) || lpad((substr({column}, 25)::numeric + {by})::text, 40, '0')"
+        "{column} = left({column}, 24) || lpad((substr({column}, 25)::numeric + {by})::text, 40, \
+            '0')"
     )
 }
 
@@ -51,8 +54,8 @@ fn update(session_id: &str, sets: &str) -> String {
 }
 
 /// Removes a part: its values are gone, and its version says so.
-const WITHOUT_RIGHT: &str = "right_scanned_at = NULL, right_foot_length_mm = NULL, right_foot_breadth_mm = NULL, \
-    right_ball_girth_mm = NULL";
+const WITHOUT_RIGHT: &str = "right_scanned_at = NULL, right_foot_length_mm = NULL, \
+    right_foot_breadth_mm = NULL, right_ball_girth_mm = NULL";
 
 fn verify(ours: &Stores, theirs: &Stores, arguments: &[&str]) -> Output {
     let against = ["verify", "--against", &theirs.database_url];
@@ -161,7 +164,8 @@ fn faults_in_values() -> Vec<(&'static str, String, &'static [&'static str])> {
             update("s0011", &format!("{WITHOUT_RIGHT}, user_id = NULL")),
             &[
                 "content session: user_id",
-                "content right: right_ball_girth_mm, right_foot_breadth_mm, right_foot_length_mm, right_scanned_at",
+                "content right: right_ball_girth_mm, right_foot_breadth_mm, right_foot_length_mm, \
+                    right_scanned_at",
                 "content row: complete",
             ],
         ),
@@ -193,11 +197,13 @@ fn faults_in_values() -> Vec<(&'static str, String, &'static [&'static str])> {
 /// What differs in form alone, or by a repair with the same values.
 fn no_faults() -> Vec<String> {
     vec![
-        update("s0013", "left_version = left_version || '+1795334400000000', left_changed_at = NULL"),
+        update("s0013", "left_version = left_version || '+1795334400000000', left_changed_at = \
+            NULL"),
         update("s0015", r#"session_attributes = '{"tags": [ "a", "b" ], "n": 1.5}'"#),
         update("s0016", "left_foot_length_mm = 245.300"),
         // The servers may differ in whatever changes how a value is written.
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = ''Asia/Tokyo''', current_database());
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = ''Asia/Tokyo''', \
+            current_database());
             EXECUTE format('ALTER DATABASE %I SET bytea_output = ''escape''', current_database());
             EXECUTE format('ALTER DATABASE %I SET datestyle = ''SQL, DMY''', current_database()); END $$"
             .to_owned(),
@@ -295,7 +301,8 @@ async fn since_compares_what_changed_after_that_time_on_either_side_or_at_no_kno
     let found = differences(&ours, &theirs, &["--since", "2026-11-22T09:30:00Z"]);
     let found: Vec<&str> = found.keys().map(String::as_str).collect();
     assert_eq!(found, ["s0001", "s0002", "s0003"]);
-    let saved = "SELECT concat_ws(' ', complete, since AT TIME ZONE 'UTC', compared, older) FROM verifications";
+    let saved = "SELECT concat_ws(' ', complete, since AT TIME ZONE 'UTC', compared, older) FROM \
+        verifications";
     assert_eq!(ours.ask(saved).await, "t 2026-11-22 09:30:00 3 3");
 }
 
@@ -316,8 +323,8 @@ async fn the_result_is_kept_and_printed() {
 
     let (_, name) = theirs.database_url.split_once('@').expect("a host");
     let against = name.split('?').next().expect("a name");
-    let saved = "SELECT string_agg(concat_ws(' ', comparison, against, complete, compared, missing, extra, older, \
-                 content), '; ' ORDER BY id) FROM verifications";
+    let saved = "SELECT string_agg(concat_ws(' ', comparison, against, complete, compared, \
+                 missing, extra, older, content), '; ' ORDER BY id) FROM verifications";
     let expected = format!("rows {against} t 3 0 0 0 0; rows {against} f 2 0 0 1 0");
     assert_eq!(ours.ask(saved).await, expected);
 }
@@ -325,8 +332,8 @@ async fn the_result_is_kept_and_printed() {
 #[tokio::test]
 async fn a_database_that_can_only_be_read_is_compared_and_keeps_no_result() {
     let (ours, theirs) = two(3).await;
-    let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', \
-                     current_database()); END $$";
+    let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET \
+                     default_transaction_read_only = on', current_database()); END $$";
     theirs.change(read_only).await;
     let role = format!("reader_{:08x}", fastrand::u32(..));
     ours.change(&format!(

@@ -77,8 +77,8 @@ async fn objects_that_are_missing_or_behind_are_named_and_nothing_is_written() {
     assert!(text(&output.stdout).contains("older   s1002"), "{output:?}");
     assert_code(&backfill(&stores, &["objects"]), 0);
     assert_code(&verify(&stores, &gate.url, &[]).await, 0);
-    let saved = "SELECT string_agg(concat_ws(' ', comparison, complete, compared, missing, older), '; ' ORDER BY id) \
-                 FROM verifications";
+    let saved = "SELECT string_agg(concat_ws(' ', comparison, complete, compared, missing, older), \
+                 '; ' ORDER BY id) FROM verifications";
     assert_eq!(stores.ask(saved).await, "objects t 1020 2 2; objects f 19 0 1; objects t 1020 0 0");
 }
 

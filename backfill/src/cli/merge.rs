@@ -7,22 +7,24 @@ use time::OffsetDateTime;
 pub(super) const HELP: &str = "\
 Bring this database up to date from another one, or from the objects of an archive.
 
-Every part that is newer there is applied here with the version it has, through the projector's own path, so no row \
-goes back and no 24 hours play a part. Live functions may write both sides meanwhile. The order: attach this database's \
-mapping first, so that it follows the streams from now on; then merge; then `backfill verify`. The other side must be \
-current: its stream has been read past the start of the merge, and its bucket of failures is drained.
+Every part that is newer there is applied here with the version it has, through the projector's \
+own path, so no row goes back and no 24 hours play a part. Live functions may write both sides \
+meanwhile. The order: attach this database's mapping first, so that it follows the streams from \
+now on; then merge; then `backfill verify`. The other side must be current: its stream has been \
+read past the start of the merge, and its bucket of failures is drained.
 
-A row here that is as new costs one read of its versions on both sides. After any exit, even kill -9, run the same \
-command again, or resume with the --after that it names.";
+A row here that is as new costs one read of its versions on both sides. After any exit, even kill \
+-9, run the same command again, or resume with the --after that it names.";
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("source").args(["from", "from_archive"]).required(true)))]
 pub(crate) struct MergeArguments {
-    /// Merge the rows of this database; without a value, of that of `PEER_DATABASE_URL`. It is only read, and may be a
-    /// replica.
+    /// Merge the rows of this database; without a value, of that of `PEER_DATABASE_URL`. It is only
+    /// read, and may be a replica.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     pub(crate) from: Option<String>,
-    /// Merge the objects of an archive: `s3://BUCKET/PREFIX`, or a folder with its objects as files.
+    /// Merge the objects of an archive: `s3://BUCKET/PREFIX`, or a folder with its objects as
+    /// files.
     #[arg(long, value_name = "PLACE")]
     pub(crate) from_archive: Option<String>,
     /// Merge only what changed after this time. RFC 3339, such as 2026-11-23T14:00:00Z.

@@ -10,9 +10,10 @@ use super::{Cli, Command, VerifyArguments};
 pub(super) const HELP: &str = "\
 Say whether the readers may switch to this database, and if not, why.
 
-The new side is the database of DATABASE_URL and the function of --function; the old side is the database of --against \
-and the function of --old-function. Each line is \u{2713} (holds), \u{2717} (does not hold, or could not be asked, with \
-the remedy) or \u{2013} (a flag declares it out of scope). What it asks:
+The new side is the database of DATABASE_URL and the function of --function; the old side is the \
+database of --against and the function of --old-function. Each line is \u{2713} (holds), \u{2717} \
+(does not hold, or could not be asked, with the remedy) or \u{2013} (a flag declares it out of \
+scope). What it asks:
 
   schema            both databases have every migration
   mapping           each function reads each table's newest stream, and its last result is OK
@@ -29,8 +30,8 @@ the remedy) or \u{2013} (a flag declares it out of scope). What it asks:
   prewarmed         each block of measurements and its indexes was read once
   readers           the readers' login works over TLS, and may select
 
-It writes nothing. Each question ends within seconds, but for the verify and the sample of objects, and one that fails \
-does not stop the others. Exit code 0: switch. Exit code 4: do not.";
+It writes nothing. Each question ends within seconds, but for the verify and the sample of \
+objects, and one that fails does not stop the others. Exit code 0: switch. Exit code 4: do not.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ReadyArguments {
@@ -46,7 +47,8 @@ pub(crate) struct ReadyArguments {
     /// How far a mapping may be behind.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub(crate) lag_seconds: u32,
-    /// The readers' login at this database. Prefer the variable: everybody on the machine sees a command line.
+    /// The readers' login at this database. Prefer the variable: everybody on the machine sees a
+    /// command line.
     #[arg(long, env = "READER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) reader_url: Option<String>,
     /// Nobody but the projector logs in to this database: do not ask for the readers' login.
@@ -55,10 +57,12 @@ pub(crate) struct ReadyArguments {
     /// The archive does not switch now: do not ask for its replication and its objects.
     #[arg(long)]
     pub(crate) no_archive: bool,
-    /// This setting may differ: the NAME that `settings` shows, or the beginning of it and `*`. May be repeated.
+    /// This setting may differ: the NAME that `settings` shows, or the beginning of it and `*`. May
+    /// be repeated.
     #[arg(long, value_name = "NAME")]
     pub(crate) accept_setting: Vec<String>,
-    /// Look again every 30 seconds, until SIGINT or SIGTERM. The exit code is that of the last look.
+    /// Look again every 30 seconds, until SIGINT or SIGTERM. The exit code is that of the last
+    /// look.
     #[arg(long)]
     pub(crate) watch: bool,
     #[command(flatten)]

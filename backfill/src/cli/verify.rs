@@ -14,13 +14,14 @@ Choose one comparison:
   --tables   our rows with the items of both tables, by a parallel Scan or from an export
   --objects  the objects of the archive with our rows
 
-Nothing has to stop for it. What differs is read again after --wait seconds, up to --rounds times. It counts as a \
-difference only if the side that was behind has not caught up by then. Nothing is written but one row in \
-verifications, which `backfill ready` asks for.
+Nothing has to stop for it. What differs is read again after --wait seconds, up to --rounds times. \
+It counts as a difference only if the side that was behind has not caught up by then. Nothing is \
+written but one row in verifications, which `backfill ready` asks for.
 
-A difference is `missing` (our side lacks it, or a row lacks its object), `extra` (only our rows have it), `older` (one \
-side holds an older version of a part) or `content` (the values differ). The first 20 are shown; --report writes all of \
-them, one JSON object per line. Exit code 7 if differences persist.
+A difference is `missing` (our side lacks it, or a row lacks its object), `extra` (only our rows \
+have it), `older` (one side holds an older version of a part) or `content` (the values differ). \
+The first 20 are shown; --report writes all of them, one JSON object per line. Exit code 7 if \
+differences persist.
 
 SIGINT and SIGTERM end the run with what is known so far, and with the --after from which a new run resumes.";
 

@@ -1,5 +1,5 @@
-//! `backfill check`: can the gap between a snapshot and now be closed from the streams, who reads them, and how far back
-//! do they go?
+//! `backfill check`: can the gap between a snapshot and now be closed from the streams, who reads
+//! them, and how far back do they go?
 
 use projector::start;
 use time::OffsetDateTime;

@@ -1,5 +1,6 @@
-//! `backfill doctor`: checks every part that a run needs, before the run. It writes nothing, each check has a short
-//! limit, independent ones run at the same time, and one that fails keeps no other from running.
+//! `backfill doctor`: checks every part that a run needs, before the run. It writes nothing, each
+//! check has a short limit, independent ones run at the same time, and one that fails keeps no
+//! other from running.
 
 mod clock;
 mod database;
@@ -154,8 +155,9 @@ fn judge_bucket(config: &ArchiveConfig, probed: Result<(), Error>) -> Verdict {
     let error = match probed {
         Ok(()) => {
             return Verdict::works(format!(
-                "s3://{bucket}/{prefix}: the role may read and list; whether it may write (s3:PutObject, \
-                 s3:PutObjectTagging) shows only in a write, which this command does not make"
+                "s3://{bucket}/{prefix}: the role may read and list; whether it may write \
+                 (s3:PutObject, s3:PutObjectTagging) shows only in a write, which this command \
+                 does not make"
             ));
         }
         Err(error) => error,

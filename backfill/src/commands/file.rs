@@ -1,7 +1,9 @@
-//! `backfill file`: replays files (what Lambda gave up on, fixture streams) through the projector's own apply path.
+//! `backfill file`: replays files (what Lambda gave up on, fixture streams) through the projector's
+//! own apply path.
 //!
-//! What can be applied is applied; what cannot be read is named, and holds nothing else up. The files are read on a
-//! thread of their own: standard input may wait for ever, and a signal must end the command even then.
+//! What can be applied is applied; what cannot be read is named, and holds nothing else up. The
+//! files are read on a thread of their own: standard input may wait for ever, and a signal must end
+//! the command even then.
 
 mod batches;
 mod document;
@@ -39,7 +41,8 @@ use crate::output::Output;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
-/// This many batches are applied at once: one is decoded while another is in the database. One more is being read.
+/// This many batches are applied at once: one is decoded while another is in the database. One more
+/// is being read.
 const UNDER_WAY: usize = 2;
 
 pub(crate) async fn run(
@@ -160,7 +163,8 @@ impl Replay {
         let (handle, inputs) = (Handle::current(), self.inputs.clone());
         let reader = thread::spawn(move || {
             let mut batches = Batches::of(inputs, extractor, batch_size);
-            // A batch is read once there is a place for it, so that one at most is in memory beside those under way.
+            // A batch is read once there is a place for it, so that one at most is in memory beside
+            // those under way.
             while let Ok(place) = handle.block_on(sender.reserve())
                 && let Some(batch) = batches.next()
             {
@@ -236,8 +240,8 @@ impl Replay {
             None => "all".to_owned(),
         };
         format!(
-            "{done} of {all} files are done ({next}). Run the same command again, which is harmless: what is stored \
-             already counts as duplicate"
+            "{done} of {all} files are done ({next}). Run the same command again, which is \
+             harmless: what is stored already counts as duplicate"
         )
     }
 

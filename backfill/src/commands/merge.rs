@@ -1,5 +1,6 @@
-//! `backfill merge`: the rows of another database, or the objects of an archive, are applied with the versions they
-//! have. Whatever ends a run, the same command again ends in the same rows: versions decide.
+//! `backfill merge`: the rows of another database, or the objects of an archive, are applied with
+//! the versions they have. Whatever ends a run, the same command again ends in the same rows:
+//! versions decide.
 
 use std::time::Instant;
 
@@ -87,7 +88,8 @@ struct Prepared {
     peer: Option<Peer>,
 }
 
-/// Connects, refuses what cannot work before anything is read, takes the lock, and says what the run assumes.
+/// Connects, refuses what cannot work before anything is read, takes the lock, and says what the
+/// run assumes.
 async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Result<Prepared> {
     let config = settings.config()?;
     let without_archive = config.archive.is_none();
@@ -111,14 +113,15 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
     match &peer {
         Some(peer) => {
             console::line(&format!(
-                "assuming that {} is current: its streams have been read past now, and its bucket of failures is empty",
+                "assuming that {} is current: its streams have been read past now, and its bucket \
+                    of failures is empty",
                 peer.name
             ));
             note_replica(peer).await?;
         }
         None => console::line(
-            "assuming that the archive is current: its projector has read the streams past now, its bucket of \
-             failures is empty, and no replication into it is pending",
+            "assuming that the archive is current: its projector has read the streams past now, \
+             its bucket of failures is empty, and no replication into it is pending",
         ),
     }
     if without_archive && !arguments.dry_run {
@@ -192,12 +195,13 @@ fn outcome(
         Ok(End::AllRead) if not_merged == 0 => Ok(Outcome::Done),
         Ok(End::AllRead) => {
             let failed = anyhow!(
-                "{not_merged} sessions or objects are not merged, the lines above say why: {}. All others are",
+                "{not_merged} sessions or objects are not merged, the lines above say why: {}. \
+                    All others are",
                 tally.not_merged.named()
             );
             let remedy = format!(
-                "fix the cause, or move away what is no object of ours ({FLAG}), and run the same command again: what \
-                 is merged is unchanged then"
+                "fix the cause, or move away what is no object of ours ({FLAG}), and run the same \
+                 command again: what is merged is unchanged then"
             );
             Err(failed.context(Remedy(remedy)))
         }

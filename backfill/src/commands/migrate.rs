@@ -1,5 +1,5 @@
-//! The schema: applies what is pending, says what it did, and grants. Whatever would stop it is looked for before
-//! anything is changed, by a dry run and a real run alike.
+//! The schema: applies what is pending, says what it did, and grants. Whatever would stop it is
+//! looked for before anything is changed, by a dry run and a real run alike.
 
 pub(crate) mod changes;
 pub(crate) mod grants;
@@ -150,7 +150,8 @@ impl Report {
     }
 }
 
-/// What is asked before anything is changed: a database, a login or a role that will not do is found here.
+/// What is asked before anything is changed: a database, a login or a role that will not do is
+/// found here.
 async fn look(
     connection: &mut DedicatedConnection,
     arguments: &MigrateArguments,
@@ -185,8 +186,8 @@ async fn steps(connection: &mut DedicatedConnection, plan: &Plan) -> anyhow::Res
     Ok(steps)
 }
 
-/// What to do about a migration that stopped although nothing was in its way before. Each is a transaction: the one
-/// that stopped has left nothing behind, those before it are applied.
+/// What to do about a migration that stopped although nothing was in its way before. Each is a
+/// transaction: the one that stopped has left nothing behind, those before it are applied.
 fn remedy(error: &MigrateError) -> &'static str {
     let code = match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => sqlstate(error),
@@ -194,15 +195,18 @@ fn remedy(error: &MigrateError) -> &'static str {
     };
     match code.as_deref() {
         Some("55P03" | "57014" | "40P01") => {
-            "another `backfill migrate` runs, or somebody uses the table: see pg_locks, then run this again"
+            "another `backfill migrate` runs, or somebody uses the table: see pg_locks, then run \
+                this again"
         }
         Some("42501") => "log in as the owner of the database and its tables",
         // Two runs at once, for instance: the other one may have done it meanwhile.
         Some("42701" | "42710" | "42P07" | "42P01" | "42703") => {
-            "the tables are not as _sqlx_migrations says: run `backfill migrate --dry-run`, which names what does not fit"
+            "the tables are not as _sqlx_migrations says: run `backfill migrate --dry-run`, which \
+                names what does not fit"
         }
         _ => {
-            "correct what PostgreSQL says, then run this again; the migration that stopped is rolled back"
+            "correct what PostgreSQL says, then run this again; the migration that stopped is \
+                rolled back"
         }
     }
 }
@@ -226,7 +230,8 @@ async fn ledger(connection: &mut DedicatedConnection) -> anyhow::Result<Ledger> 
     let Some((login, owner, may_read, may_write)) = access else { return Ok(Ledger::default()) };
     let lacking = |verb: &str| {
         let problem = format!(
-            "logs in as {login:?}, who cannot {verb} the table _sqlx_migrations: log in as its owner, {owner:?}"
+            "logs in as {login:?}, who cannot {verb} the table _sqlx_migrations: log in as its \
+                owner, {owner:?}"
         );
         ConfigError { variable: "DATABASE_URL", problem }
     };
@@ -238,8 +243,8 @@ async fn ledger(connection: &mut DedicatedConnection) -> anyhow::Result<Ledger> 
     Ok(Ledger { applied, refusal: (!may_write).then(|| lacking("write")) })
 }
 
-/// A database of another encoding lacks some characters, and each record that holds one would be rejected. A
-/// standby, or a read-only database, takes no change at all.
+/// A database of another encoding lacks some characters, and each record that holds one would be
+/// rejected. A standby, or a read-only database, takes no change at all.
 async fn require_usable(connection: &mut DedicatedConnection) -> anyhow::Result<()> {
     let sql = "SELECT current_setting('server_encoding'), pg_is_in_recovery(),
         current_setting('transaction_read_only') = 'on'";
@@ -248,14 +253,15 @@ async fn require_usable(connection: &mut DedicatedConnection) -> anyhow::Result<
         facts.map_err(without_remedy).context("reading what the database is")?;
     let problem = if encoding != "UTF8" {
         format!(
-            "names a database with the encoding {encoding}, which cannot hold every text: make one with \
-             CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and restore a dump into it"
+            "names a database with the encoding {encoding}, which cannot hold every text: make one \
+             with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and restore a dump into \
+             it"
         )
     } else if standby {
         "names a standby (a read replica), which takes no changes: name the primary".to_owned()
     } else if read_only {
-        "names a database whose transactions are read-only: unset default_transaction_read_only for the database and \
-         the role; on RDS, check whether the storage is full"
+        "names a database whose transactions are read-only: unset default_transaction_read_only \
+         for the database and the role; on RDS, check whether the storage is full"
             .to_owned()
     } else {
         return Ok(());
@@ -277,8 +283,8 @@ async fn require_create(connection: &mut DedicatedConnection) -> anyhow::Result<
     }
     let schema = schema.as_deref().unwrap_or("public");
     let problem = format!(
-        "logs in as {login:?}, who cannot create tables: log in as the owner of the database, or run \
-         GRANT CREATE ON SCHEMA {schema} TO {login:?} as its owner"
+        "logs in as {login:?}, who cannot create tables: log in as the owner of the database, or \
+         run GRANT CREATE ON SCHEMA {schema} TO {login:?} as its owner"
     );
     Err(ConfigError { variable: "DATABASE_URL", problem }.into())
 }
@@ -334,7 +340,8 @@ async fn require_tables(
         };
         if !may_change {
             let problem = format!(
-                "logs in as {login:?}, who cannot change the table {table}: log in as its owner, {owner:?}"
+                "logs in as {login:?}, who cannot change the table {table}: log in as its owner, \
+                    {owner:?}"
             );
             return Err(ConfigError { variable: "DATABASE_URL", problem }.into());
         }

@@ -1,8 +1,9 @@
-//! `backfill objects`: compares the object of every row, and writes those that are missing or behind.
+//! `backfill objects`: compares the object of every row, and writes those that are missing or
+//! behind.
 //!
-//! For a bucket that was restored, emptied or replaced, and for rows whose records no stream holds any more.
-//! It goes through the projector's own comparison, so that it may run beside live functions, and takes no
-//! object back.
+//! For a bucket that was restored, emptied or replaced, and for rows whose records no stream holds
+//! any more. It goes through the projector's own comparison, so that it may run beside live
+//! functions, and takes no object back.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -81,7 +82,8 @@ fn report(
             let more = if left.len() > NAMED { ", ..." } else { "" };
             let what = if dry_run { "compared" } else { "written" };
             let failed = anyhow!(
-                "{} could not be {what}, the log above says why: {named}{more}. All others are {what}",
+                "{} could not be {what}, the log above says why: {named}{more}. All others are \
+                    {what}",
                 objects(left.len())
             );
             Err(failed.context(Remedy(resume)))
@@ -89,7 +91,8 @@ fn report(
     }
 }
 
-/// How to compare all after this session. The flags and variables of the run are the operator's to repeat.
+/// How to compare all after this session. The flags and variables of the run are the operator's to
+/// repeat.
 fn resume(after: &str) -> String {
     let after =
         if after.is_empty() { "again".to_owned() } else { format!("with --after '{after}'") };

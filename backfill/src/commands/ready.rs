@@ -1,5 +1,6 @@
-//! `backfill ready`: whether the readers may switch to the new database, and if not, why. Every condition is asked
-//! beside the others, each question has a limit, and what cannot be asked does not hold.
+//! `backfill ready`: whether the readers may switch to the new database, and if not, why. Every
+//! condition is asked beside the others, each question has a limit, and what cannot be asked does
+//! not hold.
 
 mod cloudwatch;
 mod condition;
@@ -56,7 +57,8 @@ pub(crate) async fn run(
     }
 }
 
-/// One look: as text at once, as JSON at the end. Somebody who watches sees a table that stays in its place.
+/// One look: as text at once, as JSON at the end. Somebody who watches sees a table that stays in
+/// its place.
 fn show(
     conditions: &[Condition],
     watched: bool,

@@ -1,8 +1,8 @@
 //! `backfill redrive`: tries the records of `rejected_records` again, through the same apply path,
 //! and removes those that are now in both stores, and those that a newer change has overtaken.
 //!
-//! A record is removed after it is stored: whatever ends the run, none is lost, and the same command
-//! resumes.
+//! A record is removed after it is stored: whatever ends the run, none is lost, and the same
+//! command resumes.
 
 mod discard;
 mod rejected;
@@ -71,7 +71,8 @@ pub(crate) async fn run(
     };
     if without_archive && !arguments.dry_run {
         console::line(
-            "ARCHIVE_BUCKET is not set: a record is removed when it is in the database, no object is written",
+            "ARCHIVE_BUCKET is not set: a record is removed when it is in the database, no object \
+                is written",
         );
     }
     let redrive = Redrive {
@@ -251,8 +252,8 @@ impl Redrive<'_> {
         sorted
     }
 
-    /// Takes out the malformed records whose rows hold a newer change: nobody needs them any more. Returns the
-    /// records to try, and the identities of those taken out.
+    /// Takes out the malformed records whose rows hold a newer change: nobody needs them any more.
+    /// Returns the records to try, and the identities of those taken out.
     async fn without_overtaken(
         &mut self,
         Sorted { tried, places }: Sorted,
@@ -332,15 +333,15 @@ impl Tally {
         text + &untried.text()
     }
 
-    /// What a run came to that tried all: if not a single record is one of the configured tables, the configuration
-    /// is wrong and not the records.
+    /// What a run came to that tried all: if not a single record is one of the configured tables,
+    /// the configuration is wrong and not the records.
     fn outcome(self, counts: Counts, tables: &Tables) -> anyhow::Result<Outcome> {
         let Self { overtaken, untried, failed, .. } = self;
         if !failed.is_empty() {
             let more = if failed.len() > NAMED { ", ..." } else { "" };
             bail!(
-                "{} records could not be stored, the log above says why: {}{more}. They stay in rejected_records: \
-                 fix the cause and run the same command again",
+                "{} records could not be stored, the log above says why: {}{more}. They stay in \
+                 rejected_records: fix the cause and run the same command again",
                 failed.len(),
                 failed[..failed.len().min(NAMED)].join(", ")
             );
@@ -349,8 +350,8 @@ impl Tally {
         if untried.foreign > 0 && of_tables == 0 {
             let Tables { sessions, scans } = tables;
             let problem = format!(
-                "is {sessions:?} and SCANS_TABLE is {scans:?}, and none of the {} records is of these tables: correct \
-                 the variable, or discard the records",
+                "is {sessions:?} and SCANS_TABLE is {scans:?}, and none of the {} records is of \
+                 these tables: correct the variable, or discard the records",
                 untried.foreign
             );
             return Err(ConfigError { variable: "SESSIONS_TABLE", problem }.into());

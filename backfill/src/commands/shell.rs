@@ -1,5 +1,5 @@
-//! `backfill completions` and `backfill man`: what a shell and `man` want to know of the command line. Both print, and
-//! connect to nothing.
+//! `backfill completions` and `backfill man`: what a shell and `man` want to know of the command
+//! line. Both print, and connect to nothing.
 
 use crate::cli::{self, CompletionsArguments};
 use crate::console;

@@ -1,5 +1,5 @@
-//! `backfill status`: how far `stream` has come, who runs it, and which records are rejected. It reads only the
-//! database, and takes no lock.
+//! `backfill status`: how far `stream` has come, who runs it, and which records are rejected. It
+//! reads only the database, and takes no lock.
 
 mod view;
 
@@ -128,7 +128,8 @@ async fn read(database: &Database) -> anyhow::Result<Status> {
     if !missing.is_empty() {
         let names: Vec<&str> = missing.iter().map(|(name,)| name.as_str()).collect();
         let problem = format!(
-            "names a database without {}: run `backfill migrate` against it, or name the right database",
+            "names a database without {}: run `backfill migrate` against it, or name the right \
+                database",
             names.join(", ")
         );
         return Err(ConfigError { variable: "DATABASE_URL", problem }.into());

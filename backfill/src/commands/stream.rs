@@ -1,6 +1,6 @@
-//! `backfill stream`: replays the live streams of both tables, from the trim horizon or where an earlier run ended, up
-//! to a cutoff. Checks first, takes the lock, and puts the parts together: a task per stream that reads its shards, and
-//! one collector of their pages.
+//! `backfill stream`: replays the live streams of both tables, from the trim horizon or where an
+//! earlier run ended, up to a cutoff. Checks first, takes the lock, and puts the parts together: a
+//! task per stream that reads its shards, and one collector of their pages.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -166,7 +166,8 @@ async fn sort_checkpoints(
     Ok(SortedCheckpoints { streams, old })
 }
 
-/// Deletes the checkpoints that do not hold, or all if none were sorted: from here on the run has begun.
+/// Deletes the checkpoints that do not hold, or all if none were sorted: from here on the run has
+/// begun.
 async fn begin(
     checkpoints: &mut Checkpoints,
     readable: Vec<(&Stream, &Description)>,
@@ -271,7 +272,8 @@ async fn report_readers(aws: SdkConfig, streams: Vec<Stream>) {
 /// Why nothing is read, and how to go on.
 fn nothing_read(report: &Report) -> &'static str {
     if report.is_only_short() {
-        "nothing was read: nothing is missing yet, but the margin is short; --margin-minutes 0 begins anyway"
+        "nothing was read: nothing is missing yet, but the margin is short; --margin-minutes 0 \
+            begins anyway"
     } else {
         "nothing was read: changes can be missing; --allow-gap reads what is left, without them"
     }
@@ -282,20 +284,21 @@ async fn is_truncated(checkpoints: &mut Checkpoints) -> anyhow::Result<bool> {
     let truncated = checkpoints.stand_beside_an_empty_table().await?;
     if truncated {
         console::line(
-            "the table measurements is empty, so the checkpoints in backfill_checkpoints do not hold: reading from the trim \
-             horizon",
+            "the table measurements is empty, so the checkpoints in backfill_checkpoints do not \
+             hold: reading from the trim horizon",
         );
     }
     Ok(truncated)
 }
 
-/// The start of the run by this machine's clock or by the database's, whichever is later: a clock that
-/// is slow must not end the run before its time.
+/// The start of the run by this machine's clock or by the database's, whichever is later: a clock
+/// that is slow must not end the run before its time.
 fn latest(here: OffsetDateTime, database: OffsetDateTime) -> OffsetDateTime {
     let apart = (here - database).abs();
     if apart > CLOCKS_APART {
         console::line(&format!(
-            "this machine's clock and the database's are {} apart: what is said of time left may be wrong by that",
+            "this machine's clock and the database's are {} apart: what is said of time left may \
+                be wrong by that",
             span(apart.unsigned_abs())
         ));
     }

@@ -209,8 +209,8 @@ fn not_confirmed(run: &Run<'_>) -> String {
     let named = run.report.unconfirmed();
     let more = if *not_confirmed > named.len() as u64 { ", ..." } else { "" };
     format!(
-        "not confirmed: {not_confirmed} sessions differed when they were last read, and were not read again {} \
-         times: {}{more}\n",
+        "not confirmed: {not_confirmed} sessions differed when they were last read, and were not \
+         read again {} times: {}{more}\n",
         run.rounds,
         named.join(", ")
     )

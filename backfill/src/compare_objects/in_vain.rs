@@ -1,11 +1,12 @@
-//! Pure: when a try over many objects is given up, because S3 is away. A silent S3 takes ten seconds for each round of
-//! objects, and a page has 32 rounds.
+//! Pure: when a try over many objects is given up, because S3 is away. A silent S3 takes ten
+//! seconds for each round of objects, and a page has 32 rounds.
 
 use std::time::{Duration, Instant};
 
 /// A try is given up if no object passes for this long ...
 pub(crate) const TRY_IN_VAIN: Duration = Duration::from_secs(15);
-/// ... and this many rounds of objects fail meanwhile. Objects that are at fault themselves fail sooner.
+/// ... and this many rounds of objects fail meanwhile. Objects that are at fault themselves fail
+/// sooner.
 const ROUNDS_IN_VAIN: usize = 2;
 
 /// What a try has seen since an object passed.

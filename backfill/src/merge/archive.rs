@@ -1,5 +1,5 @@
-//! The objects of an archive, in the order of their keys: those of a bucket, or files in a folder with the same names.
-//! What is no object of ours is named and holds up no other.
+//! The objects of an archive, in the order of their keys: those of a bucket, or files in a folder
+//! with the same names. What is no object of ours is named and holds up no other.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -166,7 +166,8 @@ impl<'a> Objects<'a> {
         Ok(())
     }
 
-    /// The session whose object has this key, or whose file has this name; `None` if it is none of ours.
+    /// The session whose object has this key, or whose file has this name; `None` if it is none of
+    /// ours.
     fn session_of<'k>(&self, key: &'k str) -> Option<&'k str> {
         let session_id = match &self.place {
             Place::Bucket(archive) => archive.session_of(key),
@@ -175,7 +176,8 @@ impl<'a> Objects<'a> {
         session_id.filter(|session_id| change::require_session_id(session_id).is_ok())
     }
 
-    /// Reads these objects. Some at once; what fails while others pass is tried again, and then left.
+    /// Reads these objects. Some at once; what fails while others pass is tried again, and then
+    /// left.
     async fn read_all(
         &self,
         mut chunk: Vec<Listed>,
@@ -297,7 +299,8 @@ fn parse(session_id: &str, body: &[u8], metadata: Option<&HashMap<String, String
     let format = metadata.and_then(|metadata| metadata.get("format"));
     if let Some(format) = format.filter(|format| **format != object::FORMAT.to_string()) {
         return Read::Foreign(format!(
-            "it has format {format}, and this version reads format {}: use the backfill of its version",
+            "it has format {format}, and this version reads format {}: use the backfill of its \
+                version",
             object::FORMAT
         ));
     }
@@ -308,7 +311,8 @@ fn parse(session_id: &str, body: &[u8], metadata: Option<&HashMap<String, String
     }
 }
 
-/// The files of a folder that come after this session's, the last one first. Hidden ones are left out.
+/// The files of a folder that come after this session's, the last one first. Hidden ones are left
+/// out.
 fn files(folder: &Path, after: &str) -> Result<Vec<Listed>, ConfigError> {
     let unreadable = |error: std::io::Error| wrong(format!("names {}: {error}", folder.display()));
     let mut files = Vec::new();

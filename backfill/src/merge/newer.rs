@@ -30,7 +30,8 @@ pub(crate) fn newer_changes(
     Ok(changes)
 }
 
-/// Whether some part changed after this time, or nobody knows when it did. A part that was never seen did not change.
+/// Whether some part changed after this time, or nobody knows when it did. A part that was never
+/// seen did not change.
 pub(crate) fn changed_after(
     since: OffsetDateTime,
     versions: &Versions,
@@ -44,16 +45,17 @@ pub(crate) fn changed_after(
 /// A repair has written this session: its version says so.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the other side has had a repair: session {session_id:?} has the version {version:?}. Merging repaired versions is \
-     not supported by this version of backfill; every session before it is merged, and nothing written is harmful"
+    "the other side has had a repair: session {session_id:?} has the version {version:?}. Merging \
+     repaired versions is not supported by this version of backfill; every session before it is \
+     merged, and nothing written is harmful"
 )]
 pub(crate) struct Repaired {
     session_id: String,
     version: String,
 }
 
-/// Refuses versions of a repair: they may be merged only once the stream has been read past the repair, and then count
-/// as a repair here.
+/// Refuses versions of a repair: they may be merged only once the stream has been read past the
+/// repair, and then count as a repair here.
 ///
 /// # Errors
 /// [`Repaired`] for the first part that has one.

@@ -1,5 +1,5 @@
-//! The rows of another database, in the order of their keys: their versions by the page, and whole only those of which
-//! some part is newer than here.
+//! The rows of another database, in the order of their keys: their versions by the page, and whole
+//! only those of which some part is newer than here.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -30,8 +30,8 @@ const ROW_BYTES: u64 = 1_024;
 
 const COUNT: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
 
-/// The next rows after a key: key, versions, whether they changed after `$3` (NULL: all did), and how many bytes they
-/// have at most. The server knows how long a mesh is without reading it.
+/// The next rows after a key: key, versions, whether they changed after `$3` (NULL: all did), and
+/// how many bytes they have at most. The server knows how long a mesh is without reading it.
 static NEXT: LazyLock<String> = LazyLock::new(|| {
     let of_part = |part: Part| {
         let part = part.name();
@@ -106,13 +106,14 @@ pub(crate) fn require_same_columns(variable: &'static str, peer: &Peer) -> Resul
     let name = &peer.name;
     if let Some(column) = ours.iter().find(|column| !peer.columns.contains(column)) {
         return refuse(format!(
-            "names {name}, whose table measurements has no column {column}: run `backfill migrate` there"
+            "names {name}, whose table measurements has no column {column}: run `backfill \
+                migrate` there"
         ));
     }
     if let Some(column) = peer.columns.iter().find(|column| !ours.contains(column)) {
         return refuse(format!(
-            "names {name}, whose table measurements has the column {column}, which this version does not know and \
-             would lose: use the backfill of its version"
+            "names {name}, whose table measurements has the column {column}, which this version \
+             does not know and would lose: use the backfill of its version"
         ));
     }
     Ok(())
@@ -227,7 +228,8 @@ impl<'a> Rows<'a> {
         self.compare(seen).await
     }
 
-    /// Asks our database for the versions of these sessions, and keeps those of which some part is newer there.
+    /// Asks our database for the versions of these sessions, and keeps those of which some part is
+    /// newer there.
     async fn compare(&mut self, page: Vec<Seen>) -> anyhow::Result<Found> {
         let mut found = Found { read: page.len() as u64, ..Found::default() };
         for seen in &page {

@@ -1,4 +1,5 @@
-//! The batches of a source → the projector, to their end or a signal: one more is read while others are applied.
+//! The batches of a source → the projector, to their end or a signal: one more is read while others
+//! are applied.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -41,7 +42,8 @@ impl Source<'_> {
 
     /// Reads to the end, or until nobody takes the steps any more. An error is the last one.
     async fn read_all(mut self, sender: mpsc::Sender<anyhow::Result<Step>>) {
-        // A step is read once there is a place for it, so that one at most is in memory beside those under way.
+        // A step is read once there is a place for it, so that one at most is in memory beside
+        // those under way.
         while let Ok(place) = sender.reserve().await
             && let Some(step) = self.next().await.transpose()
         {

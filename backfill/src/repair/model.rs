@@ -1,22 +1,27 @@
-//! Every order of events of a repair, searched exhaustively over the decision functions of `reread`, of the object
-//! (`projector::apply::decide`) and of versions (`projector::version`). For tests alone.
+//! Every order of events of a repair, searched exhaustively over the decision functions of
+//! `reread`, of the object (`projector::apply::decide`) and of versions (`projector::version`). For
+//! tests alone.
 //!
-//! One part of one session. A history is what the item holds after each write, the state before the stream first: 0 is
-//! absent, 1, 2, 3 are different images. Two writes in a row never hold the same, since a stream has no record of
-//! such; a, b, a and a, absent, a occur. Everything is one nondeterministic machine, searched breadth first, so that a
-//! trace is a shortest one:
-//! - a write is committed; the stream delivers it, or it fails and is parked; the invocation that failed may still
-//!   commit later; any record that was delivered comes again; the stream loses records (`one` and `two` say how often);
+//! One part of one session. A history is what the item holds after each write, the state before the
+//! stream first: 0 is absent, 1, 2, 3 are different images. Two writes in a row never hold the
+//! same, since a stream has no record of such; a, b, a and a, absent, a occur. Everything is one
+//! nondeterministic machine, searched breadth first, so that a trace is a shortest one:
+//! - a write is committed; the stream delivers it, or it fails and is parked; the invocation that
+//!   failed may still commit later; any record that was delivered comes again; the stream loses
+//!   records (`one` and `two` say how often);
 //! - an earlier snapshot of the row is restored, and a mapping begins at any position after it;
-//! - a repair starts, and is killed at any step and run again; parked records are redriven; a peer is merged;
+//! - a repair starts, and is killed at any step and run again; parked records are redriven; a peer
+//!   is merged;
 //! - an object writer runs at once after each upsert, or late, step by step, or is lost.
 //!
-//! At every step, what a reader of the row sees is a run through the history that never turns back, and the object's
-//! version never decreases. At rest, the row holds the item, and the object is the row.
+//! At every step, what a reader of the row sees is a run through the history that never turns back,
+//! and the object's version never decreases. At rest, the row holds the item, and the object is the
+//! row.
 //!
-//! Not modelled: several parts of one row, how candidates are found, malformed items, `TTL_REMOVALS=keep`, a record
-//! that a lane still holds when it is trimmed and that never reaches a bucket, and a writer of objects whose database
-//! is never repaired. The clock stands still, which is the worst case: versions must grow without it.
+//! Not modelled: several parts of one row, how candidates are found, malformed items,
+//! `TTL_REMOVALS=keep`, a record that a lane still holds when it is trimmed and that never reaches
+//! a bucket, and a writer of objects whose database is never repaired. The clock stands still,
+//! which is the worst case: versions must grow without it.
 
 mod database;
 mod object;

@@ -1,12 +1,14 @@
-//! What a re-read of one part decides: for `repair`, and for each record that is redriven after one. Pure.
+//! What a re-read of one part decides: for `repair`, and for each record that is redriven after
+//! one. Pure.
 //!
-//! An image that was read from its table has no place in a stream, and no clock can give it one. So the row's version is
-//! read first, then the item, and the image waits until the stream has delivered what came before the read. If the row
-//! has not moved by then, the image is the newest there is, and gets a version just above that of the row.
-//! `model` searches every order of events over these functions.
+//! An image that was read from its table has no place in a stream, and no clock can give it one. So
+//! the row's version is read first, then the item, and the image waits until the stream has
+//! delivered what came before the read. If the row has not moved by then, the image is the newest
+//! there is, and gets a version just above that of the row. `model` searches every order of events
+//! over these functions.
 //!
-//! What the functions cannot see, their callers keep: whoever re-reads holds the one lock of repairs, writes a row into
-//! `repairs` before it reads anything, and reads each item consistently.
+//! What the functions cannot see, their callers keep: whoever re-reads holds the one lock of
+//! repairs, writes a row into `repairs` before it reads anything, and reads each item consistently.
 
 use projector::version::{Version, VersionError, repair_us};
 use time::{Duration, OffsetDateTime};
@@ -52,14 +54,15 @@ pub(crate) enum AfterHold {
 }
 
 impl<C: PartialEq> Seen<C> {
-    /// What the row holds, and the version that the object has of the same part, if there is an archive.
+    /// What the row holds, and the version that the object has of the same part, if there is an
+    /// archive.
     pub(crate) fn new(row: Option<String>, object: Option<&str>, content: C) -> Self {
         let floor = row.as_deref().max(object).map(str::to_owned);
         Self { row, floor, content }
     }
 
-    /// Compares with the item, which was read after this. An object that is ahead of the row gets a newer version even
-    /// if the contents are equal: nobody knows what it holds.
+    /// Compares with the item, which was read after this. An object that is ahead of the row gets a
+    /// newer version even if the contents are equal: nobody knows what it holds.
     pub(crate) fn after_read(self, item: C) -> AfterRead<C> {
         if self.content == item && self.floor == self.row {
             return AfterRead::Equal;
@@ -68,12 +71,14 @@ impl<C: PartialEq> Seen<C> {
     }
 }
 
-/// What becomes of an image that was made while the row had the version `row`, now that it has the version `row_now`.
+/// What becomes of an image that was made while the row had the version `row`, now that it has the
+/// version `row_now`.
 pub(crate) fn after_hold(row: Option<&str>, row_now: Option<&str>) -> AfterHold {
     if row == row_now { AfterHold::Upsert } else { AfterHold::Drop }
 }
 
-/// The version of an image: above the row and the object that were seen, below the next change of the stream.
+/// The version of an image: above the row and the object that were seen, below the next change of
+/// the stream.
 ///
 /// # Errors
 /// [`VersionError`] if the floor is no version, or the clock is beyond what a version holds.
@@ -81,8 +86,8 @@ pub(crate) fn image_version(floor: Option<&str>, now_us: u64) -> Result<Version,
     Version::of_repair(floor, now_us)
 }
 
-/// How long an image waits: until the stream has been read past its read, and one function timeout more, because an
-/// invocation that timed out may still commit what it was given.
+/// How long an image waits: until the stream has been read past its read, and one function timeout
+/// more, because an invocation that timed out may still commit what it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hold {
     read_at: OffsetDateTime,
@@ -90,14 +95,15 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// The hold of an item that was read at this time: the later of this machine's clock and the database's, as the
-    /// cutoff of a replay is.
+    /// The hold of an item that was read at this time: the later of this machine's clock and the
+    /// database's, as the cutoff of a replay is.
     pub(crate) fn new(read_at: OffsetDateTime) -> Self {
         Self { read_at, passed_at: None }
     }
 
-    /// Whether the hold is over. `read_through`: up to when the shards of each stream of the part's table have been
-    /// read; `None` if nothing is known. A table without a stream holds for good, since nothing can be said.
+    /// Whether the hold is over. `read_through`: up to when the shards of each stream of the part's
+    /// table have been read; `None` if nothing is known. A table without a stream holds for good,
+    /// since nothing can be said.
     pub(crate) fn is_over(
         &mut self,
         read_through: &[Option<OffsetDateTime>],
@@ -111,7 +117,8 @@ impl Hold {
     }
 }
 
-/// Creation times are cut to the second: more records of the second in which the item was read may follow one of them.
+/// Creation times are cut to the second: more records of the second in which the item was read may
+/// follow one of them.
 fn has_passed(read_through: &[Option<OffsetDateTime>], read_at: OffsetDateTime) -> bool {
     let past = |through: &Option<OffsetDateTime>| {
         through.is_some_and(|through| through.unix_timestamp() > read_at.unix_timestamp())
@@ -119,7 +126,8 @@ fn has_passed(read_through: &[Option<OffsetDateTime>], read_at: OffsetDateTime) 
     !read_through.is_empty() && read_through.iter().all(past)
 }
 
-/// How a record that comes late is applied: one that was rejected, or that lies in the bucket of failures.
+/// How a record that comes late is applied: one that was rejected, or that lies in the bucket of
+/// failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Replay {
     /// Its image, by its version.
@@ -128,14 +136,14 @@ pub(crate) enum Replay {
     ReRead,
 }
 
-/// Once a database has a row in `repairs`, no record is applied from elsewhere than its stream, whatever its age: above
-/// an image, its version proves nothing.
+/// Once a database has a row in `repairs`, no record is applied from elsewhere than its stream,
+/// whatever its age: above an image, its version proves nothing.
 pub(crate) fn replay(database_has_repair: bool) -> Replay {
     if database_has_repair { Replay::ReRead } else { Replay::ApplyByVersion }
 }
 
-/// Whether a peer's version is one of an image. Then the merge is a repair of this database: it writes its row into
-/// `repairs` before it goes on, and the part waits for its [`Hold`].
+/// Whether a peer's version is one of an image. Then the merge is a repair of this database: it
+/// writes its row into `repairs` before it goes on, and the part waits for its [`Hold`].
 pub(crate) fn counts_as_repair(theirs: Option<&str>) -> bool {
     theirs.and_then(repair_us).is_some()
 }
@@ -151,7 +159,8 @@ pub(crate) enum FromPeer {
     ReRead,
 }
 
-/// Compares a peer's part with what the row holds once the hold of the part, if it has one, is over.
+/// Compares a peer's part with what the row holds once the hold of the part, if it has one, is
+/// over.
 pub(crate) fn from_peer<C: PartialEq>(
     (their_version, theirs): (Option<&str>, &C),
     (our_version, ours): (Option<&str>, &C),

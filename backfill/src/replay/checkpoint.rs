@@ -1,8 +1,9 @@
-//! How far each shard has come, kept in the target database, beside the lock that lets one run at a time at it.
+//! How far each shard has come, kept in the target database, beside the lock that lets one run at a
+//! time at it.
 //!
-//! A checkpoint is written after the records up to it are in both stores, never before. It is written
-//! over the connection that holds the lock: a run that has lost the lock with its connection notices
-//! before it writes, and takes the lock anew or stops.
+//! A checkpoint is written after the records up to it are in both stores, never before. It is
+//! written over the connection that holds the lock: a run that has lost the lock with its
+//! connection notices before it writes, and takes the lock anew or stops.
 
 use std::collections::HashMap;
 
@@ -25,8 +26,8 @@ pub(crate) struct Checkpoint {
     pub(crate) finished: bool,
     /// The bucket and prefix that the records are in as well.
     pub(crate) archive: Option<String>,
-    /// No change made after this time is missing: the run that wrote the checkpoint could still read
-    /// them all. (Column `snapshot_time`.)
+    /// No change made after this time is missing: the run that wrote the checkpoint could still
+    /// read them all. (Column `snapshot_time`.)
     pub(crate) complete_since: Option<OffsetDateTime>,
     pub(crate) updated_at: OffsetDateTime,
 }
@@ -135,7 +136,8 @@ impl Checkpoints {
         Ok(rows.into_iter().map(checkpoint).collect())
     }
 
-    /// Whether there is a checkpoint of any stream, and not one row in `measurements`: somebody emptied the table.
+    /// Whether there is a checkpoint of any stream, and not one row in `measurements`: somebody
+    /// emptied the table.
     pub(crate) async fn stand_beside_an_empty_table(&mut self) -> anyhow::Result<bool> {
         let asking = self.lock.connection().fetch_one(EMPTY, bind![]);
         let (empty,) = asking.await.context("cannot see whether measurements has rows")?;
@@ -157,8 +159,8 @@ impl Checkpoints {
         deleting.await.context("cannot delete checkpoints that are of no use any more").map(drop)
     }
 
-    /// Writes how far the shards have come, one update per shard. A database that is away is waited for,
-    /// as long as for a batch.
+    /// Writes how far the shards have come, one update per shard. A database that is away is waited
+    /// for, as long as for a batch.
     ///
     /// # Errors
     /// Where it stays away, or another run has taken the lock meanwhile.
@@ -182,7 +184,8 @@ impl Checkpoints {
             );
             let pause = pause_after(tries);
             console::line(&format!(
-                "a checkpoint could not be stored (see the log above); try {} of {MAX_TRIES} in {} s",
+                "a checkpoint could not be stored (see the log above); try {} of {MAX_TRIES} in \
+                    {} s",
                 tries + 1,
                 pause.as_secs()
             ));

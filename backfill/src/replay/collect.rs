@@ -1,8 +1,8 @@
 //! Pages → batches → both stores → checkpoints.
 //!
-//! The pages of all shards come together here, in the order in which they were read. A batch goes to the
-//! projector, and when all of it is in both stores its checkpoints are written. So whatever ends the run,
-//! each checkpoint stands at or before what is stored.
+//! The pages of all shards come together here, in the order in which they were read. A batch goes
+//! to the projector, and when all of it is in both stores its checkpoints are written. So whatever
+//! ends the run, each checkpoint stands at or before what is stored.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,13 +48,15 @@ impl Times {
         let spent = &delivery.durations;
         [
             format!(
-                "time: {:.0} % waiting for records, {:.0} % applying them, {:.0} % storing checkpoints",
+                "time: {:.0} % waiting for records, {:.0} % applying them, {:.0} % storing \
+                    checkpoints",
                 percent(self.waiting),
                 percent(self.applying),
                 percent(self.checkpoints)
             ),
             format!(
-                "of the applying (summed over connections): decode {:.1} s, database {:.1} s, objects {:.1} s",
+                "of the applying (summed over connections): decode {:.1} s, database {:.1} s, \
+                    objects {:.1} s",
                 spent.decode.as_secs_f64(),
                 spent.database.as_secs_f64(),
                 spent.archive.as_secs_f64()
@@ -104,7 +106,8 @@ fn progress_of(run: &StreamRun, one_of_several: bool) -> StreamProgress {
 struct Batch {
     records: Vec<Vec<u8>>,
     bytes: usize,
-    /// By the stream's ARN and shard: the last page without its records, and how many records there were.
+    /// By the stream's ARN and shard: the last page without its records, and how many records there
+    /// were.
     shards: HashMap<(String, Arc<str>), (Page, u64)>,
 }
 
@@ -138,7 +141,8 @@ impl Collector<'_> {
                 // First: the channel closes when a reader has failed, too.
                 biased;
                 Some(ended) = readers.join_next() => {
-                    let Err(error) = ended.context("a reader panicked").and_then(|ended| ended) else {
+                    let Err(error) = ended.context("a reader \
+                        panicked").and_then(|ended| ended) else {
                         continue;
                     };
                     readers.shutdown().await;
@@ -146,13 +150,14 @@ impl Collector<'_> {
                     let stored = timeout(GRACE, &mut collecting).await;
                     if let Ok(Err(second)) = stored {
                         let second = projector::error::chain(second.as_ref());
-                        tracing::error!(error = second, "what was read before the failure is not stored");
+                        tracing::error!(error = second, "what was read before the failure is not \
+                            stored");
                     }
                     return Err(error);
                 }
                 ended = &mut collecting => {
-                    // Complete means that all readers have ended, none of them by a failure that is not
-                    // told yet.
+                    // Complete means that all readers have ended, none of them by a failure that is
+                    // not told yet.
                     if matches!(ended, Ok(Ended::Complete)) {
                         while let Some(ended) = readers.join_next().await {
                             ended.context("a reader panicked")??;

@@ -1,5 +1,5 @@
-//! What the parts of a replay share: its terms, its streams, and what it found out. No part of it calls the API or the
-//! database.
+//! What the parts of a replay share: its terms, its streams, and what it found out. No part of it
+//! calls the API or the database.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::AtomicUsize;
@@ -30,7 +30,8 @@ pub(crate) struct ReplayContext {
     /// Goes on after the cutoff.
     pub(crate) follow: bool,
     pub(crate) snapshot_time: Option<OffsetDateTime>,
-    /// Since when every change could be read as the run began, if that was checked: the time of the snapshot.
+    /// Since when every change could be read as the run began, if that was checked: the time of the
+    /// snapshot.
     pub(crate) complete_since: Option<OffsetDateTime>,
     /// Goes on if records are lost.
     pub(crate) allow_gap: bool,
@@ -42,7 +43,8 @@ pub(crate) struct ReplayContext {
 pub(crate) struct Findings {
     /// The shards in which records can be lost, and since when.
     pub(crate) gaps: BTreeMap<ShardName, Option<OffsetDateTime>>,
-    /// Open shards that returned only empty pages for long enough, and whether they returned a record before.
+    /// Open shards that returned only empty pages for long enough, and whether they returned a
+    /// record before.
     pub(crate) assumed: BTreeMap<ShardName, bool>,
     /// Shards that only their children name, and that are not there: trimmed away, as a rule.
     pub(crate) not_there: BTreeSet<ShardName>,

@@ -1,5 +1,5 @@
-//! Do the streams hold every change since a snapshot, for how long, and who reads them? What is found out is apart from
-//! what is concluded: [`judge`] is pure.
+//! Do the streams hold every change since a snapshot, for how long, and who reads them? What is
+//! found out is apart from what is concluded: [`judge`] is pure.
 
 use std::time::Duration;
 
@@ -27,8 +27,9 @@ struct FoundStream {
 }
 
 impl Found {
-    /// Each stream and its shards, the older streams of a table before its newest. Older ones without
-    /// new images are left out: they were enabled anew because nothing can be read from them.
+    /// Each stream and its shards, the older streams of a table before its newest. Older ones
+    /// without new images are left out: they were enabled anew because nothing can be read from
+    /// them.
     ///
     /// # Errors
     /// [`Misconfigured::NoNewImages`] of a table's newest stream.
@@ -97,7 +98,8 @@ async fn streams_of(
 /// What is concluded. `--json` prints it as it stands here.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// The gap is covered, and a backfill is not one reader too many. `null`: no snapshot time was given.
+    /// The gap is covered, and a backfill is not one reader too many. `null`: no snapshot time was
+    /// given.
     pub(crate) safe: Option<bool>,
     #[serde(with = "time::serde::rfc3339::option")]
     snapshot_time: Option<OffsetDateTime>,
@@ -105,7 +107,8 @@ pub(crate) struct Report {
     checked_at: OffsetDateTime,
     /// What must be left of the 24 hours for the run itself.
     margin_wanted_seconds: i64,
-    /// What is left until the first change after the snapshot is trimmed; negative where it has been.
+    /// What is left until the first change after the snapshot is trimmed; negative where it has
+    /// been.
     #[serde(skip_serializing_if = "Option::is_none")]
     margin_seconds: Option<i64>,
     streams: Vec<StreamReport>,
@@ -121,8 +124,8 @@ struct StreamReport {
     enabled_since: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     oldest_readable: Option<OffsetDateTime>,
-    /// Every change since the snapshot can be read now. `null`: no snapshot time was given, or the table
-    /// has a newer stream, which counts instead.
+    /// Every change since the snapshot can be read now. `null`: no snapshot time was given, or the
+    /// table has a newer stream, which counts instead.
     covered: Option<bool>,
     /// It will be for less than the margin.
     margin_is_short: bool,
@@ -245,7 +248,8 @@ fn stream_faults(
         match description.enabled_since {
             Some(since) if since < snapshot_time => {}
             Some(since) => faults.push(format!(
-                "it was enabled at {}, after the snapshot: no stream holds everything that changed before that",
+                "it was enabled at {}, after the snapshot: no stream holds everything that \
+                    changed before that",
                 clock(since)
             )),
             None => faults.push("it does not say when it was enabled".to_owned()),
@@ -253,7 +257,8 @@ fn stream_faults(
     }
     if !description.enabled {
         faults.push(format!(
-            "it is {}: what changes now is in no stream; enable the stream, and take a new snapshot after that",
+            "it is {}: what changes now is in no stream; enable the stream, and take a new \
+                snapshot after that",
             description.status
         ));
     }
@@ -270,7 +275,8 @@ fn stream_faults(
 fn too_old(snapshot_time: OffsetDateTime, now: OffsetDateTime) -> Option<String> {
     (snapshot_time + RETENTION < now).then(|| {
         format!(
-            "what changed from {} to {} has been trimmed: a stream keeps 24 hours; take a newer snapshot",
+            "what changed from {} to {} has been trimmed: a stream keeps 24 hours; take a newer \
+                snapshot",
             clock(snapshot_time),
             clock(now - RETENTION)
         )
@@ -286,8 +292,8 @@ fn short(
     let left = snapshot_time + RETENTION - now;
     (time::Duration::ZERO <= left && left < margin).then(|| {
         format!(
-            "only {} are left until the first change after the snapshot is trimmed, less than the margin of {}; \
-             --margin-minutes 0 begins anyway",
+            "only {} are left until the first change after the snapshot is trimmed, less than the \
+             margin of {}; --margin-minutes 0 begins anyway",
             span(left.unsigned_abs()),
             span(margin.unsigned_abs())
         )
@@ -301,8 +307,8 @@ impl Description {
 }
 
 impl Report {
-    /// Whether a replay may begin: all changes since the snapshot can be read, with the margin, or no
-    /// snapshot's time was given.
+    /// Whether a replay may begin: all changes since the snapshot can be read, with the margin, or
+    /// no snapshot's time was given.
     pub(crate) fn may_begin(&self) -> bool {
         self.streams.iter().all(|stream| stream.covered != Some(false) && !stream.margin_is_short)
     }

@@ -1,7 +1,7 @@
 //! `--follow`: finds the streams that are enabled while the run goes on, and reads them too.
 //!
-//! A stream that is turned off and on again is a new stream, with another ARN. The old one ends, and without this its
-//! end would look like the end of the changes.
+//! A stream that is turned off and on again is a new stream, with another ARN. The old one ends,
+//! and without this its end would look like the end of the changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -66,8 +66,8 @@ impl Following {
             let Some(streams) = self.context.source.list_streams(&table).await? else {
                 if remind {
                     console::line(&format!(
-                        "{table}: there is no such table any more; waiting for it, and going on with the other table. End \
-                         this run if it will not come back"
+                        "{table}: there is no such table any more; waiting for it, and going on \
+                         with the other table. End this run if it will not come back"
                     ));
                 }
                 continue;
@@ -100,8 +100,8 @@ impl Following {
             .enabled_since
             .map_or_else(String::new, |since| format!(", enabled at {}", clock(since)));
         let remark = format!(
-            "{}: a new stream{since}, is followed too. What was written between the end of the old stream and then is \
-             in no stream: write those items again",
+            "{}: a new stream{since}, is followed too. What was written between the end of the old \
+             stream and then is in no stream: write those items again",
             stream.table
         );
         console::line(&remark);

@@ -1,9 +1,9 @@
 //! The shards of one stream as a forest: which may be read, and which must wait for their parents.
 //!
-//! Pure. A shard becomes ready when its parent is finished. A parent that is not listed is asked for
-//! beside its children, which do not wait for it. The API names one parent per shard, even after
-//! partitions merged: the other parent is then read beside the child. Both are harmless, because
-//! versions decide what a row keeps.
+//! Pure. A shard becomes ready when its parent is finished. A parent that is not listed is asked
+//! for beside its children, which do not wait for it. The API names one parent per shard, even
+//! after partitions merged: the other parent is then read beside the child. Both are harmless,
+//! because versions decide what a row keeps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -30,8 +30,8 @@ pub(crate) enum Disagreement {
 }
 
 impl Disagreement {
-    /// Whether the shards can be read even if the listing stays as it is: a shard is read to its end whatever a listing
-    /// says of it, and its children are then looked for again.
+    /// Whether the shards can be read even if the listing stays as it is: a shard is read to its
+    /// end whatever a listing says of it, and its children are then looked for again.
     pub(crate) fn is_harmless(&self) -> bool {
         match self {
             Self::TwoParents(_) | Self::OwnAncestor(_) => false,
@@ -103,7 +103,8 @@ enum State {
 struct Node {
     shard: Shard,
     state: State,
-    /// No listing has it: a child named it. Its children do not wait for it, since as a rule it is trimmed away.
+    /// No listing has it: a child named it. Its children do not wait for it, since as a rule it is
+    /// trimmed away.
     only_named: bool,
 }
 
@@ -117,8 +118,8 @@ pub(crate) struct Lineage {
 }
 
 impl Lineage {
-    /// Adds what a description lists. A shard that is known already can only have been closed since;
-    /// one that is not listed any more stays: whoever reads it finds out that it is gone.
+    /// Adds what a description lists. A shard that is known already can only have been closed
+    /// since; one that is not listed any more stays: whoever reads it finds out that it is gone.
     pub(crate) fn extend(&mut self, shards: impl IntoIterator<Item = Shard>) {
         let mut added = Vec::new();
         for shard in shards {
@@ -151,8 +152,8 @@ impl Lineage {
         node.state == State::Waiting && parent.is_none_or(may)
     }
 
-    /// The shards that may be read now, each handed out once, in the order of their ids (which begin
-    /// with the time at which a shard was made).
+    /// The shards that may be read now, each handed out once, in the order of their ids (which
+    /// begin with the time at which a shard was made).
     pub(crate) fn take_ready(&mut self) -> Vec<Shard> {
         let mut taken = Vec::with_capacity(self.ready.len());
         for id in std::mem::take(&mut self.ready) {
@@ -179,7 +180,8 @@ impl Lineage {
         self.shards.contains_key(id)
     }
 
-    /// The shards that are named as a parent and not listed themselves: trimmed away, or left out of the listing.
+    /// The shards that are named as a parent and not listed themselves: trimmed away, or left out
+    /// of the listing.
     pub(crate) fn unlisted_parents(&self) -> Vec<String> {
         self.children.keys().filter(|id| !self.shards.contains_key(*id)).cloned().collect()
     }
@@ -196,8 +198,8 @@ impl Lineage {
         self.has_children(id) || self.shards.get(id).is_some_and(|node| node.shard.closed)
     }
 
-    /// A shard that waits for a parent that will not end, other than one that `goes_on` after the cutoff; and that
-    /// parent. While nothing is being read, there must be none.
+    /// A shard that waits for a parent that will not end, other than one that `goes_on` after the
+    /// cutoff; and that parent. While nothing is being read, there must be none.
     pub(crate) fn stuck(&self, goes_on: impl Fn(&str) -> bool) -> Option<(&str, &str)> {
         let waiting = self.shards.values().filter(|node| node.state == State::Waiting);
         let mut stuck = waiting.filter_map(|node| {
@@ -299,7 +301,8 @@ mod tests {
         assert_eq!(lineage.take_ready(), []);
         lineage.finish("a");
         assert_eq!(lineage.take_ready(), shards("b<a"));
-        // A child of a shard that is finished already is ready at once; an unknown shard is nobody's.
+        // A child of a shard that is finished already is ready at once; an unknown shard is
+        // nobody's.
         lineage.extend(shards("a. c<a"));
         assert_eq!(lineage.take_ready(), shards("c<a"));
         lineage.finish("nobody");
@@ -372,7 +375,8 @@ mod tests {
 
     #[test]
     fn thousands_of_shards_are_no_work() {
-        // 200 lineages of 100 generations: what is linear takes milliseconds, what is quadratic minutes.
+        // 200 lineages of 100 generations: what is linear takes milliseconds, what is quadratic
+        // minutes.
         let mut listed = Vec::new();
         for family in 0..200 {
             for generation in 0..100 {

@@ -1,9 +1,10 @@
 //! How far a shard has been read, and whether records can have been trimmed unread. Pure.
 //!
-//! A stream keeps its records for 24 hours, and says nothing of what it drops: a shard opened at the
-//! trim horizon simply begins later. So it is computed: what was created up to the snapshot is in the
-//! database, what was created up to [`Position::read_through`] has been read, and what is trimmed is
-//! older than 24 hours. Nothing is lost while the later of the first two is younger than that.
+//! A stream keeps its records for 24 hours, and says nothing of what it drops: a shard opened at
+//! the trim horizon simply begins later. So it is computed: what was created up to the snapshot is
+//! in the database, what was created up to [`Position::read_through`] has been read, and what is
+//! trimmed is older than 24 hours. Nothing is lost while the later of the first two is younger than
+//! that.
 
 use time::OffsetDateTime;
 
@@ -21,8 +22,8 @@ pub(crate) struct Position {
     pub(crate) sequence_number: Option<String>,
     /// The last known creation time of a record read.
     pub(crate) last_created: Option<OffsetDateTime>,
-    /// Everything of the shard and its ancestors that was created up to then has been read: later than
-    /// `last_created` where the shard was found empty after it.
+    /// Everything of the shard and its ancestors that was created up to then has been read: later
+    /// than `last_created` where the shard was found empty after it.
     pub(crate) read_through: Option<OffsetDateTime>,
 }
 
@@ -44,9 +45,10 @@ impl Position {
     }
 }
 
-/// Whether records can be lost that were trimmed behind a position. `refused`: the stream refused to
-/// go on there, so that records which are younger than the last one read are gone, whatever the clock
-/// says. Without a baseline (no snapshot is named and nothing was read) nothing counts as lost.
+/// Whether records can be lost that were trimmed behind a position. `refused`: the stream refused
+/// to go on there, so that records which are younger than the last one read are gone, whatever the
+/// clock says. Without a baseline (no snapshot is named and nothing was read) nothing counts as
+/// lost.
 pub(crate) fn can_be_lost(
     position: &Position,
     refused: bool,
@@ -61,12 +63,13 @@ pub(crate) fn can_be_lost(
 /// What it means that a shard cannot be found, again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// It cannot have been trimmed: its records are younger than 24 hours, so the API is at fault. Another run will
-    /// find it.
+    /// It cannot have been trimmed: its records are younger than 24 hours, so the API is at fault.
+    /// Another run will find it.
     TooYoung,
     /// It is older than 24 hours by the clock, and records that matter can have gone with it.
     Lost,
-    /// It is older than 24 hours, or has never given anything; nothing that matters can have gone with it.
+    /// It is older than 24 hours, or has never given anything; nothing that matters can have gone
+    /// with it.
     Trimmed,
 }
 
@@ -108,9 +111,9 @@ pub(crate) fn judge_missing(
 /// Records are gone before they could be read.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "{}. If another projector kept this database up to date, run this again with --restart; if it was restored from \
-     a snapshot since, with --snapshot-time. Otherwise restore a newer snapshot, or add --allow-gap to read what is \
-     left",
+    "{}. If another projector kept this database up to date, run this again with --restart; if it \
+     was restored from a snapshot since, with --snapshot-time. Otherwise restore a newer snapshot, \
+     or add --allow-gap to read what is left",
     self.brief()
 )]
 pub(crate) struct Lost {
@@ -130,8 +133,8 @@ impl Lost {
         };
         let since = self.since.map_or_else(|| "an unknown time".to_owned(), clock);
         format!(
-            "records can be lost: shard {shard} of table {table} {read}, the stream keeps nothing older than 24 \
-             hours, and changes from {since} on can be missing"
+            "records can be lost: shard {shard} of table {table} {read}, the stream keeps nothing \
+             older than 24 hours, and changes from {since} on can be missing"
         )
     }
 }

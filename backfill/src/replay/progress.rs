@@ -13,8 +13,8 @@ use crate::console::{self, Bar, clock, span};
 #[derive(Debug, Default)]
 pub(crate) struct ShardCount {
     pub(crate) listed: AtomicUsize,
-    /// Children of shards that have been read to their end, not listed yet: counted up before that end
-    /// is reported, so that nobody takes a stream for done that is not.
+    /// Children of shards that have been read to their end, not listed yet: counted up before that
+    /// end is reported, so that nobody takes a stream for done that is not.
     pub(crate) children_not_listed: AtomicUsize,
 }
 
@@ -43,7 +43,8 @@ pub(crate) struct StreamProgress {
 }
 
 impl StreamProgress {
-    /// `listed` shards are known, `done_before` of them finished by an earlier run. The short name is for the bar.
+    /// `listed` shards are known, `done_before` of them finished by an earlier run. The short name
+    /// is for the bar.
     pub(crate) fn start(
         (table, name, short_name): (&str, String, &str),
         listed: usize,
@@ -166,7 +167,8 @@ mod tests {
 
     use super::beside_the_bar;
 
-    /// The bar library cuts what does not fit: the lag of one of two streams of a table must not be cut.
+    /// The bar library cuts what does not fit: the lag of one of two streams of a table must not be
+    /// cut.
     #[test]
     fn a_bar_fits_terminals_of_80_and_110_columns() {
         let reached = Some((datetime!(2026-11-23 20:00 UTC), Duration::from_mins(23 * 60 + 59)));

@@ -1,8 +1,8 @@
 //! One shard, page by page, from its checkpoint to its end or to the cutoff.
 //!
-//! A reader holds next to nothing between its calls: how many pages are in memory is bounded by the permits, one per
-//! call of `GetRecords`, which a page keeps until it is part of a batch. The order of a shard's records is that of its
-//! pages in the channel.
+//! A reader holds next to nothing between its calls: how many pages are in memory is bounded by the
+//! permits, one per call of `GetRecords`, which a page keeps until it is part of a batch. The order
+//! of a shard's records is that of its pages in the channel.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,14 +22,14 @@ use crate::replay::record::lambda_json;
 use crate::replay::source::{ShardName, made_at};
 use crate::replay::tip::EmptyPages;
 
-/// Creation times are approximate, and rounded down to the second: only a record this much younger than the cutoff
-/// shows that all records from before it have been read.
+/// Creation times are approximate, and rounded down to the second: only a record this much younger
+/// than the cutoff shows that all records from before it have been read.
 const CUTOFF_SLACK: time::Duration = time::Duration::seconds(5);
 /// Maximum consecutive iterators that gave no answer.
 const MAX_ITERATOR_ATTEMPTS: u32 = 16;
-/// A refusal may pass: the horizon moves on between the call for an iterator and the call that uses it, a shard may be
-/// listed before it can be read, and an answer may simply be wrong. It is asked again this often, with pauses that
-/// double to 15 seconds in all.
+/// A refusal may pass: the horizon moves on between the call for an iterator and the call that uses
+/// it, a shard may be listed before it can be read, and an answer may simply be wrong. It is asked
+/// again this often, with pauses that double to 15 seconds in all.
 const MAX_REFUSALS: u32 = 7;
 /// The same if the record after which it is to go on is trimmed, which the API says with certainty.
 const MAX_TRIMMED_REFUSALS: u32 = 3;
@@ -40,11 +40,13 @@ const REPORT_EVERY: time::Duration = time::Duration::minutes(10);
 /// How a shard's reading ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ReadOutcome {
-    /// Nothing more of it can be read: its end was reached, here, or the rest is trimmed away. Its children may start.
+    /// Nothing more of it can be read: its end was reached, here, or the rest is trimmed away. Its
+    /// children may start.
     Finished(Position),
     /// A record from after the cutoff has been read.
     PastCutoff,
-    /// It returned only empty pages for long enough. If it turns out to be closed, it is read on from here, to its end.
+    /// It returned only empty pages for long enough. If it turns out to be closed, it is read on
+    /// from here, to its end.
     AssumedCaughtUp(Position),
     /// Only a child named it, and it is not there.
     NotThere,
@@ -78,8 +80,8 @@ pub(crate) struct ShardReader {
     reported_through: Option<OffsetDateTime>,
     /// A page has been read.
     opened: bool,
-    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent. Without such a baseline
-    /// nothing says that what is trimmed matters.
+    /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent.
+    /// Without such a baseline nothing says that what is trimmed matters.
     has_baseline: bool,
     /// How often in a row it was refused.
     refusals: u32,
@@ -88,7 +90,8 @@ pub(crate) struct ShardReader {
 /// Where the next call reads.
 #[derive(Debug)]
 enum Next {
-    /// At an iterator that is still to be asked for, at the position: there was none yet, or it was lost.
+    /// At an iterator that is still to be asked for, at the position: there was none yet, or it was
+    /// lost.
     Ask,
     /// At this iterator, which the last page gave.
     At(String),
@@ -189,7 +192,8 @@ impl ShardReader {
             }
         }
         self.update_assumed(idle, passed || ended || !records.is_empty(), had_records);
-        // A quiet shard is read up to later and later: its checkpoint must say so before the day is over.
+        // A quiet shard is read up to later and later: its checkpoint must say so before the day is
+        // over.
         let report_due = idle
             && self.position.read_through > self.reported_through.map(|told| told + REPORT_EVERY);
         let reaches_cutoff = !self.at_cutoff && (idle || passed);
@@ -382,7 +386,8 @@ impl ShardReader {
             made_at: made_at(&self.shard),
             closed_at: children.filter_map(|child| made_at(&child.id)).min(),
         };
-        // What is only named has the snapshot alone for a baseline, and the evidence answers for that.
+        // What is only named has the snapshot alone for a baseline, and the evidence answers for
+        // that.
         let has_baseline = self.has_baseline && !self.is_unseen();
         match judge_missing(&self.position, has_baseline, evidence, snapshot, now) {
             Missing::TooYoung if self.context.allow_gap => {
@@ -391,8 +396,8 @@ impl ShardReader {
             }
             Missing::TooYoung => Err(CallError::Gone).with_context(|| {
                 format!(
-                    "{}: what it holds is younger than 24 hours, so that it cannot have been trimmed; run the same \
-                     command again, or add --allow-gap to go on without it",
+                    "{}: what it holds is younger than 24 hours, so that it cannot have been \
+                     trimmed; run the same command again, or add --allow-gap to go on without it",
                     self.unreadable()
                 )
             }),
@@ -433,7 +438,8 @@ impl ShardReader {
         }
     }
 
-    /// What comes after the position is, or may be, trimmed. `refused`: the stream refuses to go on there.
+    /// What comes after the position is, or may be, trimmed. `refused`: the stream refuses to go on
+    /// there.
     ///
     /// # Errors
     /// [`Lost`] if that matters.

@@ -1,5 +1,6 @@
-//! Who reads a stream besides this run: event source mappings, and the replication of a global table. Asked for beside
-//! the reading, with short limits: nothing waits for it, and from a VPC without those endpoints it is simply not known.
+//! Who reads a stream besides this run: event source mappings, and the replication of a global
+//! table. Asked for beside the reading, with short limits: nothing waits for it, and from a VPC
+//! without those endpoints it is simply not known.
 
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use projector::deadline::within;
 
 use crate::replay::source::Stream;
 
-/// At most this many readers of one shard, or they are throttled; of a global table only one, because its replication
-/// reads too (AWS Lambda Developer Guide, "Using AWS Lambda with Amazon DynamoDB").
+/// At most this many readers of one shard, or they are throttled; of a global table only one,
+/// because its replication reads too (AWS Lambda Developer Guide, "Using AWS Lambda with Amazon
+/// DynamoDB").
 const READERS: usize = 2;
 const READERS_OF_A_GLOBAL_TABLE: usize = 1;
 
@@ -46,8 +48,9 @@ impl Readers {
         let global = if self.is_global() { ", whose replication is a reader too," } else { "" };
         (mappings + 1 > limit).then(|| {
             format!(
-                "{mappings} event source mappings read it already: with the backfill that is more than the {limit} \
-                 readers per shard that AWS advises for this table{global} and all of them are throttled"
+                "{mappings} event source mappings read it already: with the backfill that is more \
+                 than the {limit} readers per shard that AWS advises for this table{global} and \
+                 all of them are throttled"
             )
         })
     }
@@ -57,18 +60,20 @@ impl Readers {
         let mut notes = Vec::new();
         if let Err(reason) = &self.mappings {
             notes.push(format!(
-                "its readers are not known ({reason}): make sure that no more than one event source mapping reads it \
-                 beside the backfill"
+                "its readers are not known ({reason}): make sure that no more than one event \
+                 source mapping reads it beside the backfill"
             ));
         }
         match &self.replicas {
             Ok(0) => {}
             Ok(replicas) => notes.push(format!(
-                "a global table with {replicas} more replicas: a removal by time to live is marked as one only in the \
-                 Region that made it, so TTL_REMOVALS=keep does not keep what another Region removed"
+                "a global table with {replicas} more replicas: a removal by time to live is marked \
+                 as one only in the Region that made it, so TTL_REMOVALS=keep does not keep what \
+                 another Region removed"
             )),
             Err(reason) => notes.push(format!(
-                "whether it is a global table is not known ({reason}): one has room for one reader, not two"
+                "whether it is a global table is not known ({reason}): one has room for one \
+                    reader, not two"
             )),
         }
         notes

@@ -1,5 +1,5 @@
-//! Which checkpoints of earlier runs hold for this one. The others are deleted once the run begins, with a line that
-//! says why.
+//! Which checkpoints of earlier runs hold for this one. The others are deleted once the run begins,
+//! with a line that says why.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,8 @@ use crate::replay::lineage::Shard;
 use crate::replay::position::{Lost, RETENTION, can_be_lost};
 use crate::replay::source::{ShardName, Stream};
 
-/// Whether checkpoints, at least one, are all of runs that began when every change since this snapshot could be read.
+/// Whether checkpoints, at least one, are all of runs that began when every change since this
+/// snapshot could be read.
 pub(crate) fn began_in_time<'a>(
     checkpoints: impl IntoIterator<Item = &'a Checkpoint>,
     snapshot_time: Option<OffsetDateTime>,
@@ -30,7 +31,8 @@ pub(crate) fn began_in_time<'a>(
 enum Ignored {
     /// It came with the snapshot, from an earlier backfill.
     BeforeSnapshot,
-    /// What came after it can be trimmed. No snapshot is named, so there is no baseline to judge it by.
+    /// What came after it can be trimmed. No snapshot is named, so there is no baseline to judge it
+    /// by.
     Old,
     /// The shard was read to its end, and is not listed any more: nobody will ask for it again.
     NoLongerNeeded,
@@ -70,8 +72,8 @@ pub(crate) struct Sorted {
     ignored: HashMap<Ignored, Vec<String>>,
 }
 
-/// Sorts the checkpoints of a stream, and deletes none: the run may still be refused, and another command may resume
-/// from those that do not hold for this one.
+/// Sorts the checkpoints of a stream, and deletes none: the run may still be refused, and another
+/// command may resume from those that do not hold for this one.
 pub(crate) async fn sort(
     checkpoints: &mut Checkpoints,
     context: &ReplayContext,
@@ -138,8 +140,8 @@ impl Sorted {
     }
 }
 
-/// Judges the checkpoints of streams that do not exist any more: records after them are gone for good. Returns those
-/// that are too old to be of use, by stream and shard.
+/// Judges the checkpoints of streams that do not exist any more: records after them are gone for
+/// good. Returns those that are too old to be of use, by stream and shard.
 ///
 /// # Errors
 /// [`Lost`] if a snapshot is named, and changes since then went with such a stream.

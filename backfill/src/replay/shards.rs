@@ -1,8 +1,8 @@
 //! All shards of one stream: which are read when, and when the stream is done.
 //!
-//! One task per stream knows the lineage, starts a reader for each shard that may be read, and describes the stream
-//! again for what was not listed before. A listing is no proof that a shard is gone: what a checkpoint or a child names
-//! is asked for, listed or not.
+//! One task per stream knows the lineage, starts a reader for each shard that may be read, and
+//! describes the stream again for what was not listed before. A listing is no proof that a shard is
+//! gone: what a checkpoint or a child names is asked for, listed or not.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::replay::position::Position;
 use crate::replay::reader::{Known, ReadOutcome, ShardReader};
 use crate::replay::source::{Description, Stream};
 
-/// How often a stream is described while a closed shard's child is looked for, or when nothing is under way any more;
-/// and otherwise.
+/// How often a stream is described while a closed shard's child is looked for, or when nothing is
+/// under way any more; and otherwise.
 const DESCRIBE_EVERY: Duration = Duration::from_secs(1);
 const DESCRIBE_ANYWAY: Duration = Duration::from_secs(30);
 /// `DescribeStream` lists this many shards per call.
@@ -31,8 +31,9 @@ const SHARDS_PER_PAGE: usize = 100;
 
 /// Reads all shards of a stream, parents before their children.
 ///
-/// It ends only after a description that was asked for when nothing was under way any more, and that shows nothing new:
-/// no shard that was not listed before, and none that was only assumed to be caught up.
+/// It ends only after a description that was asked for when nothing was under way any more, and
+/// that shows nothing new: no shard that was not listed before, and none that was only assumed to
+/// be caught up.
 pub(crate) async fn read_stream(
     context: Arc<ReplayContext>,
     run: Arc<StreamRun>,
@@ -154,7 +155,8 @@ impl StreamReading {
         }
     }
 
-    /// Where a shard is read from: its checkpoint, or its beginning, after what was read of its parent.
+    /// Where a shard is read from: its checkpoint, or its beginning, after what was read of its
+    /// parent.
     fn beginning(&self, shard: &Shard) -> Position {
         if let Some(checkpoint) = self.run.resumed.get(&shard.id) {
             return checkpoint.position.clone();
@@ -163,8 +165,8 @@ impl StreamReading {
         Position::after(of_parent.copied().flatten().max(self.run.enabled_during_run))
     }
 
-    /// Since when no change of a shard is missing: since this run's snapshot, or since the time that
-    /// an earlier run kept of it or of its parent.
+    /// Since when no change of a shard is missing: since this run's snapshot, or since the time
+    /// that an earlier run kept of it or of its parent.
     fn complete_since_of(&self, shard: &Shard) -> Option<OffsetDateTime> {
         let of_earlier_run =
             |id: &String| self.run.resumed.get(id).map(|before| before.complete_since);
@@ -205,7 +207,8 @@ impl StreamReading {
         match self.lineage.stuck(|shard| self.past_cutoff.contains(shard)) {
             None => Ok(()),
             Some((shard, parent)) => bail!(
-                "shard {shard} of {} was not read, because its parent {parent} did not end: run the same command again",
+                "shard {shard} of {} was not read, because its parent {parent} did not end: run \
+                    the same command again",
                 self.run.stream.arn
             ),
         }
@@ -232,7 +235,8 @@ impl StreamReading {
                 self.count_listed();
             }
             ReadOutcome::Finished(position) => {
-                // Without a snapshot or checkpoint, children inherit no time up to which all was read.
+                // Without a snapshot or checkpoint, children inherit no time up to which all was
+                // read.
                 if self.context.snapshot_time.is_some() || self.read_through.contains_key(&id) {
                     self.read_through.insert(id.clone(), position.read_through);
                 }
@@ -247,7 +251,8 @@ impl StreamReading {
         Ok(())
     }
 
-    /// Asks for what is new: the children of the shards that wait for one, if that is less work than all shards.
+    /// Asks for what is new: the children of the shards that wait for one, if that is less work
+    /// than all shards.
     async fn describe_again(&mut self) -> anyhow::Result<()> {
         let nothing_under_way = self.nothing_under_way();
         let few = self.childless.len() <= self.lineage.len().div_ceil(SHARDS_PER_PAGE);
@@ -260,8 +265,8 @@ impl StreamReading {
         Ok(())
     }
 
-    /// Asks for the children of each shard that waits for one. False if it is not answered: a full description says
-    /// why, or does as well.
+    /// Asks for the children of each shard that waits for one. False if it is not answered: a full
+    /// description says why, or does as well.
     async fn describe_children(&mut self) -> bool {
         let parents: Vec<String> = self.childless.keys().cloned().collect();
         for parent in parents {
@@ -272,8 +277,8 @@ impl StreamReading {
         true
     }
 
-    /// `None`: AWS has deleted the stream, as it does 24 hours after it was disabled. What is being read of it ends by
-    /// itself.
+    /// `None`: AWS has deleted the stream, as it does 24 hours after it was disabled. What is being
+    /// read of it ends by itself.
     fn on_described(&mut self, description: Option<Description>) {
         let enabled = description.as_ref().is_some_and(|description| description.enabled);
         let shards = description.map(|description| description.shards).unwrap_or_default();
@@ -299,15 +304,15 @@ impl StreamReading {
     }
 }
 
-/// Whether a child of a closed shard is still to come. A stream that is disabled has no more children to come; and if
-/// one has not come for long, that is logged.
+/// Whether a child of a closed shard is still to come. A stream that is disabled has no more
+/// children to come; and if one has not come for long, that is logged.
 fn waits_for_child(stream: &Stream, shard: &str, enabled: bool, patient: bool) -> bool {
     if enabled && !patient {
         tracing::warn!(
             stream = stream.arn,
             shard,
-            "closed, and DescribeStream names no child of it: taken for the end of its lineage, as after a merge of \
-             partitions"
+            "closed, and DescribeStream names no child of it: taken for the end of its lineage, as \
+             after a merge of partitions"
         );
     }
     enabled && patient

@@ -15,7 +15,8 @@ use crate::patience::{Api, CallError, Patience};
 use crate::replay::lineage::{self, Shard};
 
 const API: Api = Api {
-    permissions: "the role needs dynamodb:ListStreams, DescribeStream, GetShardIterator and GetRecords on both streams",
+    permissions: "the role needs dynamodb:ListStreams, DescribeStream, GetShardIterator and \
+        GetRecords on both streams",
     endpoint: "the endpoint does not take the call: check AWS_ENDPOINT_URL_DYNAMODB_STREAMS",
 };
 
@@ -39,8 +40,8 @@ impl Source {
         Self { client: streams::Client::from_conf(config), patience: Patience::new(&API) }
     }
 
-    /// All streams of a table, the oldest first: the one in use, and those that were disabled within
-    /// the last 24 hours, which can still be read.
+    /// All streams of a table, the oldest first: the one in use, and those that were disabled
+    /// within the last 24 hours, which can still be read.
     ///
     /// # Errors
     /// [`ConfigError`] of `variable`, which names the table, if there is no table or no stream.
@@ -62,8 +63,8 @@ impl Source {
         }
     }
 
-    /// The same, also if there is none; `None` if there is no table. It asks more than once before a table counts as
-    /// gone: one answer is no proof.
+    /// The same, also if there is none; `None` if there is no table. It asks more than once before
+    /// a table counts as gone: one answer is no proof.
     pub(crate) async fn list_streams(&self, table: &str) -> anyhow::Result<Option<Vec<Stream>>> {
         for _ in 1..MISSING {
             if let Some(streams) = self.list_streams_once(table).await? {
@@ -111,8 +112,8 @@ impl Source {
         Ok(Some(found))
     }
 
-    /// Describes a stream with all its shards; again while the pages disagree. `None`: there is no such stream any
-    /// more, as AWS deletes one 24 hours after it was disabled.
+    /// Describes a stream with all its shards; again while the pages disagree. `None`: there is no
+    /// such stream any more, as AWS deletes one 24 hours after it was disabled.
     pub(crate) async fn describe(&self, stream: &Stream) -> anyhow::Result<Option<Description>> {
         let mut descriptions = 0;
         let mut missing = 0;
@@ -132,14 +133,16 @@ impl Source {
                 return Ok(Some(Description { shards, ..description }));
             };
             self.patience.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(stream = stream.arn, %disagreement, "DescribeStream contradicts itself");
+            tracing::debug!(stream = stream.arn, %disagreement, "DescribeStream contradicts \
+                itself");
             if descriptions == DESCRIPTIONS {
                 if disagreement.is_harmless() {
                     return Ok(Some(Description { shards, ..description }));
                 }
                 return Err(disagreement).with_context(|| {
                     format!(
-                        "the pages of DescribeStream for {} contradict each other, {DESCRIPTIONS} times in a row",
+                        "the pages of DescribeStream for {} contradict each other, {DESCRIPTIONS} \
+                            times in a row",
                         stream.arn
                     )
                 });
@@ -148,8 +151,9 @@ impl Source {
         }
     }
 
-    /// Describes a stream with the children of one shard alone: one call, however many shards the stream has. An
-    /// endpoint that does not know the filter describes all of them, which is as good.
+    /// Describes a stream with the children of one shard alone: one call, however many shards the
+    /// stream has. An endpoint that does not know the filter describes all of them, which is as
+    /// good.
     pub(crate) async fn describe_children(
         &self,
         stream: &Stream,
@@ -234,8 +238,9 @@ pub(crate) struct ShardName {
     pub(crate) shard: String,
 }
 
-/// When a shard was made, as the number in its id says: milliseconds since 1970, in 20 digits. Not documented, and
-/// seen in every id of the service. It is used for caution only: a shard that must be there is asked for longer.
+/// When a shard was made, as the number in its id says: milliseconds since 1970, in 20 digits. Not
+/// documented, and seen in every id of the service. It is used for caution only: a shard that must
+/// be there is asked for longer.
 pub(crate) fn made_at(shard: &str) -> Option<OffsetDateTime> {
     let digits = shard.strip_prefix("shardId-")?.split('-').next()?;
     let ms = digits.parse::<i128>().ok().filter(|_| digits.len() == 20)?;
@@ -258,7 +263,8 @@ impl Stream {
         format!("{} (stream of {})", self.table, self.label)
     }
 
-    /// The same for a bar, which has little room: the streams of a table are at most a few days apart.
+    /// The same for a bar, which has little room: the streams of a table are at most a few days
+    /// apart.
     pub(crate) fn short_name(&self) -> String {
         format!("{} {}", self.table, self.label.get(5..19).unwrap_or(&self.label))
     }

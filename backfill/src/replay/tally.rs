@@ -1,4 +1,5 @@
-//! What a run of `backfill stream` came to: for people, as JSON, and as an exit code. It claims no more than is known.
+//! What a run of `backfill stream` came to: for people, as JSON, and as an exit code. It claims no
+//! more than is known.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -114,13 +115,15 @@ impl Tally<'_> {
         }
         if self.gap {
             lines.push(
-                "not every change since the snapshot is in the streams, as said at the start: --allow-gap went on without"
+                "not every change since the snapshot is in the streams, as said at the start: \
+                    --allow-gap went on without"
                     .to_owned(),
             );
         }
         if !findings.gone.is_empty() {
             lines.push(format!(
-                "{} gone before {} read to {} end, as happens when all that is left is older than 24 hours: {}",
+                "{} gone before {} read to {} end, as happens when all that is left is older than \
+                    24 hours: {}",
                 was(findings.gone.len(), "shard"),
                 if findings.gone.len() == 1 { "it was" } else { "they were" },
                 if findings.gone.len() == 1 { "its" } else { "their" },
@@ -131,8 +134,8 @@ impl Tally<'_> {
         lines.push(self.reach(&findings.assumed.keys().collect::<Vec<_>>(), complete));
         if self.context.snapshot_time.is_none() {
             lines.push(
-                "no --snapshot-time was given: whether the streams still hold every change that this database lacks was \
-                 not checked"
+                "no --snapshot-time was given: whether the streams still hold every change that \
+                 this database lacks was not checked"
                     .to_owned(),
             );
         }
@@ -149,8 +152,8 @@ impl Tally<'_> {
             (0, true) => format!("every record created before {cutoff} is applied"),
             (0, false) => format!("every other record created before {cutoff} is applied"),
             (count, _) => format!(
-                "every record that was read is applied; {} assumed to be caught up to {cutoff}, after only empty pages \
-                 for {} ({} before a first record): {}",
+                "every record that was read is applied; {} assumed to be caught up to {cutoff}, \
+                 after only empty pages for {} ({} before a first record): {}",
                 is(count, "open shard"),
                 span(self.context.idle),
                 span(self.context.first_record),

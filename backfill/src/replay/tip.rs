@@ -1,16 +1,17 @@
 //! When an open shard counts as caught up although nothing says so. Pure.
 //!
-//! An open shard never ends, and the API does not say how far an iterator is from the newest record. An empty page is
-//! no sign of it: "it might take multiple calls to get to a portion of the shard that contains stream records"
-//! (DynamoDB Streams API reference, `GetRecords`). How many is not documented. The authors of the bloop library
-//! measured on the real service that about 4 empty pages cross the four hours of an empty shard
-//! (`CALLS_TO_REACH_HEAD` in bloop/stream/shard.py). We ask for more pages than that, for longer, and longest if the
-//! shard has returned no record yet; and the summary names what was only assumed.
+//! An open shard never ends, and the API does not say how far an iterator is from the newest
+//! record. An empty page is no sign of it: "it might take multiple calls to get to a portion of the
+//! shard that contains stream records" (DynamoDB Streams API reference, `GetRecords`). How many is
+//! not documented. The authors of the bloop library measured on the real service that about 4 empty
+//! pages cross the four hours of an empty shard (`CALLS_TO_REACH_HEAD` in bloop/stream/shard.py).
+//! We ask for more pages than that, for longer, and longest if the shard has returned no record
+//! yet; and the summary names what was only assumed.
 
 use std::time::{Duration, Instant};
 
-/// This many empty pages in a row are needed at least, and this many for each second that they must last: calls that
-/// are held up do not count for calls that were made.
+/// This many empty pages in a row are needed at least, and this many for each second that they must
+/// last: calls that are held up do not count for calls that were made.
 const EMPTY_PAGES: u64 = 10;
 const EMPTY_PAGES_PER_SECOND: u64 = 4;
 /// This many empty pages are asked for without a pause, since empty pages may stand before records.
@@ -18,8 +19,8 @@ const WITHOUT_PAUSE: u64 = 5;
 /// Then the pause doubles from the first to the last.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
 
-/// The walk begins anew this often without a record in between; after that its pages count on, or iterators that keep
-/// expiring would hold the run for good.
+/// The walk begins anew this often without a record in between; after that its pages count on, or
+/// iterators that keep expiring would hold the run for good.
 const RESTARTS: u32 = 3;
 
 /// The empty pages since the last record, or since the walk through the shard began anew.

@@ -3,11 +3,12 @@
 use projector::part::Part;
 use serde_json::{Value as Json, json};
 
-/// How the two sides differ. `ours` are the rows of `DATABASE_URL`; `theirs` is what they are compared with.
+/// How the two sides differ. `ours` are the rows of `DATABASE_URL`; `theirs` is what they are
+/// compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// The side that is verified lacks it: a row that only the peer has, an item that no row holds, a row
-    /// without its object.
+    /// The side that is verified lacks it: a row that only the peer has, an item that no row holds,
+    /// a row without its object.
     Missing,
     /// Only our rows have it: the peer has no such row, or the item is gone.
     Extra,

@@ -13,14 +13,16 @@ use crate::read_model::{self, Returned, Upserted};
 pub(super) struct Statement<'a> {
     pub(super) sessions: Vec<SessionChanges<'a>>,
     pub(super) took: Duration,
-    /// `None` if it was not sent: while it waited for a connection, others of its size were too much.
+    /// `None` if it was not sent: while it waited for a connection, others of its size were too
+    /// much.
     pub(super) upserted: Option<Result<Vec<Option<Upserted>>, Error>>,
-    /// Sessions whose rows somebody else has locked, if it waited for one in vain; `None` if that cannot be
-    /// found out, because the whole table is locked.
+    /// Sessions whose rows somebody else has locked, if it waited for one in vain; `None` if that
+    /// cannot be found out, because the whole table is locked.
     pub(super) locked: Option<HashSet<String>>,
 }
 
-/// Sends one statement, unless sessions of that number were found to be too many while it waited for a connection.
+/// Sends one statement, unless sessions of that number were found to be too many while it waited
+/// for a connection.
 pub(super) async fn upsert<'a>(
     projector: &Projector,
     sessions: Vec<SessionChanges<'a>>,

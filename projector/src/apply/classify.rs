@@ -1,12 +1,13 @@
-//! What each record of a session came to, by the versions alone: applied, duplicate, stale or superseded. Pure.
+//! What each record of a session came to, by the versions alone: applied, duplicate, stale or
+//! superseded. Pure.
 
 use crate::counts::Counts;
 use crate::fold::{IndexedChange, SessionChanges};
 use crate::part::Part;
 use crate::read_model::Upserted;
 
-/// Counts what each record of a session came to. If the row was written, a change that it holds counts as applied,
-/// also one that it held already.
+/// Counts what each record of a session came to. If the row was written, a change that it holds
+/// counts as applied, also one that it held already.
 pub(super) fn count(session: &SessionChanges<'_>, upserted: &Upserted, counts: &mut Counts) {
     let written = matches!(upserted, Upserted::Written { .. });
     counts.rows_written += u64::from(written);

@@ -1,15 +1,15 @@
 //! Which sessions to try next of those that failed together. Pure.
 //!
 //! One session that a corrupt page, a lock or a value keeps out must not keep out its neighbours. A
-//! statement that failed is split, and what fails is split again, until it is one session; of one session
-//! that PostgreSQL refuses, until it is one change.
+//! statement that failed is split, and what fails is split again, until it is one session; of one
+//! session that PostgreSQL refuses, until it is one change.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::fold::SessionChanges;
 
-/// A statement that failed is split into this many. To find one bad session among a thousand takes four
-/// rounds of eight, each a wait if the session is locked; by halves it would take ten.
+/// A statement that failed is split into this many. To find one bad session among a thousand takes
+/// four rounds of eight, each a wait if the session is locked; by halves it would take ten.
 const WAYS: usize = 8;
 
 /// Splits sessions that failed together, two at least, into nearly equal pieces.
@@ -23,9 +23,10 @@ pub(super) fn split(mut sessions: Vec<SessionChanges<'_>>) -> VecDeque<Vec<Sessi
     pieces
 }
 
-/// Splits sessions that waited in vain for a lock into those that nobody has locked, together, and each of the
-/// locked ones alone. While a statement waits for one row it holds the rows before it, and whoever waits for those
-/// waits as long; so the locked ones are not searched for by splitting again and again.
+/// Splits sessions that waited in vain for a lock into those that nobody has locked, together, and
+/// each of the locked ones alone. While a statement waits for one row it holds the rows before it,
+/// and whoever waits for those waits as long; so the locked ones are not searched for by splitting
+/// again and again.
 pub(super) fn split_locked<'a>(
     sessions: Vec<SessionChanges<'a>>,
     locked: &HashSet<String>,
@@ -48,8 +49,9 @@ pub(super) enum Bisected<'a> {
     Refused(usize, Option<SessionChanges<'a>>),
 }
 
-/// Bisects a refused session: into its parts, and one part into its newest change, the only one that was sent, and
-/// the rest. So it takes one statement per change that is refused, and one per part.
+/// Bisects a refused session: into its parts, and one part into its newest change, the only one
+/// that was sent, and the rest. So it takes one statement per change that is refused, and one per
+/// part.
 pub(super) fn bisect(session: SessionChanges<'_>) -> Bisected<'_> {
     let parts = session.by_part();
     if parts.len() > 1 {
@@ -93,8 +95,8 @@ mod tests {
         changes
     }
 
-    /// Tries pieces until nothing is left, like the pipeline: `bad` records are refused. Returns the records
-    /// found and the number of statements.
+    /// Tries pieces until nothing is left, like the pipeline: `bad` records are refused. Returns
+    /// the records found and the number of statements.
     fn search(changes: &[IndexedChange], bad: &BTreeSet<usize>) -> (BTreeSet<usize>, usize) {
         let mut pieces = VecDeque::from([fold(changes)]);
         let (mut found, mut statements) = (BTreeSet::new(), 0);
@@ -159,7 +161,8 @@ mod tests {
     #[test]
     fn every_refused_change_that_is_sent_is_found_and_no_other() {
         let changes = changes(50, 3);
-        // Newest ones, one with the change that it had overtaken, and one that is overtaken and never sent.
+        // Newest ones, one with the change that it had overtaken, and one that is overtaken and
+        // never sent.
         let bad = BTreeSet::from([2, 8, 7, 101, 440, 448]);
         let (found, _) = search(&changes, &bad);
         let sent: BTreeSet<usize> = bad.iter().copied().filter(|index| *index != 448).collect();

@@ -28,14 +28,14 @@ impl Default for Learned {
 }
 
 impl Learned {
-    /// Whether most sessions of the last statement were unchanged: a replay is under way, and the next ones are
-    /// likely to be unchanged, too.
+    /// Whether most sessions of the last statement were unchanged: a replay is under way, and the
+    /// next ones are likely to be unchanged, too.
     pub(super) fn mostly_unchanged(&self) -> bool {
         self.mostly_unchanged.load(Ordering::Relaxed)
     }
 
-    /// Has the next statement sent as if most sessions of the last one had been unchanged, or had not: for tests,
-    /// which show that the rows are the same.
+    /// Has the next statement sent as if most sessions of the last one had been unchanged, or had
+    /// not: for tests, which show that the rows are the same.
     pub fn expect_unchanged(&self, unchanged: bool) {
         self.mostly_unchanged.store(unchanged, Ordering::Relaxed);
     }
@@ -50,8 +50,8 @@ impl Learned {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For which reason PostgreSQL refused every session of a large batch, as long as it has taken none since.
-    /// Lambda halves that batch down to single records; those are not at fault either.
+    /// For which reason PostgreSQL refused every session of a large batch, as long as it has taken
+    /// none since. Lambda halves that batch down to single records; those are not at fault either.
     pub(super) fn refusing(&self) -> MutexGuard<'_, Option<String>> {
         self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
     }

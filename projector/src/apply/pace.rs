@@ -1,14 +1,14 @@
 //! How many sessions one statement takes. Pure.
 //!
-//! A database that was just restored loads its blocks lazily, and a statement that takes a second on any
-//! other day runs into its time limit. Sent again unchanged it would run into it again. So the next one
-//! is smaller, down to one session, and what worked is remembered: a slow database means slow progress,
-//! not none.
+//! A database that was just restored loads its blocks lazily, and a statement that takes a second
+//! on any other day runs into its time limit. Sent again unchanged it would run into it again. So
+//! the next one is smaller, down to one session, and what worked is remembered: a slow database
+//! means slow progress, not none.
 
 use std::time::Duration;
 
-/// A statement should take no longer than this: rows stay locked meanwhile, and an invocation that runs
-/// out of time loses what is in the database.
+/// A statement should take no longer than this: rows stay locked meanwhile, and an invocation that
+/// runs out of time loses what is in the database.
 const TARGET: Duration = Duration::from_secs(4);
 /// The target is never less, however soon a statement failed.
 const LEAST_TARGET: Duration = Duration::from_millis(250);
@@ -35,16 +35,17 @@ impl Pace {
         self.limit
     }
 
-    /// A statement of `sessions` was too much: it ran into a time limit after `took`, or the server ran
-    /// out of memory. The next takes half at most, and no more than would have met the target if it had needed
-    /// four times that time. How much it had needed is not known, and to try too much again costs a whole limit.
+    /// A statement of `sessions` was too much: it ran into a time limit after `took`, or the server
+    /// ran out of memory. The next takes half at most, and no more than would have met the target
+    /// if it had needed four times that time. How much it had needed is not known, and to try too
+    /// much again costs a whole limit.
     pub fn too_much(&mut self, sessions: usize, took: Duration) {
         self.target = self.target.min(took / 2).max(LEAST_TARGET);
         self.limit = self.limit.min(sessions / 2).min(self.at_target(sessions, took * 4)).max(1);
     }
 
-    /// A statement of `sessions` took so long. Slower than the target: the next is smaller. In less than
-    /// half of it, and as large as allowed: the next may be a quarter larger.
+    /// A statement of `sessions` took so long. Slower than the target: the next is smaller. In less
+    /// than half of it, and as large as allowed: the next may be a quarter larger.
     pub fn done(&mut self, sessions: usize, took: Duration) {
         if took > self.target {
             self.limit = self.limit.min(self.at_target(sessions, took)).max(1);
@@ -70,8 +71,8 @@ mod tests {
     use proptest::prelude::*;
     use std::time::Duration;
 
-    /// Sends `sessions` to a database that needs this long per session and has this time limit, and returns
-    /// how long that took.
+    /// Sends `sessions` to a database that needs this long per session and has this time limit, and
+    /// returns how long that took.
     fn send(
         pace: &mut Pace,
         mut sessions: usize,
@@ -95,7 +96,8 @@ mod tests {
     }
 
     proptest! {
-        /// From one to a hundred milliseconds per row, and from a few seconds to 20 s per statement.
+        /// From one to a hundred milliseconds per row, and from a few seconds to 20 s per
+        /// statement.
         #[test]
         fn a_slow_database_makes_progress_at_nearly_its_own_rate(
             row_ms in 1_u64..=100, limit_s in 2_u64..=20, sessions in 1_000_usize..10_000

@@ -1,7 +1,9 @@
-//! Both stores for one batch: sessions → statements → objects, each step as soon as the one before it allows.
+//! Both stores for one batch: sessions → statements → objects, each step as soon as the one before
+//! it allows.
 //!
-//! A record counts as failed until it is settled: in both stores, or found to be refused. So whatever ends
-//! the work early (an outage, the deadline), nothing is acknowledged that is not stored.
+//! A record counts as failed until it is settled: in both stores, or found to be refused. So
+//! whatever ends the work early (an outage, the deadline), nothing is acknowledged that is not
+//! stored.
 //!
 //! `queues.rs` says which sessions are next; here is what follows from each answer.
 
@@ -27,14 +29,16 @@ use crate::rejected::Rejection;
 /// A batch of fewer sessions is one statement; of more, one per connection, each its own commit.
 const SPLIT_SESSIONS: usize = 500;
 /// With an archive a statement takes no more sessions than this, so that objects go out while the
-/// next ones are in the database; and no statement is sent while more of them wait for their objects.
+/// next ones are in the database; and no statement is sent while more of them wait for their
+/// objects.
 const OVERLAP_SESSIONS: usize = 1_000;
-/// The rows of a batch of so few sessions are returned whole whatever their size; of a larger one, only
-/// the small ones, so that what waits for its object is bounded.
+/// The rows of a batch of so few sessions are returned whole whatever their size; of a larger one,
+/// only the small ones, so that what waits for its object is bounded.
 const WHOLE_ROWS: usize = 8;
 /// After this many failures in a row the rest of a batch is not tried: it comes again.
 const GIVE_UP_AFTER: u32 = 16;
-/// A session that fails alone at a time limit counts as this many failures: each costs its whole limit.
+/// A session that fails alone at a time limit counts as this many failures: each costs its whole
+/// limit.
 const TIMEOUT_WEIGHT: u32 = 4;
 /// A statement that took so long before its connection was lost may be why it was.
 const LONG: Duration = Duration::from_secs(1);
@@ -66,9 +70,9 @@ struct Pipeline<'p, 'a> {
 
 /// Stores the sessions of a batch, and returns what PostgreSQL refuses.
 ///
-/// As many statements are in the database at once as there are connections. As one comes back, the objects of ALL
-/// its sessions are reconciled, written or not, while the next is in the database: a crash between commit and PUT is
-/// repaired by the redelivery.
+/// As many statements are in the database at once as there are connections. As one comes back, the
+/// objects of ALL its sessions are reconciled, written or not, while the next is in the database: a
+/// crash between commit and PUT is repaired by the redelivery.
 ///
 /// # Errors
 /// Only what is [`Consequence::Fatal`].
@@ -250,8 +254,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         }
     }
 
-    /// The statement failed and the connection lives: smaller statements, down to one session, which fails
-    /// alone.
+    /// The statement failed and the connection lives: smaller statements, down to one session,
+    /// which fails alone.
     fn on_split(
         &mut self,
         sessions: Vec<SessionChanges<'a>>,
@@ -281,8 +285,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         self.queues.put_back(sessions);
     }
 
-    /// Somebody has locked a row. That may be another lane, which itself waits for a third: what fails alone
-    /// is tried once more, last of all.
+    /// Somebody has locked a row. That may be another lane, which itself waits for a third: what
+    /// fails alone is tried once more, last of all.
     fn on_locked(
         &mut self,
         sessions: Vec<SessionChanges<'a>>,
@@ -295,7 +299,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             return log_unless_fatal(error);
         };
         if sessions.len() > 1 && locked.is_empty() {
-            // Somebody inserts one of these rows, or the table is locked against writes: an index is built.
+            // Somebody inserts one of these rows, or the table is locked against writes: an index
+            // is built.
             self.failed_alone += TIMEOUT_WEIGHT;
             if self.failed_alone >= GIVE_UP_AFTER {
                 self.queues.give_up();
@@ -382,8 +387,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             Err(error) => {
                 self.failed_objects += 1;
                 if self.failed_objects == GIVE_UP_AFTER {
-                    // S3 is away: what was not tried yet would fail one by one, for longer than a Lambda
-                    // has. What is under way is brought to its end, and the rows go on.
+                    // S3 is away: what was not tried yet would fail one by one, for longer than a
+                    // Lambda has. What is under way is brought to its end, and the rows go on.
                     self.waiting.clear();
                 }
                 log_unless_fatal(error)
@@ -397,8 +402,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         }
     }
 
-    /// Whether what PostgreSQL refused is the table's fault: every session of the batch, for one reason; or the
-    /// sessions of a batch that Lambda has halved out of such a one.
+    /// Whether what PostgreSQL refused is the table's fault: every session of the batch, for one
+    /// reason; or the sessions of a batch that Lambda has halved out of such a one.
     fn set_up_at_fault(&self, total: usize) -> Option<Error> {
         let at_least = self.projector.all_refused_at_least;
         if self.refusals.sessions.len() != total || at_least == usize::MAX {

@@ -1,8 +1,9 @@
 //! Which sessions of a batch the next statement takes. Pure.
 //!
-//! Three queues. Sessions that were not tried yet, in the order of their records, so that what is left at the deadline
-//! comes from the end of the batch. Suspects: pieces of statements that failed, tried when nothing else is left, so
-//! that one bad session does not hold up the others. Sessions that somebody has locked, tried last of all.
+//! Three queues. Sessions that were not tried yet, in the order of their records, so that what is
+//! left at the deadline comes from the end of the batch. Suspects: pieces of statements that
+//! failed, tried when nothing else is left, so that one bad session does not hold up the others.
+//! Sessions that somebody has locked, tried last of all.
 
 use std::collections::VecDeque;
 
@@ -21,9 +22,11 @@ pub(super) struct Queues<'a> {
 }
 
 impl<'a> Queues<'a> {
-    /// A batch in statements of at most `chunk` sessions, and at most `limit` if the database is slow.
+    /// A batch in statements of at most `chunk` sessions, and at most `limit` if the database is
+    /// slow.
     pub(super) fn new(mut sessions: Vec<SessionChanges<'a>>, chunk: usize, limit: usize) -> Self {
-        // What fits into one statement keeps the order of the keys. Of more, the oldest records go first.
+        // What fits into one statement keeps the order of the keys. Of more, the oldest records go
+        // first.
         if sessions.len() > chunk.min(limit) {
             sessions.sort_by_cached_key(|session| record_indices(session).min());
         }
@@ -67,8 +70,8 @@ impl<'a> Queues<'a> {
         Some(sessions)
     }
 
-    /// Pieces of a statement that failed go before the other suspects: so single sessions are soon reached, and
-    /// with them the bounds on what is tried in vain.
+    /// Pieces of a statement that failed go before the other suspects: so single sessions are soon
+    /// reached, and with them the bounds on what is tried in vain.
     pub(super) fn try_next(
         &mut self,
         pieces: impl DoubleEndedIterator<Item = Vec<SessionChanges<'a>>>,
@@ -96,8 +99,9 @@ impl<'a> Queues<'a> {
         }
     }
 
-    /// Those that were refused so far may stand beside each other. Before that is held against the table, some
-    /// from elsewhere are tried: one of each piece at the end of the queue, and the last that was not tried.
+    /// Those that were refused so far may stand beside each other. Before that is held against the
+    /// table, some from elsewhere are tried: one of each piece at the end of the queue, and the
+    /// last that was not tried.
     pub(super) fn try_others_next(&mut self, others_at_most: usize) {
         let mut others: Vec<_> = self.untried.pop_back().into_iter().collect();
         for piece in self.suspects.iter_mut().rev().take(others_at_most) {

@@ -1,11 +1,13 @@
 //! The object of a session is its row, and never an older one.
 //!
-//! Two invocations can commit in one order and PUT in the other. So no PUT is unconditional: a new row's
-//! goes out with `If-None-Match: *`, any other after a HEAD with the ETag that the HEAD saw. Whoever loses
-//! the race reads the row again and compares again. An object is never deleted here: a removed session's
-//! becomes a tombstone, because an older PUT still in flight would bring a deleted one back.
+//! Two invocations can commit in one order and PUT in the other. So no PUT is unconditional: a new
+//! row's goes out with `If-None-Match: *`, any other after a HEAD with the ETag that the HEAD saw.
+//! Whoever loses the race reads the row again and compares again. An object is never deleted here:
+//! a removed session's becomes a tombstone, because an older PUT still in flight would bring a
+//! deleted one back.
 //!
-//! [`decide`] is the whole decision, and pure; [`reconcile`] is the loop around it that asks and writes.
+//! [`decide`] is the whole decision, and pure; [`reconcile`] is the loop around it that asks and
+//! writes.
 
 use std::time::Duration;
 
@@ -36,11 +38,11 @@ pub enum Decision<'a> {
     UpToDate,
     /// It is not there, or holds less than the row: write the row.
     Put(Condition<'a>),
-    /// It holds some part better, because the projector of another database writes it too: the newer of
-    /// each part.
+    /// It holds some part better, because the projector of another database writes it too: the
+    /// newer of each part.
     Merge(&'a str),
-    /// It does not say what it holds. Its body may: a bucket that was restored by download and upload has
-    /// lost the metadata.
+    /// It does not say what it holds. Its body may: a bucket that was restored by download and
+    /// upload has lost the metadata.
     ReadBody(&'a str),
     /// It holds some part better, in a form that this version cannot read.
     ForeignFormat,
@@ -140,8 +142,8 @@ pub async fn reconcile(
     Err(archive.contended(&key, TRIES))
 }
 
-/// Compares the row, which is read if it is not known, with what a HEAD saw, and does what [`decide`] says. `None` if
-/// somebody else has written the object meanwhile.
+/// Compares the row, which is read if it is not known, with what a HEAD saw, and does what
+/// [`decide`] says. `None` if somebody else has written the object meanwhile.
 async fn try_once(
     database: &Database,
     archive: &Archive,
@@ -227,7 +229,8 @@ async fn merge(
         Ok(other) if other.session_id == row.session_id => object::join(row, other),
         Ok(_) => return Err(archive.unreadable(key, "it is the object of another session")),
         Err(error) if described => return Err(archive.unreadable(key, error)),
-        // Of another version of ours, or not ours: JSON says at least which versions it holds, if any.
+        // Of another version of ours, or not ours: JSON says at least which versions it holds, if
+        // any.
         Err(_) => match object::versions_of(&body) {
             Ok(Some(versions)) if !object::dominates(&row.versions, &versions) => {
                 return Err(archive.foreign_format(key));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::error::Error;
 
-/// If this many sessions were refused for one reason and none was taken, the table is probably at fault: then
-/// [`OTHERS`] from elsewhere in the batch are tried before the rest.
+/// If this many sessions were refused for one reason and none was taken, the table is probably at
+/// fault: then [`OTHERS`] from elsewhere in the batch are tried before the rest.
 pub(super) const ENOUGH_REFUSED: usize = 50;
 /// If these are refused for the same reason, too, the rest is not tried.
 pub(super) const OTHERS: usize = 8;
@@ -29,8 +29,8 @@ impl Refusals {
         self.several |= self.same.get_or_insert_with(|| reason.to_owned()) != reason;
     }
 
-    /// At least this many sessions were refused, all for one reason, and none was taken: the table is at fault,
-    /// or a trigger.
+    /// At least this many sessions were refused, all for one reason, and none was taken: the table
+    /// is at fault, or a trigger.
     pub(super) fn set_up_at_fault(&self, at_least: usize) -> Option<Error> {
         let reason = self.same.clone().filter(|_| !self.several && !self.passed)?;
         let sessions = self.sessions.len();

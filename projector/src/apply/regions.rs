@@ -1,9 +1,10 @@
-//! Changes that are older by their version and yet were created later: the trace of a failover between the
-//! replicas of a global table.
+//! Changes that are older by their version and yet were created later: the trace of a failover
+//! between the replicas of a global table.
 //!
-//! A stream's label says when the stream was enabled, not which of two streams has the newer change. After a
-//! failover to a replica whose stream is older, and back, what the replica wrote counts as stale. The version
-//! still decides, or a replay would not be harmless; but such a change is not dropped without a word.
+//! A stream's label says when the stream was enabled, not which of two streams has the newer
+//! change. After a failover to a replica whose stream is older, and back, what the replica wrote
+//! counts as stale. The version still decides, or a replay would not be harmless; but such a change
+//! is not dropped without a word.
 
 use time::OffsetDateTime;
 
@@ -30,8 +31,8 @@ struct Overtaken<'a> {
     record_index: usize,
 }
 
-/// The stream that a version is from. Within one stream the sequence number is the order of creation, so
-/// only another label is a reason to look at times.
+/// The stream that a version is from. Within one stream the sequence number is the order of
+/// creation, so only another label is a reason to look at times.
 fn label(version: &str) -> Option<&str> {
     version.split_once('/').map(|(label, _)| label)
 }
@@ -57,7 +58,8 @@ impl<'a> OvertakenByLabel<'a> {
         }
     }
 
-    /// How many of them were created later than what their rows hold; they are logged, once for a batch.
+    /// How many of them were created later than what their rows hold; they are logged, once for a
+    /// batch.
     ///
     /// # Errors
     /// The records for which this could not be found out: they are not acknowledged.
@@ -95,9 +97,9 @@ impl<'a> OvertakenByLabel<'a> {
                 changes = later,
                 session_id,
                 part = part.name(),
-                "changes are older by version but were created later than what their rows hold, and were not \
-                 applied: after a failover between replicas of a global table, see docs/incidents.md, \
-                 \"Changes out of order\""
+                "changes are older by version but were created later than what their rows hold, \
+                 and were not applied: after a failover between replicas of a global table, see \
+                 docs/incidents.md, \"Changes out of order\""
             );
         }
         Ok(later)

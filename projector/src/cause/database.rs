@@ -21,8 +21,8 @@ const NO_DATABASE: Said = Said(
 const VALUES: Said = Said("the database refuses the values", "");
 const LOCKED: Said = Said("another session holds a lock on the row", "see pg_locks for who");
 
-/// By SQLSTATE, or by its class, the first two characters (PostgreSQL documentation, appendix A). A code
-/// wins over its class.
+/// By SQLSTATE, or by its class, the first two characters (PostgreSQL documentation, appendix A). A
+/// code wins over its class.
 const DATABASE: &[(&str, Consequence, Said)] = &[
     ("08", Reconnect, Said("the connection to the database failed", "")),
     // "cached plan must not change result type": the table was altered under a prepared statement.
@@ -46,7 +46,8 @@ const DATABASE: &[(&str, Consequence, Said)] = &[
         Reconnect,
         Said(
             "the database is read-only",
-            "wait, after a failover; otherwise name the primary in DATABASE_URL, which names a replica",
+            "wait, after a failover; otherwise name the primary in DATABASE_URL, which names a \
+                replica",
         ),
     ),
     // A pooler gave the session to another server connection, which does not know the statement.
@@ -179,7 +180,8 @@ pub(crate) fn of_database(error: &sqlx::Error) -> Cause {
     }
 }
 
-/// What comes of an error while connecting: no statement was sent, so it says nothing about records.
+/// What comes of an error while connecting: no statement was sent, so it says nothing about
+/// records.
 const CONNECTING: &[(&str, Consequence, Said)] = &[
     ("22", Fatal, Said("the database refuses a setting", "see the options in DATABASE_URL")),
     ("3D000", Fatal, NO_DATABASE),
@@ -200,8 +202,9 @@ const CONNECTING: &[(&str, Consequence, Said)] = &[
     ("57P03", Retry, Said("the database is starting or stopping", "")),
 ];
 
-/// What an error of connecting comes to. `asked_anew`: the login comes from a secret or from IAM, whose
-/// password may be in the middle of its rotation; one that stands in `DATABASE_URL` stays wrong.
+/// What an error of connecting comes to. `asked_anew`: the login comes from a secret or from IAM,
+/// whose password may be in the middle of its rotation; one that stands in `DATABASE_URL` stays
+/// wrong.
 pub(crate) fn of_connecting(error: &sqlx::Error, asked_anew: bool) -> Cause {
     let Some(code) = sqlstate(error) else {
         return match error {
@@ -254,8 +257,9 @@ fn details(error: &sqlx::Error) -> Option<&PgDatabaseError> {
     error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()
 }
 
-/// A column that must not be NULL: by the migrations none but the keys is so, since a row begins with one of
-/// its parts. Every row would be refused, or every row that is not whole yet, and no record is at fault.
+/// A column that must not be NULL: by the migrations none but the keys is so, since a row begins
+/// with one of its parts. Every row would be refused, or every row that is not whole yet, and no
+/// record is at fault.
 fn not_null(details: Option<&PgDatabaseError>) -> Message {
     let table = details.and_then(PgDatabaseError::table).unwrap_or("measurements");
     let column = details.and_then(PgDatabaseError::column).unwrap_or("?");
@@ -269,8 +273,8 @@ pub(crate) fn ended_connection(error: &sqlx::Error) -> bool {
         .is_none_or(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
-/// What may be logged of an error that the server sent: by whom it comes, and its message only where no
-/// value can stand in it, nor a name out of `DATABASE_URL`.
+/// What may be logged of an error that the server sent: by whom it comes, and its message only
+/// where no value can stand in it, nor a name out of `DATABASE_URL`.
 pub(crate) fn without_values(error: &sqlx::Error) -> Option<String> {
     let error = details(error)?;
     let mut text = format!("SQLSTATE {}", error.code());
@@ -310,8 +314,8 @@ fn of_sqlstate(code: &str) -> Cause {
     }
 }
 
-/// Whether the two sides cannot agree on TLS. A certificate that is not trusted comes as invalid data
-/// from the handshake's reads.
+/// Whether the two sides cannot agree on TLS. A certificate that is not trusted comes as invalid
+/// data from the handshake's reads.
 fn is_tls(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) => true,
@@ -320,8 +324,8 @@ fn is_tls(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether PostgreSQL rolled a statement back for the sake of another: the same statement is simply run
-/// again (40P01 deadlock, 40001 serialization failure).
+/// Whether PostgreSQL rolled a statement back for the sake of another: the same statement is simply
+/// run again (40P01 deadlock, 40001 serialization failure).
 pub(crate) fn rolled_back_for_another(error: &sqlx::Error) -> bool {
     matches!(sqlstate(error).as_deref(), Some("40P01" | "40001"))
 }

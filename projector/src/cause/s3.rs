@@ -15,23 +15,26 @@ const CREDENTIALS: Said = Said(
 );
 const MAY_NOT_WRITE: Said = Said(
     "S3 refuses the role access",
-    "the role needs s3:PutObject, s3:GetObject and s3:PutObjectTagging on the prefix, and the key's kms:GenerateDataKey and kms:Decrypt",
+    "the role needs s3:PutObject, s3:GetObject and s3:PutObjectTagging on the prefix, and the \
+        key's kms:GenerateDataKey and kms:Decrypt",
 );
 const MAY_NOT_HEAD: Said = Said(
     "S3 refuses the role access",
-    "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403); or S3 does not accept the credentials, or this machine's clock is wrong",
+    "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a \
+        missing object is a 403); or S3 does not accept the credentials, or this machine's clock is wrong",
 );
 const MAY_NOT_READ: Said = Said(
     "S3 refuses the role access",
-    "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a missing object is a 403)",
+    "the role needs s3:GetObject on the prefix, and s3:ListBucket on the bucket (without it a \
+        missing object is a 403)",
 );
 const KMS: Said = Said(
     "the bucket's KMS key cannot be used",
     "enable it, and allow the role kms:GenerateDataKey and kms:Decrypt",
 );
 
-/// By the code in the body of S3's answer (Amazon S3 API Reference, "Error responses"). An answer to HEAD
-/// has no body.
+/// By the code in the body of S3's answer (Amazon S3 API Reference, "Error responses"). An answer
+/// to HEAD has no body.
 const S3_CODES: &[(&str, Consequence, Said)] = &[
     ("AuthorizationHeaderMalformed", Fatal, ANOTHER_REGION),
     ("IllegalLocationConstraintException", Fatal, ANOTHER_REGION),

@@ -1,6 +1,6 @@
 //! `DATABASE_URL`: what it may hold, and that none of it is ever shown. A password that is not
-//! percent-encoded takes the URL apart in other places than its author meant, so any piece of it may be
-//! a piece of the password; a library that is handed such a piece may log it.
+//! percent-encoded takes the URL apart in other places than its author meant, so any piece of it
+//! may be a piece of the password; a library that is handed such a piece may log it.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
@@ -9,7 +9,8 @@ use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
-const ENCODE: &str = "cannot be read as a URL: percent-encode the password (@ is %40, / is %2F, ? is %3F, # is %23, % is %25)";
+const ENCODE: &str = "cannot be read as a URL: percent-encode the password (@ is %40, / is %2F, ? \
+    is %3F, # is %23, % is %25)";
 
 /// What sqlx takes from the query of a URL.
 const TAKEN: [&str; 18] = [
@@ -32,8 +33,8 @@ const TAKEN: [&str; 18] = [
     "options",
     "statement-cache-capacity",
 ];
-/// What libpq takes too (PostgreSQL documentation, "Parameter Key Words"), and has no use here. sqlx would
-/// log what it does not know, with its value.
+/// What libpq takes too (PostgreSQL documentation, "Parameter Key Words"), and has no use here.
+/// sqlx would log what it does not know, with its value.
 const IGNORED: [&str; 22] = [
     "connect_timeout",
     "target_session_attrs",
@@ -104,8 +105,8 @@ pub fn parse_url(text: &str) -> Result<PgConnectOptions, String> {
     ))
 }
 
-/// Whether the text behind `postgres://` looks as if a password with `/`, `?`, `#` or `@` had cut it in the
-/// wrong place.
+/// Whether the text behind `postgres://` looks as if a password with `/`, `?`, `#` or `@` had cut
+/// it in the wrong place.
 fn password_leaks(rest: &str) -> bool {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);

@@ -111,7 +111,8 @@ pub static COLUMNS: LazyLock<Vec<Column>> = LazyLock::new(|| {
 /// A value on its way from an image to a column, or back from a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// [`ColumnKind::Text`] itself, [`ColumnKind::Millimetres`] as a decimal number, [`ColumnKind::Attributes`] as JSON.
+    /// [`ColumnKind::Text`] itself, [`ColumnKind::Millimetres`] as a decimal number,
+    /// [`ColumnKind::Attributes`] as JSON.
     Text(String),
     /// [`ColumnKind::Timestamp`], in UTC.
     Timestamp(OffsetDateTime),

@@ -15,7 +15,8 @@ use time::format_description::well_known::Rfc3339;
 use crate::measurement::{COLUMNS, ColumnKind, Document, Measurement, Value, Versions};
 use crate::part::{Part, PerPart};
 
-/// The form of the body. An object of an older form is written anew when a record of its session comes by, changed or not.
+/// The form of the body. An object of an older form is written anew when a record of its session
+/// comes by, changed or not.
 pub const FORMAT: u32 = 1;
 
 /// The metadata of a row's object: `format`, `session-version`, `left-version`, `right-version`
@@ -37,8 +38,8 @@ pub fn metadata(row: &Measurement) -> Result<HashMap<String, String>, serde_json
     Ok(metadata)
 }
 
-/// The versions and the format that an object's metadata names; `None` where it is not ours. A row that has
-/// an object has at least one version.
+/// The versions and the format that an object's metadata names; `None` where it is not ours. A row
+/// that has an object has at least one version.
 #[must_use]
 pub fn read_metadata(metadata: Option<&HashMap<String, String>>) -> Option<(Versions, u32)> {
     let member = |name: &str| metadata.and_then(|metadata| metadata.get(name));
@@ -124,8 +125,8 @@ impl Body {
         serde_json::to_writer(&mut self.bytes, value)
     }
 
-    /// In base64, which holds no character that JSON escapes: a mesh is written once, and not looked
-    /// through again.
+    /// In base64, which holds no character that JSON escapes: a mesh is written once, and not
+    /// looked through again.
     fn binary_member(&mut self, name: &str, value: &[u8]) -> Result<(), serde_json::Error> {
         self.name(name)?;
         self.bytes.push(b'"');
@@ -144,8 +145,8 @@ impl Body {
     }
 }
 
-/// At least as many bytes as the body will have, and not many more: one that grew under a mesh would be
-/// copied each time.
+/// At least as many bytes as the body will have, and not many more: one that grew under a mesh
+/// would be copied each time.
 #[must_use]
 pub fn body_bytes(row: &Measurement) -> usize {
     let bytes_of = |value: &Value| match value {
@@ -349,10 +350,11 @@ mod tests {
         let names: Vec<&str> =
             crate::measurement::COLUMNS.iter().map(|column| column.name.as_str()).collect();
         let known = "user_id device_model os_version app_version started_at session_attributes \
-            left_scanned_at left_foot_length_mm left_foot_breadth_mm left_ball_girth_mm left_heel_breadth_mm \
-            left_instep_height_mm left_arch_length_mm left_mesh left_attributes \
-            right_scanned_at right_foot_length_mm right_foot_breadth_mm right_ball_girth_mm right_heel_breadth_mm \
-            right_instep_height_mm right_arch_length_mm right_mesh right_attributes";
+            left_scanned_at left_foot_length_mm left_foot_breadth_mm left_ball_girth_mm \
+            left_heel_breadth_mm left_instep_height_mm left_arch_length_mm left_mesh \
+            left_attributes right_scanned_at right_foot_length_mm right_foot_breadth_mm \
+            right_ball_girth_mm right_heel_breadth_mm right_instep_height_mm right_arch_length_mm \
+            right_mesh right_attributes";
         assert_eq!(
             (FORMAT, names.join(" ").as_str()),
             (1, known),

@@ -31,7 +31,8 @@ impl Part {
     }
 }
 
-/// One value for each part, in column order. Only a [`Part`] is an index, so no index is out of range.
+/// One value for each part, in column order. Only a [`Part`] is an index, so no index is out of
+/// range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PerPart<T>([T; Part::COUNT]);
 

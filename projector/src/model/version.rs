@@ -4,8 +4,9 @@
 //! stands in the row, in the JSON and in the object's metadata, so that plain `>` (bytes, the C
 //! collation) is the order of versions everywhere. Versions of different items are never compared.
 //!
-//! A part that was re-read from its table has no place in a stream. Its version is the one that the row held, `+`, and
-//! 16 digits, which grow with each repair: greater than the version that it had, smaller than the stream's next one.
+//! A part that was re-read from its table has no place in a stream. Its version is the one that the
+//! row held, `+`, and 16 digits, which grow with each repair: greater than the version that it had,
+//! smaller than the stream's next one.
 
 use std::fmt;
 
@@ -46,7 +47,8 @@ pub enum VersionError {
     RepairTime,
 }
 
-/// The version without what a repair added to it; empty if the row never held the part before the repair.
+/// The version without what a repair added to it; empty if the row never held the part before the
+/// repair.
 #[must_use]
 pub fn without_repair(version: &str) -> &str {
     let digits = version.len().saturating_sub(REPAIR_DIGITS);
@@ -56,7 +58,8 @@ pub fn without_repair(version: &str) -> &str {
     }
 }
 
-/// When the repair was that this version is of, in microseconds since 1970; `None` if it is the version of a change.
+/// When the repair was that this version is of, in microseconds since 1970; `None` if it is the
+/// version of a change.
 #[must_use]
 pub fn repair_us(version: &str) -> Option<u64> {
     version.get(without_repair(version).len()..)?.strip_prefix('+')?.parse().ok()
@@ -102,13 +105,14 @@ impl Version {
         Ok(Self(text.to_owned()))
     }
 
-    /// The version of an image that was read from its table: greater than `base`, and smaller than the next change of
-    /// its stream. `base` is the greatest version that a store holds of the part. Two repairs of one `base` give
-    /// growing versions if the second one sees what the first one wrote, whatever the clock does between them.
+    /// The version of an image that was read from its table: greater than `base`, and smaller than
+    /// the next change of its stream. `base` is the greatest version that a store holds of the
+    /// part. Two repairs of one `base` give growing versions if the second one sees what the first
+    /// one wrote, whatever the clock does between them.
     ///
     /// # Errors
-    /// [`VersionError`] if `base` is no version, or 16 digits cannot hold the time: a smaller version would be no
-    /// newer, and the repair would be lost without a word.
+    /// [`VersionError`] if `base` is no version, or 16 digits cannot hold the time: a smaller
+    /// version would be no newer, and the repair would be lost without a word.
     pub fn of_repair(base: Option<&str>, now_us: u64) -> Result<Self, VersionError> {
         let base = base.map(Self::parse).transpose()?;
         let base = base.as_ref().map_or("", Self::as_str);

@@ -186,8 +186,8 @@ pub enum AttributeError {
     /// A `B` that is not base64.
     #[error("is tagged B and is not base64")]
     Binary,
-    /// A string, or a name in a map, with the one character that no `json` in PostgreSQL can be asked for:
-    /// `->>` and a cast to `jsonb` fail on it (PostgreSQL documentation, "JSON Types").
+    /// A string, or a name in a map, with the one character that no `json` in PostgreSQL can be
+    /// asked for: `->>` and a cast to `jsonb` fail on it (PostgreSQL documentation, "JSON Types").
     #[error("holds a NUL character, which PostgreSQL cannot store")]
     Nul,
     /// A type that this version does not know.
@@ -360,7 +360,8 @@ mod tests {
     }
 
     proptest! {
-        /// Also where the digits are one more than are counted, and where there is no number at all.
+        /// Also where the digits are one more than are counted, and where there is no number at
+        /// all.
         #[test]
         fn the_short_way_to_a_plain_number_ends_where_arithmetic_does(
             text in prop_oneof![

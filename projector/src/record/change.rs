@@ -1,5 +1,5 @@
-//! One record of a stream → one typed change: its envelope, and in it the image, which `image.rs` reads. Pure;
-//! nothing here knows PostgreSQL or S3.
+//! One record of a stream → one typed change: its envelope, and in it the image, which `image.rs`
+//! reads. Pure; nothing here knows PostgreSQL or S3.
 //!
 //! Each record is decoded by itself from its own bytes, so that a bad one is rejected alone. What
 //! is wrong with the record is [`Malformed`] (it is rejected and the batch goes on); what is wrong
@@ -40,7 +40,8 @@ pub struct Change {
     pub expired: bool,
 }
 
-/// Which change a record is: its place in the order of one part's changes. A record that can never apply has one, too.
+/// Which change a record is: its place in the order of one part's changes. A record that can never
+/// apply has one, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The measurement's key.
@@ -52,8 +53,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// Whether a later change of the same stream is in the part, whose version this is. Versions of two streams are
-    /// compared by the time at which the streams were enabled, which says nothing of two changes: then it is `false`.
+    /// Whether a later change of the same stream is in the part, whose version this is. Versions of
+    /// two streams are compared by the time at which the streams were enabled, which says nothing
+    /// of two changes: then it is `false`.
     #[must_use]
     pub fn is_overtaken_by(&self, held: &str) -> bool {
         let label = held.split_once('/').map(|(label, _)| label);
@@ -97,7 +99,8 @@ pub enum Malformed {
 }
 
 impl Malformed {
-    /// The same for the log, without anything that the record's author could have written as a value.
+    /// The same for the log, without anything that the record's author could have written as a
+    /// value.
     #[must_use]
     pub fn without_values(&self) -> String {
         match self {
@@ -123,8 +126,8 @@ pub enum Misconfigured {
     NotAStream(String),
     /// The stream belongs to a table that is neither of the two.
     #[error(
-        "the stream of table {table:?} is read, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE is {scans:?}: \
-         correct the variable, or remove this event source mapping"
+        "the stream of table {table:?} is read, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE \
+         is {scans:?}: correct the variable, or remove this event source mapping"
     )]
     UnknownTable {
         /// The stream's table.
@@ -136,7 +139,8 @@ pub enum Misconfigured {
     },
     /// The stream carries no new images, so nothing can be merged from it.
     #[error(
-        "the stream of table {table:?} has view type {view_type}: enable it with NEW_IMAGE or NEW_AND_OLD_IMAGES"
+        "the stream of table {table:?} has view type {view_type}: enable it with NEW_IMAGE or \
+            NEW_AND_OLD_IMAGES"
     )]
     NoNewImages {
         /// The stream's table.
@@ -240,8 +244,8 @@ fn arn_of(record: &[u8]) -> Option<String> {
 /// # Errors
 /// [`Misconfigured`] where the record shows that the wrong stream is read.
 pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> {
-    // One check of the whole is faster than one of each string. What is not text may still be a record, because nobody
-    // looks into the members that are not read.
+    // One check of the whole is faster than one of each string. What is not text may still be a
+    // record, because nobody looks into the members that are not read.
     let parsed = match std::str::from_utf8(record) {
         Ok(text) => serde_json::from_str(text),
         Err(_) => serde_json::from_slice(record),
@@ -273,8 +277,8 @@ pub fn decode(record: &[u8], tables: &Tables) -> Result<Decoded, Misconfigured> 
     })
 }
 
-/// Which change a record is, if that is certain: it is of one of the two tables, and its keys and its sequence number
-/// can be read. For a record that [`decode`] finds malformed.
+/// Which change a record is, if that is certain: it is of one of the two tables, and its keys and
+/// its sequence number can be read. For a record that [`decode`] finds malformed.
 #[must_use]
 pub fn place_of(record: &[u8], tables: &Tables) -> Option<Place> {
     let record: StreamRecord<'_> = serde_json::from_slice(record).ok()?;

@@ -61,15 +61,16 @@ impl<'a> SessionChanges<'a> {
         Self { session_id, patch: patch(&changes), changes }
     }
 
-    /// The changes of each part by themselves, as if they had come alone; one entry per part that has any.
+    /// The changes of each part by themselves, as if they had come alone; one entry per part that
+    /// has any.
     #[must_use]
     pub fn by_part(&self) -> Vec<Self> {
         let of_part = self.changes.chunk_by(|a, b| a.change.part == b.change.part);
         of_part.map(|changes| Self::of(self.session_id, changes.to_vec())).collect()
     }
 
-    /// All changes but the newest, as if it had not come, and the newest; of changes of one part alone.
-    /// `None` instead of the rest where there is none.
+    /// All changes but the newest, as if it had not come, and the newest; of changes of one part
+    /// alone. `None` instead of the rest where there is none.
     #[must_use]
     pub fn without_newest(mut self) -> (Option<Self>, Option<&'a IndexedChange>) {
         let newest = self.changes.pop();

@@ -1,4 +1,5 @@
-//! The image of an item → the document of its part, or why it has none. Pure: no record, no stream, no order.
+//! The image of an item → the document of its part, or why it has none. Pure: no record, no stream,
+//! no order.
 
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
@@ -40,7 +41,8 @@ pub enum InvalidImage {
 }
 
 impl InvalidImage {
-    /// The same for the log, without anything that the record's author could have written as a value.
+    /// The same for the log, without anything that the record's author could have written as a
+    /// value.
     #[must_use]
     pub fn without_values(&self) -> String {
         match self {

@@ -1,7 +1,8 @@
-//! How a record of any bytes is kept in a column of type `json`, and how it comes back to the letter. Pure.
+//! How a record of any bytes is kept in a column of type `json`, and how it comes back to the
+//! letter. Pure.
 //!
-//! Both directions stand here, because a record that comes back as other bytes is another record: it gets a
-//! row of its own in `rejected_records`, and is there twice.
+//! Both directions stand here, because a record that comes back as other bytes is another record:
+//! it gets a row of its own in `rejected_records`, and is there twice.
 
 use std::fmt::Write as _;
 
@@ -9,9 +10,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value as Json, json};
 
-/// The record as JSON: to the letter if it is JSON of a depth that both sides parse; otherwise a JSON string of
-/// it or, if it is not UTF-8, `{"base64": ...}`. A record that itself looks like one of the last two forms is
-/// kept as a JSON string, so that [`decode`] cannot take it for what it is not.
+/// The record as JSON: to the letter if it is JSON of a depth that both sides parse; otherwise a
+/// JSON string of it or, if it is not UTF-8, `{"base64": ...}`. A record that itself looks like one
+/// of the last two forms is kept as a JSON string, so that [`decode`] cannot take it for what it is
+/// not.
 #[must_use]
 pub fn encode(record: &[u8]) -> String {
     let Ok(text) = std::str::from_utf8(record) else {
@@ -23,8 +25,9 @@ pub fn encode(record: &[u8]) -> String {
     }
 }
 
-/// The same in ASCII, for a database whose encoding has not every character. Escapes within the record's own JSON
-/// would read the same and be other bytes, so a record with other characters becomes a JSON string.
+/// The same in ASCII, for a database whose encoding has not every character. Escapes within the
+/// record's own JSON would read the same and be other bytes, so a record with other characters
+/// becomes a JSON string.
 #[must_use]
 pub fn encode_ascii(record: &[u8]) -> String {
     match std::str::from_utf8(record) {
@@ -71,7 +74,8 @@ mod tests {
     use super::{decode, encode, encode_ascii};
     use proptest::prelude::*;
 
-    /// Any bytes, any text, any JSON, and what looks like one of our forms; perhaps encoded once already.
+    /// Any bytes, any text, any JSON, and what looks like one of our forms; perhaps encoded once
+    /// already.
     fn record() -> impl Strategy<Value = Vec<u8>> {
         let text = ".{0,20}";
         let forms = prop_oneof![

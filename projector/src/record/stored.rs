@@ -1,7 +1,7 @@
 //! A row, or the row that an object holds → the changes that made it. Pure.
 //!
-//! A row keeps the version of each part, so what another database holds is a patch like any other: applied here, it
-//! wins only if it is newer.
+//! A row keeps the version of each part, so what another database holds is a patch like any other:
+//! applied here, it wins only if it is newer.
 
 use crate::change::{Change, Malformed, require_session_id};
 use crate::measurement::Measurement;
@@ -27,10 +27,11 @@ pub enum NotOfChanges {
     NoVersion(&'static str),
 }
 
-/// The changes of a row, one for each part that has a version; a part that is not there any more is a removal. Applied
-/// to an empty database they give the same row.
+/// The changes of a row, one for each part that has a version; a part that is not there any more is
+/// a removal. Applied to an empty database they give the same row.
 ///
-/// A removal by time to live looks like any other here: whether it was to be applied was decided when its record came.
+/// A removal by time to live looks like any other here: whether it was to be applied was decided
+/// when its record came.
 ///
 /// # Errors
 /// [`NotOfChanges`] if this or a newer projector never wrote such a row.
@@ -71,7 +72,8 @@ mod tests {
     use crate::part::{Part, PerPart};
     use crate::version::SEQUENCE_DIGITS;
 
-    /// What an empty database holds after these changes: what the upsert does, told by `fold` alone.
+    /// What an empty database holds after these changes: what the upsert does, told by `fold`
+    /// alone.
     fn applied(session_id: &str, arrivals: &[IndexedChange]) -> Measurement {
         let mut row = Measurement {
             session_id: session_id.to_owned(),

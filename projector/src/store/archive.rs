@@ -18,8 +18,9 @@ use crate::object;
 
 /// How many objects are compared or written at once.
 const CONCURRENT_OBJECTS: usize = 32;
-/// How many rows larger than [`LARGE_BYTES`] are in memory at once, each as a row and as a body: with two
-/// meshes of 400 KB some 3 MB, so that an archive takes 25 MB beside the batch itself, whatever comes.
+/// How many rows larger than [`LARGE_BYTES`] are in memory at once, each as a row and as a body:
+/// with two meshes of 400 KB some 3 MB, so that an archive takes 25 MB beside the batch itself,
+/// whatever comes.
 const LARGE_ROWS: usize = 8;
 /// An object of more bytes counts as large.
 const LARGE_BYTES: usize = 64 << 10;
@@ -181,7 +182,8 @@ impl Archive {
         }
     }
 
-    /// The body and the metadata of the object with this ETag; `None` where it is another object by now.
+    /// The body and the metadata of the object with this ETag; `None` where it is another object by
+    /// now.
     ///
     /// # Errors
     /// [`Error::Archive`] or [`Error::NoBucket`].
@@ -216,7 +218,8 @@ impl Archive {
         Ok(Some((body.into_bytes(), metadata)))
     }
 
-    /// The objects below the prefix whose keys come after this one, up to 1,000 of them in the order of their keys.
+    /// The objects below the prefix whose keys come after this one, up to 1,000 of them in the
+    /// order of their keys.
     ///
     /// # Errors
     /// [`Error::Archive`] or [`Error::NoBucket`].
@@ -238,8 +241,8 @@ impl Archive {
         key.strip_prefix(&self.config.prefix)?.strip_suffix(".json")
     }
 
-    /// Asks for a byte of an object that does not exist: an answer of "not found" proves that the bucket is there, and
-    /// that the role may read objects and list them. Writes nothing.
+    /// Asks for a byte of an object that does not exist: an answer of "not found" proves that the
+    /// bucket is there, and that the role may read objects and list them. Writes nothing.
     ///
     /// # Errors
     /// [`Error::Archive`] or [`Error::NoBucket`].

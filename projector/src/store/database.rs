@@ -1,8 +1,10 @@
-//! Connections to PostgreSQL: few, kept warm, replaced when broken, and every wait bounded, on both sides.
+//! Connections to PostgreSQL: few, kept warm, replaced when broken, and every wait bounded, on both
+//! sides.
 //!
-//! Not a pool of sqlx's: that one pings before each use (a round trip per batch), and hides a refused
-//! connection until a time-out. Here a statement runs at once; because every statement of ours may be
-//! repeated without harm, a connection that turns out to be dead is replaced and the statement run again.
+//! Not a pool of sqlx's: that one pings before each use (a round trip per batch), and hides a
+//! refused connection until a time-out. Here a statement runs at once; because every statement of
+//! ours may be repeated without harm, a connection that turns out to be dead is replaced and the
+//! statement run again.
 
 mod connect;
 mod dedicated;
@@ -40,7 +42,8 @@ const MAX_IDLE: Duration = Duration::from_mins(5);
 /// How often a statement is run at most: once, and again after a dead connection or a deadlock.
 const TRIES: u32 = 4;
 
-/// The arguments of a statement, as [`Database::fetch`] takes them: it binds these values anew for each try.
+/// The arguments of a statement, as [`Database::fetch`] takes them: it binds these values anew for
+/// each try.
 #[macro_export]
 macro_rules! bind {
     ($($value:expr),* $(,)?) => {
@@ -79,8 +82,8 @@ enum Next {
     Fail,
 }
 
-/// Decides what follows when try number `tries` failed. `was_warm`: the connection had been idle, so that
-/// its loss says nothing about the statement.
+/// Decides what follows when try number `tries` failed. `was_warm`: the connection had been idle,
+/// so that its loss says nothing about the statement.
 fn next(error: &sqlx::Error, was_warm: bool, tries: u32) -> Next {
     let again = tries < TRIES;
     if cause::rolled_back_for_another(error) {
@@ -91,7 +94,8 @@ fn next(error: &sqlx::Error, was_warm: bool, tries: u32) -> Next {
         Consequence::Reconnect if again && (was_warm || cause::stale_statement(error)) => {
             Next::Reconnect
         }
-        // Only an error that the server sent, and that did not end the connection, shows that it lives.
+        // Only an error that the server sent, and that did not end the connection, shows that it
+        // lives.
         Consequence::Split | Consequence::Reject if !cause::ended_connection(error) => {
             Next::FailAndKeep
         }
@@ -99,8 +103,9 @@ fn next(error: &sqlx::Error, was_warm: bool, tries: u32) -> Next {
     }
 }
 
-/// How long a statement may take before the deadline; with `half`, no more than half of that, so that one which
-/// turns out to be too much leaves time for a smaller one. `None` where there is too little left for any.
+/// How long a statement may take before the deadline; with `half`, no more than half of that, so
+/// that one which turns out to be too much leaves time for a smaller one. `None` where there is too
+/// little left for any.
 fn statement_limit(deadline: Deadline, now: tokio::time::Instant, half: bool) -> Option<Duration> {
     let share = if half { 2 } else { 1 };
     let most = STATEMENT_TIMEOUT * share + CANCEL_BEFORE_DEADLINE;
@@ -128,18 +133,20 @@ impl Database {
         self.config.connections
     }
 
-    /// What the last connection showed to be between us and the server; `None` if it led to the server itself, or
-    /// there was no connection yet.
+    /// What the last connection showed to be between us and the server; `None` if it led to the
+    /// server itself, or there was no connection yet.
     #[must_use]
     pub fn between(&self) -> Option<Between> {
         *self.between.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens one more connection, for a command that needs a session of its own. A statement on it has no
-    /// time limit in the server, but one for locks; we wait for it no longer than for any other.
+    /// Opens one more connection, for a command that needs a session of its own. A statement on it
+    /// has no time limit in the server, but one for locks; we wait for it no longer than for any
+    /// other.
     ///
     /// # Errors
-    /// [`Error::Pooled`] where there is a pooler before the database, and what keeps one from connecting.
+    /// [`Error::Pooled`] where there is a pooler before the database, and what keeps one from
+    /// connecting.
     pub async fn connect(&self) -> Result<DedicatedConnection, Error> {
         let connection = self.open(Purpose::Session, Deadline::NONE).await?;
         match connection.route {
@@ -176,8 +183,8 @@ impl Database {
         self.lease(deadline).await?.fetch(sql, arguments).await
     }
 
-    /// Opens a connection, unless somebody has failed to since `asked`: whoever waited for a connection
-    /// then fails with the one who tried, instead of waiting for the same once more.
+    /// Opens a connection, unless somebody has failed to since `asked`: whoever waited for a
+    /// connection then fails with the one who tried, instead of waiting for the same once more.
     async fn open_or_fail_together(
         &self,
         asked: Instant,
@@ -225,8 +232,8 @@ impl Database {
         Ok(connection)
     }
 
-    /// Asks the server to end what we have given up on. That this fails is no more than a lock held longer:
-    /// the server has a time limit of its own.
+    /// Asks the server to end what we have given up on. That this fails is no more than a lock held
+    /// longer: the server has a time limit of its own.
     async fn cancel(&self, backend: &Backend, deadline: Deadline) {
         let canceling = async {
             connect::cancel(&self.options().await?, backend).await.map_err(Error::Database)
@@ -265,8 +272,8 @@ pub struct Lease<'a> {
 }
 
 impl Lease<'_> {
-    /// A statement of it gets no more than half of the time before the deadline: what can be tried again in
-    /// smaller pieces.
+    /// A statement of it gets no more than half of the time before the deadline: what can be tried
+    /// again in smaller pieces.
     #[must_use]
     pub fn halved(self) -> Self {
         Self { half: true, ..self }
@@ -275,9 +282,9 @@ impl Lease<'_> {
     /// Runs one statement that may be repeated without harm, and gives its rows.
     ///
     /// # Errors
-    /// [`Error::Database`] or [`Error::StatementTimeout`] of the last try; [`Error::Connect`] where there
-    /// is no connection, also to whoever waited while another found that out; [`Error::OutOfTime`] shortly
-    /// before the deadline.
+    /// [`Error::Database`] or [`Error::StatementTimeout`] of the last try; [`Error::Connect`] where
+    /// there is no connection, also to whoever waited while another found that out;
+    /// [`Error::OutOfTime`] shortly before the deadline.
     pub async fn fetch(
         &self,
         sql: &'static str,
@@ -321,8 +328,8 @@ impl Lease<'_> {
                     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                 }
                 Next::Reconnect => {
-                    // The server closes idle connections when it restarts or fails over, so the others
-                    // are no better.
+                    // The server closes idle connections when it restarts or fails over, so the
+                    // others are no better.
                     database.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 }
                 Next::FailAndKeep => {

@@ -33,9 +33,11 @@ pub enum Returned {
 pub enum Held {
     /// The whole row. Boxed: most sessions of a replay have none.
     Row(Box<Measurement>),
-    /// Its versions alone: it is too large to come with others, or it holds a part of a later stream.
+    /// Its versions alone: it is too large to come with others, or it holds a part of a later
+    /// stream.
     Versions(Versions),
-    /// Not looked at, because there is no archive. The row holds the patch; any part that differs is newer.
+    /// Not looked at, because there is no archive. The row holds the patch; any part that differs
+    /// is newer.
     AtLeastPatch,
 }
 
@@ -69,14 +71,15 @@ impl Upserted {
 
 /// Writes what is newer than the rows, in one statement and one transaction.
 ///
-/// With `ask_first` the versions that the rows hold are asked for before, and only the sessions with
-/// something newer are sent: what is right where most are expected to be held, as in a replay, for it
-/// sends no values. Without, they are asked for afterwards, for the sessions that were not written.
+/// With `ask_first` the versions that the rows hold are asked for before, and only the sessions
+/// with something newer are sent: what is right where most are expected to be held, as in a replay,
+/// for it sends no values. Without, they are asked for afterwards, for the sessions that were not
+/// written.
 ///
 /// `sessions` are sorted by `session_id`, without repetition, as [`crate::fold::fold`] gives them.
-/// The answer has one entry per session, in the same order; `None` where the row stays older than the
-/// patch, because something in the database keeps it from being written: a trigger, a rule. (One that
-/// writes older versions than were sent is noticed only if rows come back.)
+/// The answer has one entry per session, in the same order; `None` where the row stays older than
+/// the patch, because something in the database keeps it from being written: a trigger, a rule.
+/// (One that writes older versions than were sent is noticed only if rows come back.)
 ///
 /// # Errors
 /// As [`Database::fetch`]. If the server was lost in mid-statement it may have committed anyway;
@@ -117,7 +120,8 @@ async fn ask(
     mark(sessions, &rows, upserted, Upserted::Unchanged)
 }
 
-/// Marks each session that the arrays of an answer name, and whose versions there are at least its patch.
+/// Marks each session that the arrays of an answer name, and whose versions there are at least its
+/// patch.
 fn mark(
     sessions: &[SessionChanges<'_>],
     rows: &[PgRow],
@@ -327,8 +331,8 @@ pub async fn read(
     rows.into_iter().next().ok_or_else(|| Error::RowVanished(session_id.to_owned()))
 }
 
-/// The rows of these sessions, each whole, in no order; a session without a row has none. The caller bounds what they
-/// take.
+/// The rows of these sessions, each whole, in no order; a session without a row has none. The
+/// caller bounds what they take.
 ///
 /// # Errors
 /// As [`Database::fetch`].

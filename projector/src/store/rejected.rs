@@ -1,9 +1,9 @@
-//! Records that can never apply: stored whole, with the reason, so that they block nothing and nothing is
-//! lost.
+//! Records that can never apply: stored whole, with the reason, so that they block nothing and
+//! nothing is lost.
 //!
-//! The statement here must not fail for what a record holds, or the record would be stuck after all: what
-//! PostgreSQL would not take is wrapped in what it takes. And a record counts as rejected only when its row
-//! was seen: a trigger or a rule can swallow an insert without an error.
+//! The statement here must not fail for what a record holds, or the record would be stuck after
+//! all: what PostgreSQL would not take is wrapped in what it takes. And a record counts as rejected
+//! only when its row was seen: a trigger or a rule can swallow an insert without an error.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -32,8 +32,8 @@ pub struct Rejection {
     pub logged: String,
 }
 
-/// A row that is there keeps all but its reason, which is the one of the last time. It names no column of a later
-/// migration: a projector that is newer than its schema must be able to reject.
+/// A row that is there keeps all but its reason, which is the one of the last time. It names no
+/// column of a later migration: a projector that is newer than its schema must be able to reject.
 const STORE: &str = "INSERT INTO rejected_records AS stored
     (identity, table_name, stream_label, sequence_number, event_id, reason, record)
 SELECT identity, table_name, stream_label, sequence_number, event_id, reason, record::json
@@ -47,8 +47,9 @@ ORDER BY identity COLLATE \"C\"
 ON CONFLICT (identity) DO UPDATE SET reason = excluded.reason
 WHERE stored.reason <> excluded.reason";
 
-/// Asked for after the statement above has committed: which rows are there, and whether they are discarded. In a
-/// schema without the column, the inner `discarded_at` is the one of `given`, which is NULL: no row is discarded there.
+/// Asked for after the statement above has committed: which rows are there, and whether they are
+/// discarded. In a schema without the column, the inner `discarded_at` is the one of `given`, which
+/// is NULL: no row is discarded there.
 const STORED: &str = "SELECT identity, (
     SELECT discarded_at FROM rejected_records AS stored WHERE stored.identity = given.identity
 ) IS NOT NULL AS discarded
@@ -74,14 +75,16 @@ struct Row {
 pub struct Stored {
     /// The records whose rows are not there, by their index in the batch.
     pub failed: Vec<usize>,
-    /// The records whose rows are discarded, by their index in the batch: somebody has dealt with them already.
+    /// The records whose rows are discarded, by their index in the batch: somebody has dealt with
+    /// them already.
     pub discarded: Vec<usize>,
     /// Why not; the first reason.
     pub error: Option<Error>,
 }
 
-/// Stores the records in `rejected_records`: one row per record, however often it is delivered; the row's reason is
-/// the last one. A record that cannot be stored keeps no other out, and a slow database takes fewer at a time.
+/// Stores the records in `rejected_records`: one row per record, however often it is delivered; the
+/// row's reason is the last one. A record that cannot be stored keeps no other out, and a slow
+/// database takes fewer at a time.
 ///
 /// # Errors
 /// Only what is [`Consequence::Fatal`].
@@ -129,7 +132,8 @@ pub async fn store<R: AsRef<[u8]>>(
         };
         match error.consequence() {
             Consequence::Fatal => return Err(error),
-            // A database of another encoding than UTF-8 has not every character. ASCII they all have.
+            // A database of another encoding than UTF-8 has not every character. ASCII they all
+            // have.
             Consequence::Reject if piece.iter().any(|row| !row.escaped) => {
                 for row in &mut piece {
                     row.escape(records[row.record_indices[0]].as_ref());
@@ -155,7 +159,8 @@ pub async fn store<R: AsRef<[u8]>>(
     Ok(stored)
 }
 
-/// Inserts the rows, and returns the identities of those that are there afterwards, and whether each is discarded.
+/// Inserts the rows, and returns the identities of those that are there afterwards, and whether
+/// each is discarded.
 async fn put(
     database: &Database,
     rows: &[Row],
@@ -193,8 +198,9 @@ pub fn sequence_number(record: &[u8]) -> Option<String> {
     Some(sequence_number.to_owned())
 }
 
-/// The bytes of a record that is kept in the row with this identity. Earlier versions kept a record that is a JSON
-/// string, or `{"base64": ...}`, as it is; its digest distinguishes it from what we keep in these forms.
+/// The bytes of a record that is kept in the row with this identity. Earlier versions kept a record
+/// that is a JSON string, or `{"base64": ...}`, as it is; its digest distinguishes it from what we
+/// keep in these forms.
 #[must_use]
 pub fn record_of(identity: &str, kept: &str) -> Vec<u8> {
     let record = kept::decode(kept);

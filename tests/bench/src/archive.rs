@@ -1,4 +1,5 @@
-//! The archive stage: objects of new rows, against the same bodies by a bare client of the same SDK.
+//! The archive stage: objects of new rows, against the same bodies by a bare client of the same
+//! SDK.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -142,7 +143,8 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let stand_in = service("AWS_ENDPOINT_URL");
     let rounds = if quick { 5 } else { 15 };
     let mut table = String::from(
-        "| server | object | ours, PUTs/s | bare client, PUTs/s | ratio | middle half |\n|---|---|---|---|---|---|\n",
+        "| server | object | ours, PUTs/s | bare client, PUTs/s | ratio | middle half \
+            |\n|---|---|---|---|---|---|\n",
     );
     let (mut aims, mut series) = (Vec::new(), Vec::new());
     let cases = [
@@ -188,9 +190,11 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         series,
     };
     let text = format!(
-        "Objects of new rows, 32 at once, {rounds} rounds: the body made of the row, its metadata, a PUT with \
-`If-None-Match: *`; against a bare client of the same SDK that has the same bodies ready. Rows as large as these come from the upsert only in \
-batches of up to 8; in larger ones each is read from the database first, 8 at a time, which is not in the figure.\n\n{table}\n![ratios](archive.svg)\n"
+        "Objects of new rows, 32 at once, {rounds} rounds: the body made of the row, its metadata, \
+a PUT with `If-None-Match: *`; against a bare client of the same SDK that has the same bodies \
+ready. Rows as large as these come from the upsert only in batches of up to 8; in larger ones each \
+is read from the database first, 8 at a time, which is not in the \
+figure.\n\n{table}\n![ratios](archive.svg)\n"
     );
     Ok(Section {
         order: 3,

@@ -30,7 +30,8 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     }
     let records = of_sessions.len() + scans.len();
     let mut table = String::from(
-        "| | records/s | seconds | CPU of backfill | of PostgreSQL | of S3 | memory of backfill at its most |\n|---|---|---|---|---|---|---|\n",
+        "| | records/s | seconds | CPU of backfill | of PostgreSQL | of S3 | memory of backfill \
+            at its most |\n|---|---|---|---|---|---|---|\n",
     );
     for with_archive in [false, true] {
         let stores = Stores::fresh().await;
@@ -72,7 +73,8 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
             let archive = if with_archive { "rows and objects" } else { "rows" };
             writeln!(
                 table,
-                "| {run}, {archive} | {:.0} | {seconds:.1} | {:.1} s | {:.1} s | {:.1} s | {memory:.0} MB |",
+                "| {run}, {archive} | {:.0} | {seconds:.1} | {:.1} s | {:.1} s | {:.1} s | \
+                    {memory:.0} MB |",
                 records as f64 / seconds,
                 cpu,
                 database,
@@ -81,8 +83,8 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         }
     }
     let text = format!(
-        "{sessions} sessions, {records} records with their updates and duplicates, as two `.jsonl` files, four connections; objects \
-to an S3 in memory.\n\n{table}"
+        "{sessions} sessions, {records} records with their updates and duplicates, as two `.jsonl` \
+files, four connections; objects to an S3 in memory.\n\n{table}"
     );
     Ok(Section {
         order: 7,

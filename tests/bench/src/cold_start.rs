@@ -37,8 +37,8 @@ fn six_megabytes() -> String {
     unreachable!("the loop has no end of its own")
 }
 
-/// What is deployed, and its size in MB: the zip of `make lambda` where it is there. This run's own binary is
-/// somewhat larger, for it is built together with the tests' crates.
+/// What is deployed, and its size in MB: the zip of `make lambda` where it is there. This run's own
+/// binary is somewhat larger, for it is built together with the tests' crates.
 fn zip() -> anyhow::Result<(&'static str, f64)> {
     if let Ok(zip) = std::fs::metadata("target/lambda/projector/bootstrap.zip") {
         return Ok(("The zip that `make lambda` made", zip.len() as f64 / 1e6));
@@ -127,11 +127,12 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let text = format!(
         "{rounds} starts of the release binary, archive on; the median, and what 9 of 10 stay below.\n\n\
 | | without TLS | 9 of 10 | TLS, verified in full | 9 of 10 |\n|---|---|---|---|---|\n{}{}{}\n\
-An event of {megabytes:.2} MB was answered in {:.0} ms, start of the connection included; memory then {idle_mb:.0} MB resident, \
-{peak_mb:.0} MB at its most. {zip}: {zip_mb:.2} MB.\n\n\
-What was dropped for that: the 30 ms of processor time in which aws-lc gathers jitter before a first handshake, and the \
-40 ms a time that a handshake and a long statement wait where sqlx leaves Nagle's algorithm on. The S3 client takes its \
-region and credentials from Lambda's environment and asks nobody for them.\n",
+An event of {megabytes:.2} MB was answered in {:.0} ms, start of the connection included; memory \
+then {idle_mb:.0} MB resident, {peak_mb:.0} MB at its most. {zip}: {zip_mb:.2} MB.\n\n\
+What was dropped for that: the 30 ms of processor time in which aws-lc gathers jitter before a \
+first handshake, and the 40 ms a time that a handshake and a long statement wait where sqlx leaves \
+Nagle's algorithm on. The S3 client takes its region and credentials from Lambda's environment and \
+asks nobody for them.\n",
         line("start to first poll", |starts| &starts.polls),
         line("start to the answer of a one-record event", |starts| &starts.answers),
         line("a bare connection to the same database", |starts| &starts.handshakes),

@@ -1,8 +1,9 @@
-//! The database stage: a folded batch → committed rows known, against the same rows without any guard.
+//! The database stage: a folded batch → committed rows known, against the same rows without any
+//! guard.
 //!
-//! The ceiling is one `INSERT ... SELECT unnest(...) ON CONFLICT DO UPDATE SET column = excluded.column` of the same
-//! arrays into a table of the same shape, over a warm connection with the statement prepared. It has no versions to
-//! compare and no answer to give.
+//! The ceiling is one `INSERT ... SELECT unnest(...) ON CONFLICT DO UPDATE SET column =
+//! excluded.column` of the same arrays into a table of the same shape, over a warm connection with
+//! the statement prepared. It has no versions to compare and no answer to give.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -60,7 +61,8 @@ struct Rounds {
     guarded: Vec<f64>,
     /// The same over two connections.
     guarded_by_two: Vec<f64>,
-    /// The same over one, as it is sent where there is an archive: rows come back, of 1,000 a statement.
+    /// The same over one, as it is sent where there is an archive: rows come back, of 1,000 a
+    /// statement.
     returning: Vec<f64>,
     ceiling: Vec<f64>,
     /// Bytes of WAL that the guarded batch wrote, page images aside.
@@ -147,8 +149,8 @@ async fn wal_position(observer: &mut Client) -> i64 {
     position
 }
 
-/// Bytes of WAL about pages of the observer's database from `start` on, page images aside: those follow a
-/// checkpoint, or the first reader of a page, and not what a statement writes.
+/// Bytes of WAL about pages of the observer's database from `start` on, page images aside: those
+/// follow a checkpoint, or the first reader of a page, and not what a statement writes.
 async fn wal_bytes_since(start: i64, observer: &mut Client) -> i64 {
     // pg_walinspect reads only what is flushed.
     let flush = "SELECT pg_logical_emit_message(false, 'bench', '', flush => true)";

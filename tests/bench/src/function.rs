@@ -1,5 +1,5 @@
-//! The whole function through the Runtime API: against a bare COPY of the rows that it made, and against its own
-//! round trips made alone.
+//! The whole function through the Runtime API: against a bare COPY of the rows that it made, and
+//! against its own round trips made alone.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -80,14 +80,17 @@ fn keys(records: &[Record]) -> Vec<String> {
     keys
 }
 
-/// Copies the rows of these sessions into `bare`, a table of the same shape, and gives the milliseconds of that.
+/// Copies the rows of these sessions into `bare`, a table of the same shape, and gives the
+/// milliseconds of that.
 async fn copy(connection: &mut Client, keys: &[String]) -> anyhow::Result<f64> {
-    let columns = "SELECT string_agg(column_name, ', ' ORDER BY ordinal_position) FROM information_schema.columns \
-                   WHERE table_name = 'measurements' AND is_generated = 'NEVER'";
+    let columns = "SELECT string_agg(column_name, ', ' ORDER BY ordinal_position) FROM \
+                   information_schema.columns WHERE table_name = 'measurements' AND is_generated = \
+                   'NEVER'";
     let (columns,): (String,) = connection.row(columns).await;
     let list: Vec<String> = keys.iter().map(|key| format!("'{key}'")).collect();
     let rows = format!(
-        "COPY (SELECT {columns} FROM measurements WHERE session_id IN ({})) TO STDOUT (FORMAT binary)",
+        "COPY (SELECT {columns} FROM measurements WHERE session_id IN ({})) TO STDOUT (FORMAT \
+            binary)",
         list.join(", ")
     );
     let chunks: Vec<Bytes> = connection.copy_out_raw(&rows).await?.try_collect().await?;
@@ -149,7 +152,8 @@ async fn invoke(
     Ok(Times { function: answered.duration.as_secs_f64() * 1e3, copy, cpu, database_cpu })
 }
 
-/// A one-record batch's round trips alone: its statement, and a PUT of its object; milliseconds each.
+/// A one-record batch's round trips alone: its statement, and a PUT of its object; milliseconds
+/// each.
 async fn round_trips(s3_server: &MemoryS3, rounds: usize) -> anyhow::Result<(f64, f64)> {
     let stores = Stores::fresh().await;
     let projector: Projector = stores.projector_without_archive(&stores.database_url, 1);
@@ -199,7 +203,8 @@ async fn round_trips(s3_server: &MemoryS3, rounds: usize) -> anyhow::Result<(f64
 pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let s3 = MemoryS3::start().await?;
     let mut table = String::from(
-        "| records a batch | archive | records/s | p50, ms | p99, ms | COPY of its rows, ms | COPY / function | CPU of the function, ms | of PostgreSQL, ms |\n|---|---|---|---|---|---|---|---|---|\n",
+        "| records a batch | archive | records/s | p50, ms | p99, ms | COPY of its rows, ms | \
+            COPY / function | CPU of the function, ms | of PostgreSQL, ms |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     let (mut aims, mut figures, mut series) = (Vec::new(), Vec::new(), Vec::new());
     let mut one_record_ms = f64::NAN;
@@ -216,7 +221,8 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
                 (median(of(|times| times.cpu)), median(of(|times| times.database_cpu)));
             writeln!(
                 table,
-                "| {size} | {name} | {:.0} | {p50:.2} | {:.2} | {:.2} | {ratio:.2} | {cpu:.2} | {database_cpu:.2} |",
+                "| {size} | {name} | {:.0} | {p50:.2} | {:.2} | {:.2} | {ratio:.2} | {cpu:.2} | \
+                    {database_cpu:.2} |",
                 size as f64 * 1e3 / p50,
                 quantile(of(|times| times.function), 0.99),
                 median(of(|times| times.copy)),
@@ -254,13 +260,15 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         series,
     };
     let text = format!(
-        "The release binary over a Runtime API in this process (`tests/testkit/src/runtime_api.rs`), new sessions, one \
-connection; objects go to an S3 in memory (`tests/testkit/src/memory_s3.rs`), for the tests' stand-in would be all that \
-is measured. From handing out the event to the last byte of the answer; of 10,000 records the p99 is the slowest of a dozen.\n\n{table}\nOne record with its object: \
-{one_record_ms:.2} ms; its statement alone {statement:.2} ms, a bare PUT alone {put:.2} ms: {added:.2} ms are added.\n\n\
-The function cannot come up to a COPY of the rows that it made: the guarded upsert of them costs PostgreSQL about twice \
-that, to read the event costs as much again, and one waits for the other. With the archive on, the SDK's requests are \
-nearly all of it.\n\n\
+        "The release binary over a Runtime API in this process \
+(`tests/testkit/src/runtime_api.rs`), new sessions, one connection; objects go to an S3 in memory \
+(`tests/testkit/src/memory_s3.rs`), for the tests' stand-in would be all that is measured. From \
+handing out the event to the last byte of the answer; of 10,000 records the p99 is the slowest of \
+a dozen.\n\n{table}\nOne record with its object: {one_record_ms:.2} ms; its statement alone \
+{statement:.2} ms, a bare PUT alone {put:.2} ms: {added:.2} ms are added.\n\n\
+The function cannot come up to a COPY of the rows that it made: the guarded upsert of them costs \
+PostgreSQL about twice that, to read the event costs as much again, and one waits for the other. \
+With the archive on, the SDK's requests are nearly all of it.\n\n\
 ![records/s](function.svg)\n"
     );
     Ok(Section {

@@ -1,4 +1,5 @@
-//! Mixed batches while the table grows: keys that are random (UUIDs of version 4), and keys in order of time.
+//! Mixed batches while the table grows: keys that are random (UUIDs of version 4), and keys in
+//! order of time.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -49,13 +50,14 @@ impl Keys {
 /// Lets the table grow to this many rows, on the server.
 async fn grow(connection: &mut Client, keys: Keys, from: u64, to: u64) {
     let sql = format!(
-        "INSERT INTO measurements (session_id, user_id, started_at, device_model, \
-            left_scanned_at, left_foot_length_mm, left_foot_breadth_mm, left_ball_girth_mm, \
-            right_scanned_at, right_foot_length_mm, right_foot_breadth_mm, right_ball_girth_mm, \
-            session_version, left_version, right_version, session_changed_at, left_changed_at, right_changed_at) \
-         SELECT {key}, 'user-' || n % 50000, t, 'iPhone16,2', t, 245.3, 98.7, 243.1, t, 246.1, 98.9, 243.5, v, v, v, t, t, t \
-         FROM generate_series({from}::bigint, {to}::bigint - 1) n, \
-            LATERAL (SELECT timestamptz '2026-11-22T08:00Z' AS t, '{LABEL}/' || lpad('1', 40, '0') AS v) given",
+        "INSERT INTO measurements (session_id, user_id, started_at, device_model, left_scanned_at, \
+            left_foot_length_mm, left_foot_breadth_mm, left_ball_girth_mm, right_scanned_at, \
+            right_foot_length_mm, right_foot_breadth_mm, right_ball_girth_mm, session_version, \
+            left_version, right_version, session_changed_at, left_changed_at, right_changed_at) \
+            SELECT {key}, 'user-' || n % 50000, t, 'iPhone16,2', t, 245.3, 98.7, 243.1, t, 246.1, \
+            98.9, 243.5, v, v, v, t, t, t FROM generate_series({from}::bigint, {to}::bigint - 1) \
+            n, LATERAL (SELECT timestamptz '2026-11-22T08:00Z' AS t, '{LABEL}/' || lpad('1', 40, \
+            '0') AS v) given",
         key = keys.sql()
     );
     connection.run(&sql).await;
@@ -83,7 +85,8 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         if quick { &[30_000, 100_000, 300_000] } else { &[100_000, 1_000_000, 10_000_000] };
     let rounds = if quick { 5 } else { 12 };
     let mut table = String::from(
-        "| rows | keys | rows/s, half of them new | heap, MB | indexes, MB | pages read from outside shared_buffers, a row |\n|---|---|---|---|---|---|\n",
+        "| rows | keys | rows/s, half of them new | heap, MB | indexes, MB | pages read from \
+            outside shared_buffers, a row |\n|---|---|---|---|---|---|\n",
     );
     let mut series = Vec::new();
     for keys in Keys::ALL {
@@ -149,12 +152,14 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         series,
     };
     let text = format!(
-        "Batches of {BATCH} sessions, half of them new, the others anywhere in the table; shared_buffers 256 MB, everything in the \
-machine's memory.\n\n{table}\n![rows/s](growth.svg)\n\n\
-The slope is that of the pages: a row that is updated lies on a page of its own, and with random keys so does each entry of the \
-primary key, so that from the size of shared_buffers on nearly every row costs a read of both, and from that of memory on a read \
-from disk. Keys in order of time keep the new entries on few pages. fillfactor 70 keeps updates on their row's page and out of the \
-indexes. Partitions would cut the depth of the index and not the number of pages: they do not pay.\n"
+        "Batches of {BATCH} sessions, half of them new, the others anywhere in the table; \
+shared_buffers 256 MB, everything in the machine's memory.\n\n{table}\n![rows/s](growth.svg)\n\n\
+The slope is that of the pages: a row that is updated lies on a page of its own, and with random \
+keys so does each entry of the primary key, so that from the size of shared_buffers on nearly \
+every row costs a read of both, and from that of memory on a read from disk. Keys in order of time \
+keep the new entries on few pages. fillfactor 70 keeps updates on their row's page and out of the \
+indexes. Partitions would cut the depth of the index and not the number of pages: they do not \
+pay.\n"
     );
     Ok(Section {
         order: 6,
@@ -170,7 +175,8 @@ indexes. Partitions would cut the depth of the index and not the number of pages
 async fn pages_read(connection: &mut Client) -> i64 {
     // What the other connection counted comes to the view when it is idle, a second late at most.
     tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
-    let sql = "SELECT heap_blks_read + idx_blks_read FROM pg_statio_user_tables WHERE relname = 'measurements'";
+    let sql = "SELECT heap_blks_read + idx_blks_read FROM pg_statio_user_tables WHERE relname = \
+        'measurements'";
     let (pages,) = connection.row(sql).await;
     pages
 }

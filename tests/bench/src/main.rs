@@ -1,8 +1,9 @@
-//! `make bench`: how fast the projector is, as ratios within one run: the machine is shared, and so is its noise.
+//! `make bench`: how fast the projector is, as ratios within one run: the machine is shared, and so
+//! is its noise.
 //!
-//! Each part compares with what nothing could beat on the same servers (the ceiling), or with what a user would write
-//! instead, in turns, round by round; the figure is the median of the rounds' ratios. Results go to `docs/bench/`,
-//! those of parts that were not run stay.
+//! Each part compares with what nothing could beat on the same servers (the ceiling), or with what
+//! a user would write instead, in turns, round by round; the figure is the median of the rounds'
+//! ratios. Results go to `docs/bench/`, those of parts that were not run stay.
 
 mod archive;
 mod backfill;

@@ -43,7 +43,8 @@ pub(crate) fn cpu_ms(pid: u32) -> anyhow::Result<f64> {
     Ok(nanoseconds / 1e6)
 }
 
-/// Seconds of processor time that a process has used, and all below it that have ended, by ticks of 10 ms.
+/// Seconds of processor time that a process has used, and all below it that have ended, by ticks of
+/// 10 ms.
 ///
 /// # Errors
 /// Where there is no such process.
@@ -74,7 +75,8 @@ fn family(pid: u32) -> Vec<u32> {
     family
 }
 
-/// A line of `/proc/PID/status` in MB, such as `VmHWM`, the most memory that a process had resident.
+/// A line of `/proc/PID/status` in MB, such as `VmHWM`, the most memory that a process had
+/// resident.
 ///
 /// # Errors
 /// Where there is no such process.

@@ -1,5 +1,5 @@
-//! Against handlers as a user would write them (`tests/peers/`): what is wrong at the end, then speed and memory, on
-//! the same events, the same servers, the same Runtime API.
+//! Against handlers as a user would write them (`tests/peers/`): what is wrong at the end, then
+//! speed and memory, on the same events, the same servers, the same Runtime API.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -58,9 +58,11 @@ impl Handler {
 enum History {
     /// In order and once.
     InOrder,
-    /// As at-least-once delivery may have it: some records come twice, some of them behind later ones.
+    /// As at-least-once delivery may have it: some records come twice, some of them behind later
+    /// ones.
     Duplicates,
-    /// Every tenth batch once more at the end: what lay in an on-failure destination, or a replay that stopped midway.
+    /// Every tenth batch once more at the end: what lay in an on-failure destination, or a replay
+    /// that stopped midway.
     Redriven,
     /// The batches come in any order: lanes at once, retries.
     Shuffled,
@@ -217,7 +219,8 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
             for _ in 0..rounds {
                 for (handler, speeds) in Handler::ALL.into_iter().zip(&mut speeds) {
                     let stores = Stores::fresh().await;
-                    // A bucket of a day that is new to everyone: the ids are the same in each round.
+                    // A bucket of a day that is new to everyone: the ids are the same in each
+                    // round.
                     let fresh = MemoryS3::start().await?;
                     let mut function = servers::function(
                         handler.command()?,
@@ -277,9 +280,11 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         series,
     };
     let text = format!(
-        "A day of {sessions} sessions, {} records in order and once, in batches of 100 for the first table. Rows that are wrong \
-at the end:\n\n{correctness}\nTheirs are in `tests/peers/`, with what else they do not defend against. Speed where nothing \
-goes wrong, after a quarter as many records of another day, objects to an S3 in memory, {rounds} round(s) in turns:\n\n{table}\n![records/s](peers.svg)\n",
+        "A day of {sessions} sessions, {} records in order and once, in batches of 100 for the \
+first table. Rows that are wrong at the end:\n\n{correctness}\nTheirs are in `tests/peers/`, with \
+what else they do not defend against. Speed where nothing goes wrong, after a quarter as many \
+records of another day, objects to an S3 in memory, {rounds} round(s) in \
+turns:\n\n{table}\n![records/s](peers.svg)\n",
         records.len()
     );
     Ok(Section {

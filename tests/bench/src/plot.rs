@@ -1,5 +1,5 @@
-//! Plots of results, as SVG. What they show is kept with the results, so that they can be drawn again
-//! without measuring again.
+//! Plots of results, as SVG. What they show is kept with the results, so that they can be drawn
+//! again without measuring again.
 
 use std::ops::Range;
 use std::path::Path;
@@ -177,7 +177,8 @@ fn around(values: impl Iterator<Item = f64>) -> Range<f64> {
     (ends.0 / 1.3)..(ends.1 * 1.3)
 }
 
-/// The powers of ten within a range; if they are few, also twice and five times each, or all digits.
+/// The powers of ten within a range; if they are few, also twice and five times each, or all
+/// digits.
 fn ticks(range: &Range<f64>) -> Vec<f64> {
     let steps = |factors: &[f64]| -> Vec<f64> {
         let of = |power: i32| factors.iter().map(move |factor| factor * 10_f64.powi(power));

@@ -1,5 +1,5 @@
-//! What was measured, kept as `results.json` and shown as `README.md` in the folder of results. A part that is run
-//! again replaces its own section.
+//! What was measured, kept as `results.json` and shown as `README.md` in the folder of results. A
+//! part that is run again replaces its own section.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -112,10 +112,11 @@ impl Report {
 
     fn markdown(&self) -> anyhow::Result<String> {
         let mut text = format!(
-            "# Measured\n\nWritten by `make bench`; {}, with PostgreSQL 18 and everything else on the same machine. \
-What has a rival is measured against it in turns, in one run, and the figure is the median of the rounds' ratios: the \
-machine is shared, absolute figures differ by half from hour to hour. The database runs without fsync and full-page \
-writes: a commit costs next to nothing, which flatters whoever makes many.\n\n| what | aim | reached | |\n|---|---|---|---|\n",
+            "# Measured\n\nWritten by `make bench`; {}, with PostgreSQL 18 and everything else on \
+the same machine. What has a rival is measured against it in turns, in one run, and the figure is \
+the median of the rounds' ratios: the machine is shared, absolute figures differ by half from hour \
+to hour. The database runs without fsync and full-page writes: a commit costs next to nothing, \
+which flatters whoever makes many.\n\n| what | aim | reached | |\n|---|---|---|---|\n",
             measure::machine()
         );
         for aim in self.sections.iter().flat_map(|section| &section.aims) {

@@ -1,4 +1,5 @@
-//! What the parts measure against: an S3 in memory, in a process of its own, and the function under the Runtime API.
+//! What the parts measure against: an S3 in memory, in a process of its own, and the function under
+//! the Runtime API.
 
 use std::process::Stdio;
 

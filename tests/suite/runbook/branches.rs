@@ -15,7 +15,8 @@ async fn a_bucket_that_has_a_policy_is_imported_with_it() {
     );
     shell
         .run(&format!(
-            "export OLD_BUCKET={bucket} OLD_BUCKET_KEY=\naws s3api create-bucket --bucket {bucket} >/dev/null\n\
+            "export OLD_BUCKET={bucket} OLD_BUCKET_KEY=\naws s3api create-bucket --bucket \
+                {bucket} >/dev/null\n\
              aws s3api put-bucket-policy --bucket {bucket} --policy '{policy}'"
         ))
         .await;

@@ -1,5 +1,5 @@
-//! Every link of a document, and every section that code, templates and scripts name, leads somewhere: whoever follows
-//! one is in a hurry.
+//! Every link of a document, and every section that code, templates and scripts name, leads
+//! somewhere: whoever follows one is in a hurry.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ fn prose(document: &str) -> String {
     text(document).split("```").step_by(2).collect()
 }
 
-/// What a link to a document may have after `#`: its headings, as GitHub writes them, and its own anchors.
+/// What a link to a document may have after `#`: its headings, as GitHub writes them, and its own
+/// anchors.
 fn anchors(document: &str) -> BTreeSet<String> {
     let prose = prose(document);
     let own = prose.split("<a id=\"").skip(1).filter_map(|rest| rest.split_once('"'));
@@ -97,7 +98,8 @@ fn on_one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Templates, scripts and messages name a section by its anchor or its heading, or a step of the move by its number.
+/// Templates, scripts and messages name a section by its anchor or its heading, or a step of the
+/// move by its number.
 #[test]
 fn every_section_that_is_named_anywhere_exists() {
     let mut paths = vec![root().join("samconfig.toml")];

@@ -1,5 +1,5 @@
-//! What holds of every block of the runbook and of every script that it calls, told from their text alone: a fault of a
-//! kind that was found once is found wherever it comes back.
+//! What holds of every block of the runbook and of every script that it calls, told from their text
+//! alone: a fault of a kind that was found once is found wherever it comes back.
 
 use super::blocks::{Block, DOCUMENTS, blocks, root, text};
 
@@ -150,8 +150,9 @@ fn the_runbook_speaks_plainly() {
     for word in avoid {
         assert!(!prose.contains(word), "{word:?}");
     }
-    let meaning = "Everything created up to this time is in the restored database: the time of the snapshot (RDS: \
-        OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to which it had applied.";
+    let meaning = "Everything created up to this time is in the restored database: the time of the \
+        snapshot (RDS: OriginalSnapshotCreateTime), or, if the projector was behind then, the time \
+        up to which it had applied.";
     let whole = DOCUMENTS.map(text).concat();
     let whole = whole.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(whole.matches(meaning).count(), 2, "the one meaning of SNAPSHOT_TIME");
@@ -163,8 +164,9 @@ fn the_reference_asks_and_answers_of_one_time() {
     let reference = text("docs/reference.md");
     let whole = reference.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(whole.contains(
-        "everything created up to this time is in the restored database: the time of the snapshot (RDS: \
-         OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to which it had applied."
+        "everything created up to this time is in the restored database: the time of the snapshot \
+         (RDS: OriginalSnapshotCreateTime), or, if the projector was behind then, the time up to \
+         which it had applied."
     ));
     let asked = whole.split("check --snapshot-time ").nth(1).expect("a command");
     let asked = asked.split_once('Z').expect("a time").0.replace('T', " ");

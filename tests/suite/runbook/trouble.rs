@@ -70,8 +70,8 @@ async fn s3_is_away(walk: &mut Walk, new: &Stores) {
     assert_eq!(parsed(&new.objects().await), testkit::oracle::objects(&new.rows().await));
 }
 
-/// The database is dropped, and one of an hour ago is restored: what was applied since comes from the streams, what
-/// came meanwhile from the places that the mappings kept.
+/// The database is dropped, and one of an hour ago is restored: what was applied since comes from
+/// the streams, what came meanwhile from the places that the mappings kept.
 async fn lost_database(walk: &mut Walk, new: &Stores) -> Stores {
     const HEADING: &str = "The database is gone or corrupt";
     let fresh = Stores::unmigrated().await;
@@ -124,8 +124,8 @@ async fn lost_database(walk: &mut Walk, new: &Stores) -> Stores {
     recovered
 }
 
-/// A database that lacks a day: a session that came, one that changed, and one that was removed. A peer has it, then
-/// the archive, and at last nobody.
+/// A database that lacks a day: a session that came, one that changed, and one that was removed. A
+/// peer has it, then the archive, and at last nobody.
 async fn more_than_a_day(walk: &mut Walk, stores: &Stores) {
     const HEADING: &str = "More than 24 hours lost";
     walk.block(HEADING, "wait_for_mappings").await;

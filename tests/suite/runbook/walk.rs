@@ -12,9 +12,9 @@ use tokio::process::Command;
 
 use super::blocks::{Block, Shell, blocks, root};
 
-/// What stands in for what the stand-in has not: `backfill` answers 3 if records were rejected, which is no failure, and
-/// waits no ten seconds for a stand-in whose shards never end, nor half a minute for a mapping; nobody waits three
-/// minutes for an invocation here.
+/// What stands in for what the stand-in has not: `backfill` answers 3 if records were rejected,
+/// which is no failure, and waits no ten seconds for a stand-in whose shards never end, nor half a
+/// minute for a mapping; nobody waits three minutes for an invocation here.
 const STAND_INS: &str = r#"
 backfill() {
     case $1 in
@@ -28,7 +28,8 @@ SESSIONS_TABLE=sessions SCANS_TABLE=scans
 export ARCHIVE_PREFIX=measurements/
 "#;
 
-/// Both buckets have a KMS key of their own, and `samconfig.toml` names them, as the runbook wants it.
+/// Both buckets have a KMS key of their own, and `samconfig.toml` names them, as the runbook wants
+/// it.
 const KEYS: &str = r#"
 OLD_BUCKET_KEY=$(aws kms create-key --query KeyMetadata.Arn --output text)
 NEW_BUCKET_KEY=$(aws kms create-key --query KeyMetadata.Arn --output text)
@@ -94,7 +95,8 @@ impl Walk {
         Self { shell, blocks, tables, closed, old, new, folder }
     }
 
-    /// Runs the blocks that are left of the section whose heading begins so, and gives what they printed.
+    /// Runs the blocks that are left of the section whose heading begins so, and gives what they
+    /// printed.
     pub(crate) async fn section(&mut self, heading: &str) -> String {
         let mut printed = String::new();
         let mut ran = 0;
@@ -178,7 +180,8 @@ impl Walk {
             .shell
             .run(&format!(
                 "aws lambda list-event-source-mappings --function-name {function} --output json \
-                 --query 'sort_by(EventSourceMappings, &EventSourceArn)[].[UUID, EventSourceArn, StartingPosition, State]'"
+                 --query 'sort_by(EventSourceMappings, &EventSourceArn)[].[UUID, EventSourceArn, \
+                 StartingPosition, State]'"
             ))
             .await;
         let mappings: Vec<Mapping> = serde_json::from_str(&printed).expect("mappings");

@@ -1,5 +1,5 @@
-//! What wakes somebody: every metric that is watched is emitted, each alarm says where to read on, and one mapping
-//! that stops is not hidden by the other.
+//! What wakes somebody: every metric that is watched is emitted, each alarm says where to read on,
+//! and one mapping that stops is not hidden by the other.
 
 use std::collections::BTreeSet;
 
@@ -120,7 +120,8 @@ async fn alarms_and_dashboard_show_metrics_that_are_emitted() {
     }
 }
 
-/// The dashboard's metrics, its shorthand (`.` for what stands above, `...` for all of it) written out.
+/// The dashboard's metrics, its shorthand (`.` for what stands above, `...` for all of it) written
+/// out.
 fn on_the_dashboard(template: &Json) -> BTreeSet<(String, String, Vec<String>)> {
     let body = &template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"][0];
     let body = body.as_str().expect("a text").replace("${", "{");
@@ -154,8 +155,8 @@ fn name_of(alarm: &Json) -> &str {
     name.split_once("}-").expect("the stack's name first").1
 }
 
-/// Whoever is woken reads the description first: it ends with the place that says what to do, which is the anchor of
-/// this alarm above a heading. The table of alarms has each by its name.
+/// Whoever is woken reads the description first: it ends with the place that says what to do, which
+/// is the anchor of this alarm above a heading. The table of alarms has each by its name.
 #[test]
 fn each_alarm_names_a_section_of_the_runbook() {
     const INCIDENTS: &str = "docs/incidents.md";
@@ -186,8 +187,9 @@ fn each_alarm_names_a_section_of_the_runbook() {
     }
 }
 
-/// Both mappings invoke one function: its metrics stay well when one of the two stops. So each has alarms of its own,
-/// in its own stack, which follow it when a new stream replaces it and go when it goes.
+/// Both mappings invoke one function: its metrics stay well when one of the two stops. So each has
+/// alarms of its own, in its own stack, which follow it when a new stream replaces it and go when
+/// it goes.
 #[test]
 fn one_mapping_that_stops_is_not_hidden_by_the_other() {
     let template = template("projector");
@@ -230,8 +232,9 @@ fn one_mapping_that_stops_is_not_hidden_by_the_other() {
     }
 }
 
-/// A new projector begins with records that are a day old. While their age falls there is nothing to lose; once
-/// `MaximumRecordAgeSeconds` is set, records leave the stream's care after 22 hours, and the alarm comes before.
+/// A new projector begins with records that are a day old. While their age falls there is nothing
+/// to lose; once `MaximumRecordAgeSeconds` is set, records leave the stream's care after 22 hours,
+/// and the alarm comes before.
 #[test]
 fn losing_fires_before_records_expire_and_not_while_a_projector_catches_up() {
     let alarms = template("alarms");

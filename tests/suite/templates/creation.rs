@@ -1,4 +1,5 @@
-//! A creation that fails, on a stand-in of AWS: nothing it made stands in the way of the same command.
+//! A creation that fails, on a stand-in of AWS: nothing it made stands in the way of the same
+//! command.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -30,7 +31,8 @@ fn run(folder: &Path, command: &str) -> Output {
     output
 }
 
-/// A bucket has a name of its own choice, so one that a failed creation leaves behind makes every later one fail.
+/// A bucket has a name of its own choice, so one that a failed creation leaves behind makes every
+/// later one fail.
 #[test]
 fn a_creation_that_failed_can_be_run_again() {
     assert!(service("AWS_ENDPOINT_URL").starts_with("http://127.0.0.1:"), "a stand-in");

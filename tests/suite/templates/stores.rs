@@ -8,8 +8,8 @@ use super::{FILES, TEMPLATES, matches, members, names, overrides, resources, roo
 
 #[test]
 fn what_holds_data_is_retained() {
-    // A creation that failed takes away what it made, so that the next one finds no bucket of that name. A table is
-    // never in what is rolled back.
+    // A creation that failed takes away what it made, so that the next one finds no bucket of that
+    // name. A table is never in what is rolled back.
     let stateful = [
         ("AWS::DynamoDB::Table", "Retain"),
         ("AWS::RDS::DBInstance", "RetainExceptOnCreate"),
@@ -57,7 +57,8 @@ fn what_holds_data_is_retained() {
     assert_eq!(views, &json!(["NEW_IMAGE", "NEW_AND_OLD_IMAGES"]));
 }
 
-/// Without it, at any later deployment, `CloudFormation` makes an empty database in place of the restored one.
+/// Without it, at any later deployment, `CloudFormation` makes an empty database in place of the
+/// restored one.
 #[test]
 fn the_snapshot_of_the_database_cannot_be_left_out() {
     let template = template("database");
@@ -100,7 +101,8 @@ fn the_snapshot_of_the_database_cannot_be_left_out() {
     assert_eq!(database["PubliclyAccessible"], false);
 }
 
-/// A proxy takes no startup options, which psql and backfill send; whoever reaches the one reaches the other.
+/// A proxy takes no startup options, which psql and backfill send; whoever reaches the one reaches
+/// the other.
 #[test]
 fn the_instance_behind_a_proxy_can_be_reached() {
     let template = template("database");
@@ -113,7 +115,8 @@ fn the_instance_behind_a_proxy_can_be_reached() {
     assert_eq!(resources["DatabaseProxy"]["Properties"]["VpcSecurityGroupIds"], group);
 }
 
-/// A group that a machine carries cannot be deleted, and its stack neither: the operators' machine has its own.
+/// A group that a machine carries cannot be deleted, and its stack neither: the operators' machine
+/// has its own.
 #[test]
 fn operators_reach_the_database_without_a_group_of_its_stack() {
     for (name, database) in
@@ -179,7 +182,8 @@ fn without_what_follows<'a>(text: &'a str, mark: &str) -> &'a str {
     text.split_once(mark).unwrap_or_else(|| panic!("no {mark:?}")).0
 }
 
-/// A bucket without a policy is imported alone, one that has a policy together with it: in no step is the policy away.
+/// A bucket without a policy is imported alone, one that has a policy together with it: in no step
+/// is the policy away.
 #[test]
 fn the_archive_can_be_imported_with_and_without_its_policy() {
     let text = std::fs::read_to_string(root().join("infra/archive.yaml")).expect("the file");

@@ -1,5 +1,5 @@
-//! What the stand-in of AWS cannot answer, in the documented form: functions and their mappings (Lambda), the streams of
-//! tables (DynamoDB), metrics and alarms (CloudWatch).
+//! What the stand-in of AWS cannot answer, in the documented form: functions and their mappings
+//! (Lambda), the streams of tables (DynamoDB), metrics and alarms (CloudWatch).
 
 mod cbor;
 
@@ -29,7 +29,8 @@ pub struct Account {
     pub variables: BTreeMap<String, Json>,
     /// The newest stream of each table.
     pub streams: BTreeMap<String, String>,
-    /// The values of each metric, by its name and the values of its dimensions with slashes between.
+    /// The values of each metric, by its name and the values of its dimensions with slashes
+    /// between.
     pub metrics: BTreeMap<String, Series>,
     /// The state of each alarm.
     pub alarms: BTreeMap<String, String>,

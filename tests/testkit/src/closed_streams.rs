@@ -1,5 +1,5 @@
-//! What the stand-in's `ListStreams` leaves out: DynamoDB lists a stream for 24 hours after it was turned off, and the
-//! stand-in only describes it and hands out its records.
+//! What the stand-in's `ListStreams` leaves out: DynamoDB lists a stream for 24 hours after it was
+//! turned off, and the stand-in only describes it and hands out its records.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};

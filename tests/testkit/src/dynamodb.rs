@@ -56,7 +56,8 @@ impl DynamoDb {
     /// Calls an operation of DynamoDB or of DynamoDB Streams, by its name in the API.
     ///
     /// # Errors
-    /// Where there is no answer, or a refusal: the text has its type (`…#TrimmedDataAccessException`).
+    /// Where there is no answer, or a refusal: the text has its type
+    /// (`…#TrimmedDataAccessException`).
     pub async fn call(&self, operation: &str, body: &Json) -> anyhow::Result<Json> {
         let service = match operation {
             "DescribeStream" | "GetRecords" | "GetShardIterator" | "ListStreams" => {
@@ -89,8 +90,8 @@ impl DynamoDb {
         self.call(operation, &body).await.expect("DynamoDB Local does it")
     }
 
-    /// Creates a table with a stream of this view type (`NEW_AND_OLD_IMAGES`, `NEW_IMAGE`), and gives
-    /// the stream's ARN.
+    /// Creates a table with a stream of this view type (`NEW_AND_OLD_IMAGES`, `NEW_IMAGE`), and
+    /// gives the stream's ARN.
     ///
     /// # Panics
     /// Where DynamoDB Local refuses.
@@ -131,8 +132,8 @@ impl DynamoDb {
 
     /// Writes many items fast, and in no order: no key may come twice.
     ///
-    /// A write takes the longer the more records there are of other tables, of deleted ones too: ten
-    /// thousand cost each write a millisecond or two. So few tests should write thousands.
+    /// A write takes the longer the more records there are of other tables, of deleted ones too:
+    /// ten thousand cost each write a millisecond or two. So few tests should write thousands.
     ///
     /// # Panics
     /// Where DynamoDB Local refuses.
@@ -143,7 +144,8 @@ impl DynamoDb {
         };
         // As many as DynamoDB takes at once.
         let batch_of = |batch: &[Write]| json!({"RequestItems": {table: batch.iter().map(request).collect::<Json>()}});
-        // Collected, so that a task may do it: a future that holds closures over slices is not `Send`.
+        // Collected, so that a task may do it: a future that holds closures over slices is not
+        // `Send`.
         let batches: Vec<Json> = writes.chunks(25).map(batch_of).collect();
         let send = async |batch| {
             let answer = self.call("BatchWriteItem", &batch).await?;
@@ -195,8 +197,8 @@ impl DynamoDb {
         }
     }
 
-    /// Every record of a shard, from its beginning to its end or, where it is open, to where there are
-    /// none now; and whether it ended there.
+    /// Every record of a shard, from its beginning to its end or, where it is open, to where there
+    /// are none now; and whether it ended there.
     ///
     /// # Panics
     /// Where DynamoDB Local refuses.
@@ -218,9 +220,9 @@ impl DynamoDb {
 
     /// Closes the open shard of each of these streams, and waits for its child.
     ///
-    /// The clock goes forward by a shard's four hours, and that for all tables of the run: their shards
-    /// close too, iterators expire (after 15 minutes), and what is older than 24 hours, six rolls, is
-    /// trimmed. A test that rolls twice leaves room for two more such beside it.
+    /// The clock goes forward by a shard's four hours, and that for all tables of the run: their
+    /// shards close too, iterators expire (after 15 minutes), and what is older than 24 hours, six
+    /// rolls, is trimmed. A test that rolls twice leaves room for two more such beside it.
     ///
     /// # Panics
     /// Where no child comes.

@@ -103,8 +103,8 @@ impl Lambda {
         Ok(sender.send_request(request).await?.into_body().collect().await?.to_bytes())
     }
 
-    /// Kills the function with -9, whatever it is doing, and gives how many processes that were. The emulator
-    /// starts another one for the next event.
+    /// Kills the function with -9, whatever it is doing, and gives how many processes that were.
+    /// The emulator starts another one for the next event.
     ///
     /// # Panics
     /// Where there is no pkill.

@@ -26,7 +26,8 @@ enum Relay {
     Open,
     /// Connections break, new ones are closed at once.
     Shut,
-    /// Connections stay, new ones are taken, and nobody says a word: a firewall, a host that went down.
+    /// Connections stay, new ones are taken, and nobody says a word: a firewall, a host that went
+    /// down.
     Silent,
 }
 
@@ -73,8 +74,8 @@ impl TcpGate {
         self.state.send_replace(if open { Relay::Open } else { Relay::Shut });
     }
 
-    /// The connections that are open now stay open and say nothing any more: a NAT gateway that forgot them. New
-    /// ones pass.
+    /// The connections that are open now stay open and say nothing any more: a NAT gateway that
+    /// forgot them. New ones pass.
     pub fn forget_connections(&self) {
         self.forgotten.send_replace(());
     }
@@ -85,9 +86,9 @@ impl TcpGate {
     }
 }
 
-/// Puts TLS in front of a PostgreSQL that has none, with a certificate for `localhost`: the server half
-/// of `SSLRequest` (PostgreSQL documentation, "Message Flow", SSL Session Encryption). Gives the
-/// address, and the PEM of who vouches for the certificate.
+/// Puts TLS in front of a PostgreSQL that has none, with a certificate for `localhost`: the server
+/// half of `SSLRequest` (PostgreSQL documentation, "Message Flow", SSL Session Encryption). Gives
+/// the address, and the PEM of who vouches for the certificate.
 ///
 /// # Panics
 /// Where no port can be had.

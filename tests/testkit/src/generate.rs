@@ -90,8 +90,8 @@ pub fn day(day: Day) -> (Vec<Record>, Vec<Record>) {
     streams
 }
 
-/// The same day, drawn together into the 20 hours that end at `now` (seconds since 1970): a live stream
-/// holds nothing older than 24 hours. Nothing but the creation times changes.
+/// The same day, drawn together into the 20 hours that end at `now` (seconds since 1970): a live
+/// stream holds nothing older than 24 hours. Nothing but the creation times changes.
 ///
 /// # Panics
 /// Where a record is no JSON object.

@@ -1,10 +1,11 @@
-//! An event source mapping of a DynamoDB stream as Lambda's documentation describes it, driving the real binary:
-//! lanes by item, batches, retries, bisecting, partial failures, and the on-failure destination. The stand-in's
-//! own mapping has none of these.
+//! An event source mapping of a DynamoDB stream as Lambda's documentation describes it, driving the
+//! real binary: lanes by item, batches, retries, bisecting, partial failures, and the on-failure
+//! destination. The stand-in's own mapping has none of these.
 //!
-//! Sources: AWS Lambda Developer Guide, "Configuring partial batch response with DynamoDB and Lambda", "Retain
-//! discarded records for a DynamoDB event source in Lambda", "Lambda parameters for Amazon DynamoDB event source
-//! mappings". How long Lambda waits between retries is not documented; here it is `pause`.
+//! Sources: AWS Lambda Developer Guide, "Configuring partial batch response with DynamoDB and
+//! Lambda", "Retain discarded records for a DynamoDB event source in Lambda", "Lambda parameters
+//! for Amazon DynamoDB event source mappings". How long Lambda waits between retries is not
+//! documented; here it is `pause`.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -68,8 +69,9 @@ enum Answer {
 }
 
 impl Mapping {
-    /// Delivers a shard to as many lanes as there are functions, to its end, and gives what was seen.
-    /// `acknowledged` is called with what will not come again, before anything else is delivered to that lane.
+    /// Delivers a shard to as many lanes as there are functions, to its end, and gives what was
+    /// seen. `acknowledged` is called with what will not come again, before anything else is
+    /// delivered to that lane.
     pub async fn deliver(
         &self,
         shard: &[Record],
@@ -145,7 +147,8 @@ impl Mapping {
     }
 }
 
-/// What Lambda writes about a batch that it gave up on to a destination on S3: the whole event, too.
+/// What Lambda writes about a batch that it gave up on to a destination on S3: the whole event,
+/// too.
 ///
 /// # Panics
 /// Where the batch is empty.
@@ -196,7 +199,8 @@ pub async fn write_failure(destination: &str, maximum_retry_attempts: u32, batch
         .expect("the destination takes it");
 }
 
-/// "Lambda uses the lowest sequence number as the checkpoint"; what names no record of the batch fails it all.
+/// "Lambda uses the lowest sequence number as the checkpoint"; what names no record of the batch
+/// fails it all.
 fn read(answer: &Json, batch: &[Record]) -> Answer {
     if answer.get("errorMessage").is_some() || answer.get("errorType").is_some() {
         return Answer::Error;

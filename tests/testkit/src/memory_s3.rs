@@ -1,7 +1,8 @@
-//! An S3 that is fast enough to measure against: PUT, HEAD and GET of objects held in memory, with S3's conditions.
+//! An S3 that is fast enough to measure against: PUT, HEAD and GET of objects held in memory, with
+//! S3's conditions.
 //!
-//! The stand-in of the tests answers some hundred requests a second, which hides what its clients cost. This one is
-//! for the benchmark alone: no test of a guarantee runs on it.
+//! The stand-in of the tests answers some hundred requests a second, which hides what its clients
+//! cost. This one is for the benchmark alone: no test of a guarantee runs on it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

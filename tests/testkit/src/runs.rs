@@ -164,7 +164,8 @@ pub async fn assert_equal(stores: &Stores, records: &[Record]) {
     assert_eq!(parsed(&stores.objects().await), oracle::objects(&rows));
 }
 
-/// As if what the checkpoints stand for had been stored this many hours ago, and the checkpoints written just now.
+/// As if what the checkpoints stand for had been stored this many hours ago, and the checkpoints
+/// written just now.
 ///
 /// # Panics
 /// Where there are none.

@@ -1,7 +1,9 @@
-//! Lambda's Runtime API for one process at a time: hands it events, takes its answers, and says how long each took.
+//! Lambda's Runtime API for one process at a time: hands it events, takes its answers, and says how
+//! long each took.
 //!
-//! AWS's emulator logs and copies too much for a measurement (it answers a one-record event in some milliseconds).
-//! Source: AWS Lambda Developer Guide, "Using the Lambda runtime API for custom runtimes".
+//! AWS's emulator logs and copies too much for a measurement (it answers a one-record event in some
+//! milliseconds). Source: AWS Lambda Developer Guide, "Using the Lambda runtime API for custom
+//! runtimes".
 
 use std::convert::Infallible;
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! A gate in front of S3, that fails on command, and sees to it that no object goes back: of each PUT that S3
-//! takes, the versions are compared with those of the object that it replaces.
+//! A gate in front of S3, that fails on command, and sees to it that no object goes back: of each
+//! PUT that S3 takes, the versions are compared with those of the object that it replaces.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -122,8 +122,8 @@ impl S3Gate {
         }
     }
 
-    /// Takes If-Match and If-None-Match off every request: what a projector without the guard does. Then an
-    /// object may go back, which [`S3Gate::went_back`] tells.
+    /// Takes If-Match and If-None-Match off every request: what a projector without the guard does.
+    /// Then an object may go back, which [`S3Gate::went_back`] tells.
     pub fn strip_conditions(&self) {
         self.state.strip_conditions.store(true, Ordering::Relaxed);
         self.state.going_back_is_expected.store(true, Ordering::Relaxed);
@@ -186,8 +186,9 @@ async fn relay(
     })
 }
 
-/// Hands a PUT on, and compares what it writes with what it replaces. That another writer comes between the
-/// look and the PUT is no matter: it can only have written more, and then the condition fails.
+/// Hands a PUT on, and compares what it writes with what it replaces. That another writer comes
+/// between the look and the PUT is no matter: it can only have written more, and then the condition
+/// fails.
 async fn put(state: &State, request: Request<Incoming>) -> anyhow::Result<Response<Full<Bytes>>> {
     let path = request.uri().path().to_owned();
     let (mut head, body) = request.into_parts();
@@ -217,8 +218,8 @@ fn versions_in(headers: &HeaderMap) -> Option<Versions> {
     versions.values().any(Option::is_some).then_some(versions)
 }
 
-/// The versions of the object that is there, by its metadata or, where it has none of ours, by its body. The
-/// stand-in does not look at signatures, so the headers of the PUT serve.
+/// The versions of the object that is there, by its metadata or, where it has none of ours, by its
+/// body. The stand-in does not look at signatures, so the headers of the PUT serve.
 async fn replaced(
     state: &State,
     path: &str,

@@ -23,7 +23,8 @@ use crate::sql::Client;
 #[must_use]
 pub fn service(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
-        panic!("{variable} is not set: these tests want real services, run them with `make test` or `scripts/with-services --with-dynamodb --with-sam --with-pgbouncer cargo nextest run --workspace`")
+        panic!("{variable} is not set: these tests want real services, run them with `make test` \
+            or `scripts/with-services --with-dynamodb --with-sam --with-pgbouncer cargo nextest run --workspace`")
     })
 }
 
@@ -36,7 +37,8 @@ pub struct Stores {
     pub bucket: String,
 }
 
-/// Lets a row never go back, and never go: any statement that tried would fail, and with it the test.
+/// Lets a row never go back, and never go: any statement that tried would fail, and with it the
+/// test.
 const GUARD: &str = "
     CREATE FUNCTION never_back() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -108,8 +110,8 @@ impl Stores {
         self.change(GUARD).await;
     }
 
-    /// Another database with the same content, as restored from a snapshot, and an empty bucket. Nobody
-    /// may be connected to this one.
+    /// Another database with the same content, as restored from a snapshot, and an empty bucket.
+    /// Nobody may be connected to this one.
     ///
     /// # Panics
     /// Where the services refuse.
@@ -125,8 +127,8 @@ impl Stores {
         restored
     }
 
-    /// The same with this bucket: a restored database beside the objects of the one it was taken from. Whoever
-    /// is connected to this one is disconnected.
+    /// The same with this bucket: a restored database beside the objects of the one it was taken
+    /// from. Whoever is connected to this one is disconnected.
     ///
     /// # Panics
     /// Where the services refuse.
@@ -234,7 +236,8 @@ impl Stores {
         rows.into_iter().map(|(session_id, row)| (session_id, json(row))).collect()
     }
 
-    /// Where each row lies, who wrote it and who last locked it: any write or lock of a row changes it.
+    /// Where each row lies, who wrote it and who last locked it: any write or lock of a row changes
+    /// it.
     ///
     /// # Panics
     /// Where PostgreSQL refuses.

@@ -1,10 +1,11 @@
-//! SQL of the tests and the benchmark: a connection that looks at a database from outside, as its owner or as another
-//! client. This is the one place that goes around the projector's `Database`, whose time limits and settings are what
-//! the tests look at.
+//! SQL of the tests and the benchmark: a connection that looks at a database from outside, as its
+//! owner or as another client. This is the one place that goes around the projector's `Database`,
+//! whose time limits and settings are what the tests look at.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "a test is another client: it holds locks, makes triggers and measures without the projector's limits"
+    reason = "a test is another client: it holds locks, makes triggers and measures without the \
+        projector's limits"
 )]
 
 use std::ops::{Deref, DerefMut};
@@ -46,7 +47,8 @@ impl Client {
         Self(PgConnection::connect(url).await.expect("PostgreSQL answers"))
     }
 
-    /// Runs one statement or several, none of them prepared, and returns how many rows they changed.
+    /// Runs one statement or several, none of them prepared, and returns how many rows they
+    /// changed.
     ///
     /// # Errors
     /// If PostgreSQL refuses.

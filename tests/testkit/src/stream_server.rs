@@ -1,9 +1,10 @@
-//! A server that speaks the DynamoDB Streams protocol to the real SDK client, and does on command what
-//! the service does when it likes: splits and merges, empty pages, expired iterators, throttling,
-//! trimmed records, descriptions that disagree, connections that are cut.
+//! A server that speaks the DynamoDB Streams protocol to the real SDK client, and does on command
+//! what the service does when it likes: splits and merges, empty pages, expired iterators,
+//! throttling, trimmed records, descriptions that disagree, connections that are cut.
 //!
-//! AWS JSON 1.0: a POST with `X-Amz-Target: DynamoDBStreams_20120810.<Operation>`. On the same URL it
-//! answers the Lambda API's `ListEventSourceMappings`. A record is serialised once, when it is put.
+//! AWS JSON 1.0: a POST with `X-Amz-Target: DynamoDBStreams_20120810.<Operation>`. On the same URL
+//! it answers the Lambda API's `ListEventSourceMappings`. A record is serialised once, when it is
+//! put.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -178,8 +179,8 @@ impl StreamServer {
 
     /// Adds both tables' streams with this history: the items spread over lineages of shards
     /// (`shardId-<generation>-<lineage>`, four digits each), each lineage cut into `generations`,
-    /// the last of them open. What a delivery repeats or brings late stands once and in its place, as in
-    /// a stream.
+    /// the last of them open. What a delivery repeats or brings late stands once and in its place,
+    /// as in a stream.
     pub fn fill(&self, records: &[Record], lineages: usize, generations: usize) {
         let mut streams: BTreeMap<(Table, &str), Vec<Vec<Record>>> = BTreeMap::new();
         for record in records {

@@ -1,5 +1,6 @@
-//! This machine's clock, held against others: AWS refuses what is signed with a wrong time, and the time that is left
-//! of a stream's 24 hours is computed with it. The services of AWS say their time in the `Date` of each answer.
+//! This machine's clock, held against others: AWS refuses what is signed with a wrong time, and the
+//! time that is left of a stream's 24 hours is computed with it. The services of AWS say their time
+//! in the `Date` of each answer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,7 +31,8 @@ pub(super) fn judge(whose: &str, apart: Duration, which: &str) -> Verdict {
     Verdict::fails(text, format!("set the clock {which} (chrony or NTP)"))
 }
 
-/// Keeps how far the clock of the service was ahead of ours in its last answer, whether that was an error or not.
+/// Keeps how far the clock of the service was ahead of ours in its last answer, whether that was an
+/// error or not.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServiceClock(Arc<Mutex<Option<Duration>>>);
 

@@ -1,5 +1,6 @@
-//! The database: login, route, TLS, schema, privileges, encoding, time limits, clock. A few statements over one
-//! connection, as the projector makes it; [`judge`] says what their answers come to.
+//! The database: login, route, TLS, schema, privileges, encoding, time limits, clock. A few
+//! statements over one connection, as the projector makes it; [`judge`] says what their answers
+//! come to.
 
 mod judge;
 
@@ -53,7 +54,8 @@ const TABLES: &str = "SELECT
 const MISSING: &str = "SELECT ARRAY(SELECT DISTINCT name FROM unnest($1::text[]) AS given (name)
     WHERE to_regclass(name) IS NULL ORDER BY name)";
 
-/// Checks the database. The configuration makes the connection, so that it is the one that a run would have.
+/// Checks the database. The configuration makes the connection, so that it is the one that a run
+/// would have.
 pub(super) async fn check(config: Config) -> Vec<Finding> {
     let database_config = config.database.clone();
     let start = Instant::now();
@@ -136,7 +138,8 @@ fn trouble(error: &Error) -> Verdict {
     let message = error.message().unwrap_or_else(|| Message::new(text.clone()));
     let chain = error::chain(error);
     let source = chain.strip_prefix(&text).unwrap_or_default();
-    // Who says nothing of a remedy and did not answer cannot be reached; of anything else that would be a guess.
+    // Who says nothing of a remedy and did not answer cannot be reached; of anything else that
+    // would be a guess.
     let otherwise = if error.timed_out() { REACH_DATABASE } else { AGAIN };
     let remedy = message.remedy.unwrap_or(otherwise.into());
     Verdict::fails(format!("{}{source}", message.what), remedy)

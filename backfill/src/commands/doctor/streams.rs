@@ -16,7 +16,8 @@ use super::finding::{Finding, Verdict, timed};
 use crate::replay::readers::{self, Readers};
 use crate::replay::source::Stream;
 
-const REACH: &str = "check the route from this machine to DynamoDB (a VPC needs its gateway endpoint or NAT), AWS_REGION and AWS_ENDPOINT_URL";
+const REACH: &str = "check the route from this machine to DynamoDB (a VPC needs its gateway \
+    endpoint or NAT), AWS_REGION and AWS_ENDPOINT_URL";
 
 /// A client that asks once: an operator waits for the answer.
 pub(super) fn client(aws: &SdkConfig, clock: &ServiceClock) -> Client {
@@ -80,7 +81,10 @@ async fn newest(client: &Client, variable: &str, table: &str) -> Result<Stream, 
     let (label, arn) = newest.ok_or_else(|| {
         Verdict::fails(
             "there is no such table here, or it has no stream",
-            format!("check {variable} and AWS_REGION, and enable the table's stream with NEW_AND_OLD_IMAGES"),
+            format!(
+                "check {variable} and AWS_REGION, and enable the table's stream with \
+                NEW_AND_OLD_IMAGES"
+            ),
         )
     })?;
     Ok(Stream { arn, table: table.to_owned(), label })
@@ -124,7 +128,8 @@ fn unusable(description: &StreamDescription) -> Option<Verdict> {
         let images = images.map_or("unknown", StreamViewType::as_str);
         return Some(Verdict::fails(
             format!("the view type of the stream is {images}: its records lack what was written"),
-            "disable the stream, enable it with NEW_AND_OLD_IMAGES, and take a new snapshot after that",
+            "disable the stream, enable it with NEW_AND_OLD_IMAGES, and take a new snapshot after \
+                that",
         ));
     }
     None

@@ -1,5 +1,5 @@
-//! The inputs of `file` → batches of records. A batch spans files, so that many small ones cost no more than a large
-//! one; and a file that cannot be read, or in part, costs no other file anything.
+//! The inputs of `file` → batches of records. A batch spans files, so that many small ones cost no
+//! more than a large one; and a file that cannot be read, or in part, costs no other file anything.
 
 use std::cell::Cell;
 use std::io::BufRead;

@@ -10,12 +10,13 @@ use serde_json::value::RawValue;
 use crate::commands::file::dump::{StreamArn, Unfit};
 use crate::commands::file::outline::{Foreign, Member, Members, Outline};
 
-/// Why a document, or a part of one, is not applied. It is no change record of these tables, so that
-/// `rejected_records` is not the place for it.
+/// Why a document, or a part of one, is not applied. It is no change record of these tables, so
+/// that `rejected_records` is not the place for it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error(
-        "neither a change record nor a Lambda event: it has none of the members dynamodb, eventSourceARN, Records"
+        "neither a change record nor a Lambda event: it has none of the members dynamodb, \
+            eventSourceARN, Records"
     )]
     NotARecord,
     #[error("Records is not a list")]
@@ -23,44 +24,46 @@ pub(crate) enum Refusal {
     #[error("a list within a list: neither a change record nor a Lambda event")]
     Nested,
     #[error(
-        "an item of an export or a scan: `backfill file` takes change records, and an export holds items without \
-         sequence numbers: write these items again at the source, so that the stream carries them (see docs/incidents.md, \
-         \"More than 24 hours lost\")"
+        "an item of an export or a scan: `backfill file` takes change records, and an export holds \
+         items without sequence numbers: write these items again at the source, so that the stream \
+         carries them (see docs/incidents.md, \"More than 24 hours lost\")"
     )]
     Item,
     #[error(
-        "a record of a Kinesis stream: `backfill file` takes records of DynamoDB streams; one of Kinesis has no \
-         sequence number of the table's stream"
+        "a record of a Kinesis stream: `backfill file` takes records of DynamoDB streams; one of \
+         Kinesis has no sequence number of the table's stream"
     )]
     Kinesis,
     #[error("from {0}: `backfill file` takes records of DynamoDB streams")]
     OtherSource(String),
     /// `SESSIONS_TABLE` or `SCANS_TABLE` is wrong, or the file is of another application.
     #[error(
-        "of table {table:?}, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE is {scans:?}: correct the variable, \
-         or leave these records out"
+        "of table {table:?}, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE is {scans:?}: \
+         correct the variable, or leave these records out"
     )]
     OtherTable { table: String, sessions: String, scans: String },
     #[error(
-        "from a stream with view type {0}, which has no new images, so that there is nothing to apply: enable the \
-         stream with NEW_IMAGE or NEW_AND_OLD_IMAGES"
+        "from a stream with view type {0}, which has no new images, so that there is nothing to \
+         apply: enable the stream with NEW_IMAGE or NEW_AND_OLD_IMAGES"
     )]
     NoNewImages(String),
     #[error(
-        "records without eventSourceARN, as GetRecords returns them: say with --stream-arn of which stream they are{}",
-        .0.as_ref().map(|arn| format!(" (NextShardIterator says {})", arn.escape_debug())).unwrap_or_default()
+        "records without eventSourceARN, as GetRecords returns them: say with --stream-arn of \
+            which stream they are{}",
+        .0.as_ref().map(|arn| format!(" (NextShardIterator says \
+            {})", arn.escape_debug())).unwrap_or_default()
     )]
     NoArn(Option<String>),
     #[error(transparent)]
     Unfit(#[from] Unfit),
     #[error(
-        "a report of Lambda about an invocation that was not of a DynamoDB stream: `backfill file` takes what Lambda \
-         writes about a batch of one (DDBStreamBatchInfo)"
+        "a report of Lambda about an invocation that was not of a DynamoDB stream: `backfill file` \
+         takes what Lambda writes about a batch of one (DDBStreamBatchInfo)"
     )]
     OtherInvocation,
     #[error(
-        "a batch that Lambda gave up on, without its records: those it writes only to a destination on S3. They are \
-         {0}; within 24 hours `backfill stream` reads them again"
+        "a batch that Lambda gave up on, without its records: those it writes only to a \
+         destination on S3. They are {0}; within 24 hours `backfill stream` reads them again"
     )]
     WithoutRecords(String),
     #[error("a batch that Lambda gave up on, whose payload is no event with records")]
@@ -156,8 +159,8 @@ impl Extractor {
         }
     }
 
-    /// The records of a batch that Lambda gave up on (AWS Lambda Developer Guide, "Retain discarded records for a
-    /// DynamoDB event source in Lambda").
+    /// The records of a batch that Lambda gave up on (AWS Lambda Developer Guide, "Retain discarded
+    /// records for a DynamoDB event source in Lambda").
     fn take_failed_batch(&self, batch: &RawValue, payload: Option<&RawValue>, taken: &mut Taken) {
         let Some(payload) = payload else {
             let refusal = Refusal::WithoutRecords(which(batch));
@@ -264,7 +267,8 @@ fn which(batch: &RawValue) -> String {
     let BatchInfo { shard_id, start_sequence_number, end_sequence_number, stream_arn } =
         serde_json::from_str(batch.get()).unwrap_or_default();
     format!(
-        "sequence numbers {start_sequence_number} to {end_sequence_number} of {shard_id} of {stream_arn}"
+        "sequence numbers {start_sequence_number} to {end_sequence_number} of {shard_id} of \
+            {stream_arn}"
     )
     .escape_debug()
     .to_string()
@@ -378,7 +382,8 @@ mod tests {
         ),
         (
             r#"{"Count":1,"Items":[{}]}"#,
-            "write these items again at the source, so that the stream carries them (see docs/incidents.md",
+            "write these items again at the source, so that the stream carries them (see \
+                docs/incidents.md",
         ),
         (
             r#"{"Records":[{"kinesis":{"data":"e30="},"eventSource":"aws:kinesis","eventID":"a"}]}"#,
@@ -427,7 +432,8 @@ mod tests {
         let own = [
             (
                 orders.as_str(),
-                "of table \"orders\", but SESSIONS_TABLE is \"sessions\" and SCANS_TABLE is \"scans\"",
+                "of table \"orders\", but SESSIONS_TABLE is \"sessions\" and SCANS_TABLE is \
+                    \"scans\"",
             ),
             (keys_only.as_str(), "view type KEYS_ONLY"),
             (queue.as_str(), "from \"arn:aws:sqs:r:1:q\""),

@@ -1,5 +1,5 @@
-//! Pure: records as `GetRecords` returns them (`aws dynamodbstreams get-records`, the SDKs) → as Lambda delivers them.
-//! They do not name their stream, and their creation time may be text.
+//! Pure: records as `GetRecords` returns them (`aws dynamodbstreams get-records`, the SDKs) → as
+//! Lambda delivers them. They do not name their stream, and their creation time may be text.
 
 use std::fmt;
 
@@ -19,15 +19,16 @@ pub(crate) struct StreamArn {
     keys: &'static [&'static str],
 }
 
-/// Why a record is not one of the stream that `--stream-arn` names. To take it for one could remove what it does not
-/// speak of.
+/// Why a record is not one of the stream that `--stream-arn` names. To take it for one could remove
+/// what it does not speak of.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unfit {
     #[error(
         "NextShardIterator says that the records are of {0}, and --stream-arn names another stream"
     )]
     OtherStream(String),
-    #[error("the record's keys are not those of the table that --stream-arn names: {}", .0.join(", "))]
+    #[error("the record's keys are not those of the table that --stream-arn names: \
+        {}", .0.join(", "))]
     OtherKeys(&'static [&'static str]),
     #[error("a record that cannot be completed with --stream-arn: {0}")]
     NoRecord(serde_json::Error),
@@ -42,7 +43,8 @@ impl StreamArn {
             Some((table, _)) if table == scans => &["session_id", "side"],
             Some((table, _)) => {
                 return Err(format!(
-                    "names a stream of table {table:?}, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE is {scans:?}"
+                    "names a stream of table {table:?}, but SESSIONS_TABLE is {sessions:?} and \
+                        SCANS_TABLE is {scans:?}"
                 ));
             }
             None => {
@@ -58,7 +60,8 @@ impl StreamArn {
         &self.arn
     }
 
-    /// The record with this stream's ARN, and its creation time in seconds. `stream` is the ARN that stands beside it.
+    /// The record with this stream's ARN, and its creation time in seconds. `stream` is the ARN
+    /// that stands beside it.
     pub(crate) fn complete(&self, record: &[u8], stream: Option<&str>) -> Result<Vec<u8>, Unfit> {
         if let Some(stream) = stream.filter(|stream| *stream != self.arn) {
             return Err(Unfit::OtherStream(stream.to_owned()));
@@ -140,7 +143,8 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Seconds since 1970, of a time of RFC 3339 as the AWS CLI prints it, or with a space as Python does.
+/// Seconds since 1970, of a time of RFC 3339 as the AWS CLI prints it, or with a space as Python
+/// does.
 fn seconds(time: &str) -> Option<i64> {
     let time = OffsetDateTime::parse(&time.replacen(' ', "T", 1), &Rfc3339).ok()?;
     Some(time.unix_timestamp())

@@ -1,4 +1,5 @@
-//! The inputs of `file`: which files the paths of the command line stand for, and the plain bytes of each.
+//! The inputs of `file`: which files the paths of the command line stand for, and the plain bytes
+//! of each.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -42,14 +43,14 @@ pub(crate) struct Listing {
     pub(crate) empty: Vec<PathBuf>,
     /// How many files and folders whose name begins with a dot were left out.
     pub(crate) hidden: u64,
-    /// The folders that were listed, and whether a file is in them or below them. By device and inode: a link may lead
-    /// back.
+    /// The folders that were listed, and whether a file is in them or below them. By device and
+    /// inode: a link may lead back.
     folders: HashMap<(u64, u64), bool>,
 }
 
 impl Listing {
-    /// The files that these paths stand for, in their order: a folder for all files in it and below it, by name, as
-    /// Lambda's on-failure destination is a tree.
+    /// The files that these paths stand for, in their order: a folder for all files in it and below
+    /// it, by name, as Lambda's on-failure destination is a tree.
     ///
     /// # Errors
     /// If a path leads nowhere, so that a misspelt one is found before anything is written.

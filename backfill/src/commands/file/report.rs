@@ -222,8 +222,9 @@ impl Tally {
         }
         if bad > 0 {
             anyhow::bail!(
-                "{bad} of {} files could not be read in full: each is named above with the reason. Correct them \
-                 and run the same command again, which is harmless: what is stored already counts as duplicate",
+                "{bad} of {} files could not be read in full: each is named above with the reason. \
+                 Correct them and run the same command again, which is harmless: what is stored \
+                 already counts as duplicate",
                 self.files()
             );
         }

@@ -1,9 +1,10 @@
-//! Pure: a quick look at what nearly all documents are, one change record on one line, as Lambda delivers it.
+//! Pure: a quick look at what nearly all documents are, one change record on one line, as Lambda
+//! delivers it.
 //!
-//! The projector parses each record anyway. So only the members of the record and of its `dynamodb` are looked at here,
-//! and what is within them is passed by its brackets and quotes, at a fraction of a parser's cost. Whatever is not
-//! plainly a record is left to the parser. A record that is broken further within is left to the projector, which
-//! rejects it with the reason.
+//! The projector parses each record anyway. So only the members of the record and of its `dynamodb`
+//! are looked at here, and what is within them is passed by its brackets and quotes, at a fraction
+//! of a parser's cost. Whatever is not plainly a record is left to the parser. A record that is
+//! broken further within is left to the projector, which rejects it with the reason.
 
 /// What a record says of its stream.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,8 +43,8 @@ pub(crate) fn record(text: &[u8]) -> Option<Scanned<'_>> {
     Some(Scanned { source, arn: arn?, view_type, length })
 }
 
-/// The end of the object that begins at `at`. `member` is given each name and where its value begins, and gives where
-/// that ends.
+/// The end of the object that begins at `at`. `member` is given each name and where its value
+/// begins, and gives where that ends.
 fn members<'a>(
     text: &'a [u8],
     at: usize,

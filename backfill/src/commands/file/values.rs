@@ -1,9 +1,11 @@
-//! The JSON values of a stream of bytes, one after another: one per line, several per line, one over many lines.
+//! The JSON values of a stream of bytes, one after another: one per line, several per line, one
+//! over many lines.
 //!
-//! A broken value is reported with its place and skipped: the next value is looked for at the beginning of a later
-//! line, where an object or a list begins without indentation. So one broken line costs that line, and the pieces of a
-//! broken document that is laid out for reading are not taken for documents. Memory is bounded: what is larger than
-//! [`MAX_VALUE_BYTES`] is a broken value, too.
+//! A broken value is reported with its place and skipped: the next value is looked for at the
+//! beginning of a later line, where an object or a list begins without indentation. So one broken
+//! line costs that line, and the pieces of a broken document that is laid out for reading are not
+//! taken for documents. Memory is bounded: what is larger than [`MAX_VALUE_BYTES`] is a broken
+//! value, too.
 
 use std::fmt;
 use std::io::{self, BufRead};
@@ -11,12 +13,13 @@ use std::io::{self, BufRead};
 use crate::commands::file::outline::{Outline, truncated_event};
 use crate::commands::file::scan;
 
-/// The largest value that is read. Lambda's events have at most 6 MB, and escaped as text in what it writes about a
-/// failed batch, at most six times as much.
+/// The largest value that is read. Lambda's events have at most 6 MB, and escaped as text in what
+/// it writes about a failed batch, at most six times as much.
 pub(crate) const MAX_VALUE_BYTES: usize = 64 << 20;
 /// The search for the next value after a broken one ends after this many bytes.
 const MAX_SKIPPED_BYTES: u64 = 1 << 30;
-/// The input is given up after this many values in a row that do not end: each was read up to the end of the input.
+/// The input is given up after this many values in a row that do not end: each was read up to the
+/// end of the input.
 const MAX_UNENDED: u32 = 100;
 
 /// A place in an input, after decompression.
@@ -53,7 +56,8 @@ pub(crate) struct Value<'a> {
 }
 
 impl Value<'_> {
-    /// The place in the input of this offset in the text. Costs a look at all that is before it in the buffer.
+    /// The place in the input of this offset in the text. Costs a look at all that is before it in
+    /// the buffer.
     pub(crate) fn place(&self, offset: usize) -> Place {
         place(self.buffer, self.base, self.start + offset)
     }
@@ -79,7 +83,8 @@ pub(crate) enum Fault {
     #[error("the input ends in the middle of this document: it is truncated")]
     Truncated,
     #[error(
-        "a document of more than {} MiB, which is not read: write one record per line, as `jq -c '.Records[]'` does",
+        "a document of more than {} MiB, which is not read: write one record per line, as `jq -c \
+            '.Records[]'` does",
         MAX_VALUE_BYTES >> 20
     )]
     TooLarge,
@@ -105,12 +110,14 @@ fn unreadable(error: &io::Error) -> String {
 /// Reads the values of an input.
 pub(crate) struct Values<R> {
     lines: R,
-    /// What has been read and is not passed on: whole lines, or the beginning of one that is too long.
+    /// What has been read and is not passed on: whole lines, or the beginning of one that is too
+    /// long.
     buffer: Vec<u8>,
     line_breaks: u64,
     /// Where the buffer begins.
     base: Place,
-    /// The length of the buffer at which parsing is worthwhile: a value over many lines is not parsed anew per line.
+    /// The length of the buffer at which parsing is worthwhile: a value over many lines is not
+    /// parsed anew per line.
     parse_at: usize,
     skipping: Option<Skipping>,
     unended: u32,
@@ -322,7 +329,8 @@ fn first_value(bytes: &[u8]) -> Result<(Outline<'_>, usize), Fault> {
     }
 }
 
-/// The length of the white space and byte order marks that the bytes begin with; `None` if there is nothing else.
+/// The length of the white space and byte order marks that the bytes begin with; `None` if there is
+/// nothing else.
 fn blanks(bytes: &[u8]) -> Option<usize> {
     let mut blanks = 0;
     loop {
@@ -424,7 +432,8 @@ mod tests {
                         1,
                         0,
                         1,
-                        "not JSON: control character (\\u0000-\\u001F) found while parsing a string",
+                        "not JSON: control character (\\u0000-\\u001F) found while parsing a \
+                            string",
                     ),
                     "{}".into(),
                 ],

@@ -1,5 +1,6 @@
-//! What migrations make and change, by their SQL. Pure. PostgreSQL would say it too, but only to somebody who runs
-//! them: that takes locks, even if it is rolled back, and a dry run must be harmless on a live database.
+//! What migrations make and change, by their SQL. Pure. PostgreSQL would say it too, but only to
+//! somebody who runs them: that takes locks, even if it is rolled back, and a dry run must be
+//! harmless on a live database.
 
 use sqlx::migrate::Migration;
 
@@ -159,7 +160,8 @@ mod tests {
         assert_eq!(changes.unknown, Vec::<Vec<&str>>::new());
     }
 
-    /// A migration of another form would not be checked before it runs: teach this module its statements.
+    /// A migration of another form would not be checked before it runs: teach this module its
+    /// statements.
     #[test]
     fn every_migration_is_understood_and_makes_something() {
         for migration in MIGRATOR.iter() {

@@ -1,5 +1,5 @@
-//! What a role may do: the grants of the projector and of a backfill, and the settings that a role needs behind a
-//! proxy. The lists here are also what `backfill doctor` asks for.
+//! What a role may do: the grants of the projector and of a backfill, and the settings that a role
+//! needs behind a proxy. The lists here are also what `backfill doctor` asks for.
 
 use std::fmt;
 
@@ -33,8 +33,8 @@ pub(crate) const BACKFILL: &[Grant] = &[
     Grant { privileges: &["SELECT", "INSERT"], tables: &["verifications"] },
 ];
 
-/// The privileges that the login lacks, of the tables and privileges given side by side; `$3` is `true` if it must
-/// be able to grant them. A table that does not exist is left out.
+/// The privileges that the login lacks, of the tables and privileges given side by side; `$3` is
+/// `true` if it must be able to grant them. A table that does not exist is left out.
 pub(crate) const LACKING: &str = "SELECT name, privilege
 FROM unnest($1::text[], $2::text[]) AS needed (name, privilege)
 WHERE CASE WHEN to_regclass(name) IS NOT NULL THEN NOT has_table_privilege(
@@ -109,14 +109,16 @@ impl Role {
     /// Looks for the role that `flag` names.
     ///
     /// # Errors
-    /// [`ConfigError`] if there is no such role, or the login cannot grant what it is to be granted.
+    /// [`ConfigError`] if there is no such role, or the login cannot grant what it is to be
+    /// granted.
     pub(crate) async fn find(
         connection: &mut DedicatedConnection,
         flag: &'static str,
         name: &str,
         grants: &[Grant],
     ) -> anyhow::Result<Self> {
-        let sql = "SELECT quote_ident(rolname), coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = $1";
+        let sql = "SELECT quote_ident(rolname), coalesce(rolconfig, '{}') FROM pg_roles WHERE \
+            rolname = $1";
         let found: Option<(String, Vec<String>)> = connection
             .fetch_first(sql, bind![name])
             .await
@@ -124,7 +126,8 @@ impl Role {
             .context("looking for the role")?;
         let Some((quoted, settings)) = found else {
             let problem = format!(
-                "names {name:?}, and the database has no such role: create it (CREATE ROLE ... LOGIN), then run this again"
+                "names {name:?}, and the database has no such role: create it (CREATE ROLE ... \
+                    LOGIN), then run this again"
             );
             return Err(ConfigError { variable: flag, problem }.into());
         };
@@ -132,8 +135,8 @@ impl Role {
         Ok(Self { quoted, settings })
     }
 
-    /// What gives the role these grants, and the settings that its connections make for themselves and cannot make
-    /// behind a proxy. What the role has of its own stays.
+    /// What gives the role these grants, and the settings that its connections make for themselves
+    /// and cannot make behind a proxy. What the role has of its own stays.
     pub(crate) async fn steps(
         &self,
         connection: &mut DedicatedConnection,
@@ -213,7 +216,8 @@ impl fmt::Display for Done {
     }
 }
 
-/// PostgreSQL answers a GRANT of what the login holds and cannot pass on with no more than a warning.
+/// PostgreSQL answers a GRANT of what the login holds and cannot pass on with no more than a
+/// warning.
 async fn require_grant_option(
     connection: &mut DedicatedConnection,
     grants: &[Grant],
@@ -234,7 +238,8 @@ async fn require_grant_option(
         .context("reading who owns the table")?;
     let (login, owner) = found.unwrap_or_default();
     let problem = format!(
-        "logs in as {login:?}, who cannot grant {privilege} on {table}: log in as its owner, {owner:?}"
+        "logs in as {login:?}, who cannot grant {privilege} on {table}: log in as its owner, \
+            {owner:?}"
     );
     Err(ConfigError { variable: "DATABASE_URL", problem }.into())
 }
@@ -251,8 +256,8 @@ fn own_setting<'a>(settings: &'a [String], name: &str, ours: &str) -> Option<&'a
     as_good.then_some(own)
 }
 
-/// A time in a setting: a number of milliseconds, or with a unit (PostgreSQL documentation, "Parameter Names
-/// and Values").
+/// A time in a setting: a number of milliseconds, or with a unit (PostgreSQL documentation,
+/// "Parameter Names and Values").
 fn milliseconds(value: &str) -> Option<u64> {
     let digits = value.find(|character: char| !character.is_ascii_digit()).unwrap_or(value.len());
     let (number, unit) = value.split_at(digits);

@@ -1,5 +1,6 @@
-//! Which migrations a database has, compared with those of this binary. Everything that would stop a migration is
-//! found here, before anything is changed, so that a dry run says what the real run would say.
+//! Which migrations a database has, compared with those of this binary. Everything that would stop
+//! a migration is found here, before anything is changed, so that a dry run says what the real run
+//! would say.
 
 use std::collections::HashSet;
 
@@ -54,31 +55,33 @@ impl Mismatch {
     pub(crate) fn problem(&self) -> String {
         match self {
             Self::Foreign { version, description } => format!(
-                "DATABASE_URL names a database whose table _sqlx_migrations belongs to another program (its newest \
-                 migration is {version} {description:?}, and none is ours)"
+                "DATABASE_URL names a database whose table _sqlx_migrations belongs to another \
+                 program (its newest migration is {version} {description:?}, and none is ours)"
             ),
             Self::Failed { version, description } => format!(
-                "the migration {version} {description:?} failed halfway (success is false in _sqlx_migrations)"
+                "the migration {version} {description:?} failed halfway (success is false in \
+                    _sqlx_migrations)"
             ),
             Self::Later { version, description, newest } => format!(
-                "the database has the migration {version} {description:?}, which is later than the newest that this \
-                 `backfill` knows ({newest})"
+                "the database has the migration {version} {description:?}, which is later than the \
+                 newest that this `backfill` knows ({newest})"
             ),
             Self::Unknown { version, description } => format!(
-                "the database has the migration {version} {description:?}, which is none of ours: another program \
-                 shares the table _sqlx_migrations"
+                "the database has the migration {version} {description:?}, which is none of ours: \
+                 another program shares the table _sqlx_migrations"
             ),
             Self::Changed { version, description } => format!(
-                "the migration {version} {description:?} was applied with another text than this `backfill` has (the \
-                 checksum in _sqlx_migrations differs)"
+                "the migration {version} {description:?} was applied with another text than this \
+                 `backfill` has (the checksum in _sqlx_migrations differs)"
             ),
             Self::Exists { version, kind, table, name } => format!(
-                "{} exists, but _sqlx_migrations does not have the migration {version} that makes it",
+                "{} exists, but _sqlx_migrations does not have the migration {version} that makes \
+                    it",
                 thing(*kind, table, name)
             ),
             Self::Missing { version, table } => format!(
-                "the migration {version} changes the table {table}, which does not exist, although _sqlx_migrations \
-                 has the migration that makes it"
+                "the migration {version} changes the table {table}, which does not exist, although \
+                 _sqlx_migrations has the migration that makes it"
             ),
         }
     }
@@ -90,8 +93,8 @@ impl Mismatch {
                 "name the read model's own database, or create one for it".to_owned()
             }
             Self::Failed { version, .. } => format!(
-                "undo what it has made, run DELETE FROM _sqlx_migrations WHERE version = {version}, then run \
-                 `backfill migrate` again; or restore the database"
+                "undo what it has made, run DELETE FROM _sqlx_migrations WHERE version = \
+                 {version}, then run `backfill migrate` again; or restore the database"
             ),
             Self::Later { .. } => "use the `backfill` of the release that applied it".to_owned(),
             Self::Unknown { .. } => {
@@ -110,8 +113,9 @@ impl Mismatch {
                     .to_owned()
             }
             Self::Exists { kind, table, name, .. } => format!(
-                "restore _sqlx_migrations along with the tables; or, if nobody needs what that migration made, undo \
-                 all of it, beginning with {}, then run `backfill migrate` again",
+                "restore _sqlx_migrations along with the tables; or, if nobody needs what that \
+                 migration made, undo all of it, beginning with {}, then run `backfill migrate` \
+                 again",
                 undoing(*kind, table, name)
             ),
             Self::Missing { .. } => {

@@ -1,5 +1,5 @@
-//! CloudWatch: how old the records were that each function applied, per table; whether the tables were written; which
-//! alarms ring; what a replication has still to do.
+//! CloudWatch: how old the records were that each function applied, per table; whether the tables
+//! were written; which alarms ring; what a replication has still to do.
 
 use aws_config::SdkConfig;
 use aws_sdk_cloudwatch::Client;

@@ -134,7 +134,8 @@ pub(crate) fn report(conditions: &[Condition], width: usize) -> String {
     text
 }
 
-/// Whether somebody who watches must be told: a verdict changed, or what does not hold reads otherwise.
+/// Whether somebody who watches must be told: a verdict changed, or what does not hold reads
+/// otherwise.
 pub(crate) fn differs(before: &[Condition], now: &[Condition]) -> bool {
     let telling = |conditions: &[Condition]| -> Vec<(String, Verdict, Option<String>)> {
         let telling = conditions.iter().map(|condition| {

@@ -1,4 +1,5 @@
-//! PostgreSQL: what both databases, and the readers' login, say of themselves. Short statements, each by itself.
+//! PostgreSQL: what both databases, and the readers' login, say of themselves. Short statements,
+//! each by itself.
 
 use projector::bind;
 use projector::config::{DatabaseConfig, Login, parse_url};

@@ -1,4 +1,5 @@
-//! The Lambda API and DynamoDB's: the functions' mappings and variables, and the streams that the tables have now.
+//! The Lambda API and DynamoDB's: the functions' mappings and variables, and the streams that the
+//! tables have now.
 
 use aws_config::SdkConfig;
 use aws_sdk_lambda::Client;

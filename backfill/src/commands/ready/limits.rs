@@ -1,4 +1,5 @@
-//! The limit of each question: an operator waits for the answer, and one that does not come holds up no other.
+//! The limit of each question: an operator waits for the answer, and one that does not come holds
+//! up no other.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use super::condition::Asked;
 /// How long a question may take, with all its pages.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The answer, or that `whom` does not answer in time. Boxed: a look has dozens of these, and their futures are large.
+/// The answer, or that `whom` does not answer in time. Boxed: a look has dozens of these, and their
+/// futures are large.
 pub(super) fn within<'a, T: 'a>(
     whom: &'a str,
     asking: impl Future<Output = Asked<T>> + 'a,

@@ -121,7 +121,8 @@ impl<'a> Looking<'a> {
         (verified, Some(since))
     }
 
-    /// What changed since a time, compared as `verify` does, until what differs is older than the lag that is allowed.
+    /// What changed since a time, compared as `verify` does, until what differs is older than the
+    /// lag that is allowed.
     async fn since(&self, new: &Database, time: OffsetDateTime) -> Asked<Since> {
         let given = self.arguments.against.as_deref().unwrap_or_default();
         let connecting =

@@ -1,4 +1,5 @@
-//! What `ready` looks at, as far as it could be seen. Pure: data alone. The probes fill it, the judges read it.
+//! What `ready` looks at, as far as it could be seen. Pure: data alone. The probes fill it, the
+//! judges read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

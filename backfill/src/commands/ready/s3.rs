@@ -1,5 +1,5 @@
-//! S3: whether the buckets of failures are empty, which rules copy to the new archive, and whether a sample of its
-//! objects hold their rows.
+//! S3: whether the buckets of failures are empty, which rules copy to the new archive, and whether
+//! a sample of its objects hold their rows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! `backfill redrive --discard`: closes rejected records that nobody wants, for a stated reason.
 //!
-//! A discarded record keeps its row: it is out of the way of `redrive` and of the queries for open records, and
-//! is not lost. When its stream delivers it again, it stays discarded.
+//! A discarded record keeps its row: it is out of the way of `redrive` and of the queries for open
+//! records, and is not lost. When its stream delivers it again, it stays discarded.
 
 use std::time::Instant;
 
@@ -71,7 +71,8 @@ impl<'a> Discarding<'a> {
             format!("dry run, nothing was written: {records} records would be discarded\n")
         } else {
             format!(
-                "{records} records discarded in {seconds:.1} s; their rows stay in rejected_records\n"
+                "{records} records discarded in {seconds:.1} s; their rows stay in \
+                    rejected_records\n"
             )
         };
         heading + &reasons.text()

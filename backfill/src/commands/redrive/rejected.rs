@@ -1,7 +1,8 @@
-//! The open rows of `rejected_records`: which ones a command means, and its statements over them. `redrive`
-//! and `redrive --discard` share it.
+//! The open rows of `rejected_records`: which ones a command means, and its statements over them.
+//! `redrive` and `redrive --discard` share it.
 //!
-//! Every statement may be repeated without harm and says the same then, so that a lost answer changes no count.
+//! Every statement may be repeated without harm and says the same then, so that a lost answer
+//! changes no count.
 
 use projector::apply::Pace;
 use projector::change::Place;

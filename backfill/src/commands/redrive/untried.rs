@@ -57,19 +57,20 @@ impl Untried {
     }
 }
 
-/// Why a record is not tried, and what to do with it. ([`Misconfigured`] itself speaks of a stream that is read.)
+/// Why a record is not tried, and what to do with it. ([`Misconfigured`] itself speaks of a stream
+/// that is read.)
 fn why_untried(why: &Misconfigured) -> String {
     match why {
         Misconfigured::NotAStream(arn) => {
             format!("of {arn:?}, which is no stream of a DynamoDB table: discard it")
         }
         Misconfigured::UnknownTable { table, sessions, scans } => format!(
-            "of table {table:?}, which is neither SESSIONS_TABLE ({sessions:?}) nor SCANS_TABLE ({scans:?}): discard \
-             it, or correct the variable"
+            "of table {table:?}, which is neither SESSIONS_TABLE ({sessions:?}) nor SCANS_TABLE \
+             ({scans:?}): discard it, or correct the variable"
         ),
         Misconfigured::NoNewImages { table, view_type } => format!(
-            "of table {table:?}, without a new image (its stream had view type {view_type}): write its item again, so \
-             that a stream with new images carries it, and discard the record"
+            "of table {table:?}, without a new image (its stream had view type {view_type}): write \
+             its item again, so that a stream with new images carries it, and discard the record"
         ),
     }
 }

@@ -33,7 +33,8 @@ fn lock(holder: Option<&Holder>) -> String {
     let address = address.as_ref().map(|address| format!(" from {address}")).unwrap_or_default();
     let since = connected_at.map(|at| format!(" since {}", clock(at))).unwrap_or_default();
     format!(
-        "lock: held by a `backfill stream` (server process {pid}{address}{since}); to end it: `SELECT pg_terminate_backend({pid})`\n"
+        "lock: held by a `backfill stream` (server process {pid}{address}{since}); to end it: \
+            `SELECT pg_terminate_backend({pid})`\n"
     )
 }
 
@@ -80,7 +81,8 @@ fn rejected(rejected: &Rejected) -> String {
         return format!("rejected records: none{discarded}\n");
     }
     let mut text = format!(
-        "rejected records: {records}, for {reasons} reasons{discarded}; `backfill redrive` tries them again\n"
+        "rejected records: {records}, for {reasons} reasons{discarded}; `backfill redrive` tries \
+            them again\n"
     );
     for reason in by_reason {
         let _ = writeln!(

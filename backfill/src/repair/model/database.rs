@@ -1,5 +1,5 @@
-//! One database: its row, its stream, its parked records and the one who repairs it. Each step calls the functions
-//! that the commands call; a mutant is what the step does instead.
+//! One database: its row, its stream, its parked records and the one who repairs it. Each step
+//! calls the functions that the commands call; a mutant is what the step does instead.
 
 use time::{Duration, OffsetDateTime};
 
@@ -186,8 +186,9 @@ impl Database {
         self.delivered == writes && !self.need && self.repair.is_none() && self.drained(writes)
     }
 
-    /// Whether the stream has been read past a read of the item at which this was committed, and whoever had a record
-    /// from before has ended. A write is committed at its number of seconds, a read half a second later.
+    /// Whether the stream has been read past a read of the item at which this was committed, and
+    /// whoever had a record from before has ended. A write is committed at its number of seconds, a
+    /// read half a second later.
     pub(super) fn hold_is_over(&self, rules: &Rules, committed: u8) -> bool {
         let at = |seconds: u8| OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds.into());
         let timeout = Duration::seconds(if rules.timeout { 30 } else { 0 });
@@ -288,7 +289,8 @@ impl Around<'_> {
         }
     }
 
-    /// One step of a re-read, where it is then, `None` if it has ended, and what it upserts; or it has to wait.
+    /// One step of a re-read, where it is then, `None` if it has ended, and what it upserts; or it
+    /// has to wait.
     fn reread(
         &self,
         at: ReRead,

@@ -1,4 +1,5 @@
-//! The object of the row, and its writers: each step is one call, and the decision is the projector's own.
+//! The object of the row, and its writers: each step is one call, and the decision is the
+//! projector's own.
 
 use projector::apply::{Decision, decide};
 use projector::archive::{Condition, Described, Seen};

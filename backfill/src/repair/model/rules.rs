@@ -4,11 +4,13 @@ use std::sync::LazyLock;
 
 use projector::version::{repair_us, without_repair};
 
-/// The greatest sequence number and the greatest time of a repair that a search reaches, and one more.
+/// The greatest sequence number and the greatest time of a repair that a search reaches, and one
+/// more.
 const SEQUENCES: u8 = 5;
 const REPAIRS: u8 = 16;
 
-/// The versions of a search as the row holds them. The clock stands still at 0, 1 or 2 microseconds.
+/// The versions of a search as the row holds them. The clock stands still at 0, 1 or 2
+/// microseconds.
 static TEXTS: LazyLock<Vec<Option<String>>> = LazyLock::new(|| {
     let text = |sequence: u8, repair: u8| {
         let change = if sequence == 0 { String::new() } else { format!("L/{sequence:040}") };
@@ -154,7 +156,8 @@ pub(super) struct Rules {
     pub(super) both_write: bool,
     pub(super) merge_is_repair: When,
     pub(super) merge_holds: When,
-    /// The peer has applied what was created before the merge; otherwise only what B's stream no longer has.
+    /// The peer has applied what was created before the merge; otherwise only what B's stream no
+    /// longer has.
     pub(super) peer_current: bool,
     /// How many records can be parked of A.
     pub(super) parked_a: u8,

@@ -1,7 +1,8 @@
-//! The searches, and how they are run: a sample of the histories in every run, all of them if `REPAIR_SEARCH=deep`.
+//! The searches, and how they are run: a sample of the histories in every run, all of them if
+//! `REPAIR_SEARCH=deep`.
 //!
-//! The numbers of states and of ends are those of an independent search in another language over the same histories:
-//! a step that got lost here would change them.
+//! The numbers of states and of ends are those of an independent search in another language over
+//! the same histories: a step that got lost here would change them.
 
 mod mutants;
 mod rules_that_hold;
@@ -23,7 +24,8 @@ enum Of {
 /// The histories of a search.
 #[derive(Clone, Copy, Debug)]
 enum Histories {
-    /// Those of at most this many writes to an item that is absent first, and to one that is older than the stream.
+    /// Those of at most this many writes to an item that is absent first, and to one that is older
+    /// than the stream.
     UpTo(usize, usize),
     /// Those of this many writes to an item that is absent first.
     Exactly(usize),

@@ -1,5 +1,5 @@
-//! Two databases, each with a mapping of its own to the same stream, and one bucket. A is repaired by re-read; B so
-//! too, or by a merge of A's row, or by both.
+//! Two databases, each with a mapping of its own to the same stream, and one bucket. A is repaired
+//! by re-read; B so too, or by a merge of A's row, or by both.
 
 use super::database::{Act, Around, Change, Database, ReRead};
 use super::object::{self, Object, Writer, Wrote};

@@ -22,8 +22,8 @@ use crate::verify::items::{self, Item, Key};
 use crate::wire::of_tables;
 
 const API: Api = Api {
-    permissions: "the role needs dynamodb:Scan, BatchGetItem and DescribeTable on both tables, and with \
-                  TTL_REMOVALS=keep DescribeTimeToLive",
+    permissions: "the role needs dynamodb:Scan, BatchGetItem and DescribeTable on both tables, and \
+                  with TTL_REMOVALS=keep DescribeTimeToLive",
     endpoint: "the endpoint does not take the call: check AWS_ENDPOINT_URL_DYNAMODB",
 };
 

@@ -72,7 +72,8 @@ pub(crate) async fn open(
             table => {
                 let Tables { sessions, scans } = tables;
                 return Err(wrong(format!(
-                    "{place} is of table {table:?}, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE is {scans:?}"
+                    "{place} is of table {table:?}, but SESSIONS_TABLE is {sessions:?} and \
+                        SCANS_TABLE is {scans:?}"
                 )));
             }
         };

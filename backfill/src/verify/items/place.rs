@@ -177,8 +177,8 @@ impl Pieces {
             Err(error) => match (error.code(), error.message()) {
                 (Some("NoSuchKey"), _) => bail!("there is no such file"),
                 (Some(code), message) => bail!(
-                    "{code} {}: the role needs s3:GetObject there, and s3:ListBucket to tell a missing file from a \
-                     forbidden one",
+                    "{code} {}: the role needs s3:GetObject there, and s3:ListBucket to tell a \
+                     missing file from a forbidden one",
                     message.unwrap_or_default()
                 ),
                 (None, _) => Err(error.into()),

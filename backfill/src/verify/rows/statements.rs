@@ -70,7 +70,8 @@ GROUP BY chunk ORDER BY chunk"
 fn follow(texts: &[String], since: bool) -> String {
     let digest = digest(texts, "$5", since.then_some("$6"));
     format!(
-        "SELECT width_bucket(session_id COLLATE \"C\", $4::text[]) AS chunk, count(*), count(digest),
+        "SELECT width_bucket(session_id COLLATE \"C\", $4::text[]) AS chunk, count(*), \
+            count(digest),
     coalesce(sum(digest), 0)::text
 FROM (
     SELECT session_id, {digest} AS digest
@@ -100,7 +101,8 @@ ORDER BY session_id LIMIT $3::bigint"
 fn look(values: &str) -> String {
     let versions = versions();
     format!(
-        "SELECT session_id, {versions}{values}\nFROM measurements WHERE session_id = ANY($1::text[])"
+        "SELECT session_id, {versions}{values}\nFROM measurements WHERE session_id = \
+            ANY($1::text[])"
     )
 }
 
@@ -126,8 +128,8 @@ fn digest(texts: &[String], sample: &str, since: Option<&str>) -> String {
 /// Whether the values are compared: the same sessions on both sides.
 fn sampled(sample: &str) -> String {
     format!(
-        "(CASE WHEN {sample}::bigint <= 0 THEN false WHEN {sample}::bigint >= {ALL_SAMPLED} THEN true \
-         ELSE ('x' || left(md5(session_id), 8))::bit(32)::bigint < {sample}::bigint END)"
+        "(CASE WHEN {sample}::bigint <= 0 THEN false WHEN {sample}::bigint >= {ALL_SAMPLED} THEN \
+         true ELSE ('x' || left(md5(session_id), 8))::bit(32)::bigint < {sample}::bigint END)"
     )
 }
 

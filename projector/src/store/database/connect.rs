@@ -1,15 +1,17 @@
-//! One connection: opened, with its time limits and its promise of durability set, and never leaving a
-//! setting behind on a connection that others use.
+//! One connection: opened, with its time limits and its promise of durability set, and never
+//! leaving a setting behind on a connection that others use.
 //!
-//! A pooler in transaction mode hands each transaction to any of its server connections. A `SET` would
-//! reach its next client; a statement prepared by name is unknown on the next server connection; a
-//! session's lock is held by nobody in particular. So each connection is asked first where it leads:
-//! a name made up for it is sent in the startup packet, which only a server itself keeps.
+//! A pooler in transaction mode hands each transaction to any of its server connections. A `SET`
+//! would reach its next client; a statement prepared by name is unknown on the next server
+//! connection; a session's lock is held by nobody in particular. So each connection is asked first
+//! where it leads: a name made up for it is sent in the startup packet, which only a server itself
+//! keeps.
 //!
 //! - [`Route::Direct`]: the server itself. Settings last as long as the session.
 //! - [`Route::Pooler`]: each statement is a transaction of its own, with `SET LOCAL` in it.
-//! - [`Route::Proxy`]: RDS Proxy, which pins a client to a connection for any `SET` (Amazon RDS User Guide,
-//!   "Avoiding pinning an RDS Proxy"). Nothing is set; `backfill migrate --grant-to` sets it for the role.
+//! - [`Route::Proxy`]: RDS Proxy, which pins a client to a connection for any `SET` (Amazon RDS
+//!   User Guide, "Avoiding pinning an RDS Proxy"). Nothing is set; `backfill migrate --grant-to`
+//!   sets it for the role.
 
 #![expect(
     clippy::disallowed_methods,
@@ -24,14 +26,15 @@ use sqlx::{ConnectOptions as _, Executor as _, PgConnection, Row as _};
 use crate::cause;
 use crate::error::Error;
 
-/// How long the server lets a statement run. Below [`super::STATEMENT_TIMEOUT`], so that the server ends
-/// what we are about to give up on. A role or a database may have a lower limit, which holds then.
+/// How long the server lets a statement run. Below [`super::STATEMENT_TIMEOUT`], so that the server
+/// ends what we are about to give up on. A role or a database may have a lower limit, which holds
+/// then.
 const SERVER_STATEMENT_TIMEOUT: &str = "20s";
 const SERVER_STATEMENT_TIMEOUT_MS: u128 = 20_000;
 /// How long a statement waits for a row that somebody else has locked.
 const LOCK_TIMEOUT: &str = "5s";
-/// When the server closes a session that does nothing: a function that is frozen does not say goodbye.
-/// Longer than [`super::MAX_IDLE`], so that a connection in use is never closed under us.
+/// When the server closes a session that does nothing: a function that is frozen does not say
+/// goodbye. Longer than [`super::MAX_IDLE`], so that a connection in use is never closed under us.
 const IDLE_SESSION_TIMEOUT: &str = "10min";
 /// How often the server looks, in a long statement, whether its client is still there.
 const CLIENT_CHECK_INTERVAL: &str = "5s";
@@ -89,8 +92,8 @@ pub(super) struct Connection {
     pub(super) idle_since: Instant,
 }
 
-/// Opens a connection. `known`: what an earlier one showed to be before the server, so that the startup packet
-/// carries nothing that it refuses.
+/// Opens a connection. `known`: what an earlier one showed to be before the server, so that the
+/// startup packet carries nothing that it refuses.
 ///
 /// # Errors
 /// [`Error::Refused`] or [`Error::NotDurable`].
@@ -130,7 +133,8 @@ fn is_rds_proxy(host: &str) -> bool {
     host.contains(".proxy-") && host.contains(".rds.") && amazon
 }
 
-/// Asks where the connection leads, and makes the settings if it is the server itself: one round trip.
+/// Asks where the connection leads, and makes the settings if it is the server itself: one round
+/// trip.
 async fn prepare(
     pg: &mut PgConnection,
     probe: &str,
@@ -162,9 +166,10 @@ async fn prepare(
     }
 }
 
-/// The settings, as calls of `set_config`; with a limit, for one transaction of at most that long. A lower time
-/// limit of the role's or the database's own is kept, and so is a `synchronous_commit` that waits for more. A wait
-/// for a lock ends before the statement's limit, or it would pass for a slow database.
+/// The settings, as calls of `set_config`; with a limit, for one transaction of at most that long.
+/// A lower time limit of the role's or the database's own is kept, and so is a `synchronous_commit`
+/// that waits for more. A wait for a lock ends before the statement's limit, or it would pass for a
+/// slow database.
 fn settings(purpose: Purpose, transaction: Option<Duration>) -> String {
     let local = transaction.is_some();
     let most = transaction.map_or(SERVER_STATEMENT_TIMEOUT_MS, |limit| {
@@ -208,15 +213,16 @@ fn settings(purpose: Purpose, transaction: Option<Duration>) -> String {
         ));
         // Before version 15 the server takes it on Linux only.
         settings.push(format!(
-            "CASE WHEN current_setting('client_connection_check_interval', true) IS NOT NULL \
-             AND (current_setting('server_version_num')::int >= 150000 OR version() LIKE '%linux%') \
-             THEN set_config('client_connection_check_interval', '{CLIENT_CHECK_INTERVAL}', false) END"
+            "CASE WHEN current_setting('client_connection_check_interval', true) IS NOT NULL AND \
+             (current_setting('server_version_num')::int >= 150000 OR version() LIKE '%linux%') \
+             THEN set_config('client_connection_check_interval', '{CLIENT_CHECK_INTERVAL}', false) \
+             END"
         ));
     }
     if purpose == Purpose::Statements {
-        // What is kept prepared is planned once per connection, and by the index: a plan made while the
-        // table was small would read all of it for each session long after it has grown (PostgreSQL
-        // documentation, "PREPARE", Notes).
+        // What is kept prepared is planned once per connection, and by the index: a plan made while
+        // the table was small would read all of it for each session long after it has grown
+        // (PostgreSQL documentation, "PREPARE", Notes).
         settings.push(format!("set_config('plan_cache_mode', 'force_generic_plan', {local})"));
         settings.push(format!("set_config('enable_seqscan', 'off', {local})"));
     }
@@ -259,17 +265,17 @@ impl Connection {
     }
 }
 
-/// Cancels what a server process of ours runs: a client that only drops its socket leaves the statement
-/// running, with its locks. sqlx keeps the key of a cancel request to itself, so the request is made over
-/// another connection.
+/// Cancels what a server process of ours runs: a client that only drops its socket leaves the
+/// statement running, with its locks. sqlx keeps the key of a cancel request to itself, so the
+/// request is made over another connection.
 pub(super) async fn cancel(
     options: &PgConnectOptions,
     backend: &Backend,
 ) -> Result<(), sqlx::Error> {
     let mut connection = options.connect().await?;
     let sql = format!(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_get_activity({}) \
-         WHERE backend_start = '{}'::timestamptz AND application_name = 'projector' AND state = 'active'",
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_get_activity({}) WHERE backend_start = \
+         '{}'::timestamptz AND application_name = 'projector' AND state = 'active'",
         backend.pid, backend.start
     );
     connection.execute(sql.as_str()).await?;

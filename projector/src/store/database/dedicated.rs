@@ -1,5 +1,6 @@
-//! A connection that one command has to itself, because it needs a session: `backfill stream` holds its lock with it,
-//! and `backfill migrate` changes the schema over it. Nothing here is repeated: a session that was lost is lost.
+//! A connection that one command has to itself, because it needs a session: `backfill stream` holds
+//! its lock with it, and `backfill migrate` changes the schema over it. Nothing here is repeated: a
+//! session that was lost is lost.
 
 #![expect(
     clippy::disallowed_methods,
@@ -72,8 +73,8 @@ impl DedicatedConnection {
         first.ok_or(Error::Database(sqlx::Error::RowNotFound))
     }
 
-    /// Runs one statement whose text is made at run time, because it names a role or a setting: PostgreSQL takes no
-    /// arguments in their place.
+    /// Runs one statement whose text is made at run time, because it names a role or a setting:
+    /// PostgreSQL takes no arguments in their place.
     ///
     /// # Errors
     /// [`Error::Database`] or [`Error::StatementTimeout`].
@@ -81,9 +82,9 @@ impl DedicatedConnection {
         limited(self.0.execute(sql)).await.map(drop)
     }
 
-    /// Applies the pending migrations. They have no time limit but the one for locks: a migration may build an index,
-    /// and somebody watches it. Sqlx runs the statements itself, because each must be one transaction with its entry
-    /// in `_sqlx_migrations`.
+    /// Applies the pending migrations. They have no time limit but the one for locks: a migration
+    /// may build an index, and somebody watches it. Sqlx runs the statements itself, because each
+    /// must be one transaction with its entry in `_sqlx_migrations`.
     ///
     /// # Errors
     /// [`MigrateError`]; the migration that stopped is rolled back.
@@ -100,8 +101,8 @@ impl DedicatedConnection {
     }
 }
 
-/// Waits for the server, but no longer than for any statement: a connection that has gone silent must not hold a
-/// command for good.
+/// Waits for the server, but no longer than for any statement: a connection that has gone silent
+/// must not hold a command for good.
 async fn limited<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
     let limit = STATEMENT_TIMEOUT;
     let answer = async { answer.await.map_err(Error::Database) };

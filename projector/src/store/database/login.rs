@@ -1,5 +1,5 @@
-//! Where the login comes from. It is asked for anew for each connection, so that a rotated secret and a
-//! token that lives 15 minutes both work.
+//! Where the login comes from. It is asked for anew for each connection, so that a rotated secret
+//! and a token that lives 15 minutes both work.
 
 use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials;

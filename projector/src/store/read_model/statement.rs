@@ -9,9 +9,10 @@ use std::sync::LazyLock;
 use crate::measurement::{COLUMNS, Column, ColumnKind};
 use crate::part::Part;
 
-/// A row with a column of more bytes than this is not returned by the upsert but read when its object is
-/// written: a thousand rows with meshes, long texts or attributes are not held in memory at once. Bytes as
-/// they are sent: a column of repetitive JSON is stored compressed, at a hundredth of them.
+/// A row with a column of more bytes than this is not returned by the upsert but read when its
+/// object is written: a thousand rows with meshes, long texts or attributes are not held in memory
+/// at once. Bytes as they are sent: a column of repetitive JSON is stored compressed, at a
+/// hundredth of them.
 const SMALL_COLUMN_BYTES: usize = 2048;
 
 /// The upsert, returning each written row: for the archive.
@@ -20,8 +21,8 @@ pub(super) static UPSERT_RETURNING_ROWS: LazyLock<String> = LazyLock::new(|| ups
 /// The upsert, returning keys only: where there is no archive.
 pub(super) static UPSERT: LazyLock<String> = LazyLock::new(|| upsert(false));
 
-/// The versions that the rows of some keys hold: one row of arrays, which costs the client a fifth of
-/// what as many rows cost.
+/// The versions that the rows of some keys hold: one row of arrays, which costs the client a fifth
+/// of what as many rows cost.
 pub(super) static VERSIONS: LazyLock<String> = LazyLock::new(|| {
     let versions = Part::ALL.map(|part| format!("array_agg({}_version)", part.name()));
     format!(
@@ -30,8 +31,8 @@ pub(super) static VERSIONS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The rows of some keys that somebody else has locked. It locks the others for the moment, as the upsert
-/// does; nobody waits.
+/// The rows of some keys that somebody else has locked. It locks the others for the moment, as the
+/// upsert does; nobody waits.
 pub(super) const LOCKED: &str = "WITH free AS (
     SELECT session_id FROM measurements WHERE session_id = ANY($1::text[])
     FOR NO KEY UPDATE SKIP LOCKED
@@ -87,8 +88,8 @@ fn list(items: impl IntoIterator<Item = String>, separator: &str) -> String {
     items.into_iter().collect::<Vec<_>>().join(separator)
 }
 
-/// SQL that says "some part of `new` is newer than the one in `old`". A part that `new` does not have has a NULL
-/// version, and a comparison with NULL is not true.
+/// SQL that says "some part of `new` is newer than the one in `old`". A part that `new` does not
+/// have has a NULL version, and a comparison with NULL is not true.
 fn sql_any_part_newer(new: &str, old: &str) -> String {
     list(Part::ALL.map(|part| sql_part_newer(part, new, old)), " OR ")
 }
@@ -118,7 +119,8 @@ fn row_columns(inserted: &str, everything: &str) -> String {
         }
         // Only what is small as it is stored is unpacked to be measured.
         ColumnKind::Attributes => Some(format!(
-            "pg_column_size(m.{name}) <= {SMALL_COLUMN_BYTES} AND octet_length(m.{name}::text) <= {SMALL_COLUMN_BYTES}"
+            "pg_column_size(m.{name}) <= {SMALL_COLUMN_BYTES} AND octet_length(m.{name}::text) <= \
+                {SMALL_COLUMN_BYTES}"
         )),
         ColumnKind::Timestamp | ColumnKind::Millimetres => None,
     };
@@ -145,22 +147,25 @@ fn row_columns(inserted: &str, everything: &str) -> String {
 
 /// ONE statement: what is newer than the rows, and the upsert of that.
 ///
-/// Parameters: the keys, sorted; one array per column of [`COLUMNS`]; the versions; the change times. Then, if
-/// rows are returned, whether to return also those that are not small; otherwise, for each part, a text above
-/// every version of the oldest stream that was sent and below those of later ones.
+/// Parameters: the keys, sorted; one array per column of [`COLUMNS`]; the versions; the change
+/// times. Then, if rows are returned, whether to return also those that are not small; otherwise,
+/// for each part, a text above every version of the oldest stream that was sent and below those of
+/// later ones.
 ///
-/// The pre-filter drops what is not newer before it can lock a row or write WAL. It is a subquery that runs row
-/// by row, just before the row is written, so that the page is still in the processor's cache; as a join it cost
-/// a quarter of the statement. That its answer may be old is no harm: versions only grow, and the guard, which is
-/// the WHERE of the conflict clause, asks the same again under the row's lock.
+/// The pre-filter drops what is not newer before it can lock a row or write WAL. It is a subquery
+/// that runs row by row, just before the row is written, so that the page is still in the
+/// processor's cache; as a join it cost a quarter of the statement. That its answer may be old is
+/// no harm: versions only grow, and the guard, which is the WHERE of the conflict clause, asks the
+/// same again under the row's lock.
 ///
 /// The rows are locked in the order of the arrays, which is that of the keys: `unnest` reads its
 /// elements out in storage order (PostgreSQL documentation, "Array Functions and Operators"), and
 /// nothing here sorts or joins.
 ///
-/// Answer: a row for each session written, none for one whose row holds all of it; or, if rows are not asked
-/// for, one row with the array of the sessions written, and of those among them whose row holds a part of a later
-/// stream than was sent. (To return all versions costs a sixth of the statement.)
+/// Answer: a row for each session written, none for one whose row holds all of it; or, if rows are
+/// not asked for, one row with the array of the sessions written, and of those among them whose row
+/// holds a part of a later stream than was sent. (To return all versions costs a sixth of the
+/// statement.)
 fn upsert(returning_rows: bool) -> String {
     let mut given = vec!["unnest($1::text[]) COLLATE \"C\" AS session_id".to_owned()];
     let mut targets = vec!["session_id".to_owned()];
@@ -218,7 +223,8 @@ RETURNING {returning}
         upsert
     } else {
         format!(
-            "WITH written AS (\n{upsert})\nSELECT array_agg(session_id), array_agg(session_id) FILTER (WHERE of_later_stream)\nFROM written\n"
+            "WITH written AS (\n{upsert})\nSELECT array_agg(session_id), array_agg(session_id) \
+                FILTER (WHERE of_later_stream)\nFROM written\n"
         )
     }
 }
@@ -227,7 +233,8 @@ RETURNING {returning}
 mod tests {
     use super::{READ, UPSERT, UPSERT_RETURNING_ROWS};
 
-    /// A change of the statement shows in review as SQL. `UPDATE_GOLDEN=1 cargo test` writes it anew.
+    /// A change of the statement shows in review as SQL. `UPDATE_GOLDEN=1 cargo test` writes it
+    /// anew.
     #[test]
     fn the_sql_is_the_golden_one() {
         let golden = [
@@ -243,8 +250,8 @@ mod tests {
                 std::fs::write(&path, sql).expect("the golden file can be written");
             }
             let expected = std::fs::read_to_string(&path).unwrap_or_default();
-            // RDS Proxy pins a session to its connection for a longer statement (Amazon RDS User Guide,
-            // "Avoiding pinning an RDS Proxy").
+            // RDS Proxy pins a session to its connection for a longer statement (Amazon RDS User
+            // Guide, "Avoiding pinning an RDS Proxy").
             assert!(sql.len() < 16 << 10, "{name}: {} bytes", sql.len());
             assert_eq!(*sql, expected, "{name}: run with UPDATE_GOLDEN=1 and read the difference");
         }

@@ -1,4 +1,5 @@
-//! JSON as CBOR (RFC 8949), as far as CloudWatch's protocol uses it (Smithy, "RPC v2 CBOR"). A time is `{"epoch": N}`.
+//! JSON as CBOR (RFC 8949), as far as CloudWatch's protocol uses it (Smithy, "RPC v2 CBOR"). A time
+//! is `{"epoch": N}`.
 
 use serde_json::{Map, Value as Json, json};
 

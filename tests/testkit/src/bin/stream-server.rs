@@ -5,8 +5,8 @@ use testkit::generate::{self, Day};
 use testkit::stream_server::StreamServer;
 use tokio::io::AsyncReadExt as _;
 
-/// Serves a seeded day of foot measurements as the streams of sessions and scans, on loopback, until
-/// standard input ends.
+/// Serves a seeded day of foot measurements as the streams of sessions and scans, on loopback,
+/// until standard input ends.
 #[derive(Parser)]
 struct Arguments {
     /// How many sessions the day has; about 3.4 records each.

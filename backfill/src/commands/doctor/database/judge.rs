@@ -84,7 +84,8 @@ pub(super) fn role(facts: &Facts) -> Verdict {
         return Verdict::fails("a standby (a read replica), which takes no writes", remedy);
     }
     if facts.read_only {
-        let remedy = "unset default_transaction_read_only for the database and the role; on RDS, check whether the storage is full";
+        let remedy = "unset default_transaction_read_only for the database and the role; on RDS, \
+            check whether the storage is full";
         return Verdict::fails("a primary whose transactions are read-only", remedy);
     }
     Verdict::works("a primary, which takes writes")
@@ -96,21 +97,24 @@ pub(super) fn encoding(facts: &Facts) -> Verdict {
     }
     Verdict::fails(
         format!("{}, which cannot hold every text", facts.encoding),
-        "make a database with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and restore a dump into it",
+        "make a database with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and \
+            restore a dump into it",
     )
 }
 
 pub(super) fn limits(facts: &Facts) -> Verdict {
     let Facts { statement_timeout, lock_timeout, synchronous_commit, .. } = facts;
     let text = format!(
-        "statement_timeout {statement_timeout}, lock_timeout {lock_timeout}, synchronous_commit {synchronous_commit}"
+        "statement_timeout {statement_timeout}, lock_timeout {lock_timeout}, synchronous_commit \
+            {synchronous_commit}"
     );
     let durable = !matches!(synchronous_commit.as_str(), "off" | "local");
     if durable && statement_timeout != "0" && lock_timeout != "0" {
         return Verdict::works(text);
     }
     let remedy = format!(
-        "run `backfill migrate --grant-to {}` on the database instance itself, which sets them for the role",
+        "run `backfill migrate --grant-to {}` on the database instance itself, which sets them \
+            for the role",
         facts.login
     );
     Verdict::fails(text, remedy)
@@ -120,7 +124,8 @@ pub(super) fn schema(facts: &SchemaFacts, applied: &[Applied]) -> Verdict {
     if facts.ledger && !facts.readable {
         return match facts.missing.as_slice() {
             [] => Verdict::unknown(
-                "the tables are there; whether every migration is applied is not known, because this login may not read _sqlx_migrations",
+                "the tables are there; whether every migration is applied is not known, because \
+                    this login may not read _sqlx_migrations",
             ),
             missing => Verdict::fails(
                 format!("missing: {}", missing.join(", ")),
@@ -135,7 +140,8 @@ pub(super) fn schema(facts: &SchemaFacts, applied: &[Applied]) -> Verdict {
         }
         Ok(pending) if pending.is_empty() => Verdict::fails(
             format!("every migration is applied, but there is no {}", facts.missing.join(", ")),
-            "restore the table: somebody has dropped it, or it lies outside the search_path of this login",
+            "restore the table: somebody has dropped it, or it lies outside the search_path of \
+                this login",
         ),
         Ok(pending) => Verdict::fails(
             format!(

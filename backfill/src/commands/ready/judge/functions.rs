@@ -116,10 +116,14 @@ fn lag(observed: &Observed, function: &str, table: &str, limit_seconds: u32) -> 
             None => "no batch in 5 minutes",
         };
         return wanted.fail(
-            format!("{since}, although the table was written {} s ago", settled_age(observed, write)),
             format!(
-                "{READS_NOTHING}; a function of an older release does not emit OldestRecordAge per Table: deploy this \
-                 one"
+                "{since}, although the table was written {} s \
+                ago",
+                settled_age(observed, write)
+            ),
+            format!(
+                "{READS_NOTHING}; a function of an older release does not emit OldestRecordAge per \
+                 Table: deploy this one"
             ),
         );
     }
@@ -177,7 +181,8 @@ pub(super) fn alarms(observed: &Observed) -> Vec<Condition> {
     vec![alarms_of(new, true), alarms_of(old, false)]
 }
 
-/// The readers will depend on the new function: somebody must be woken. The old one may be from before these stacks.
+/// The readers will depend on the new function: somebody must be woken. The old one may be from
+/// before these stacks.
 fn alarms_of(function: &Function, required: bool) -> Condition {
     let wanted = wanted(format!("alarms: {}", function.name), "none in ALARM");
     let alarms = match &function.alarms {

@@ -21,7 +21,8 @@ const ASK_DATABASE: &str = "correct what the message names; `backfill doctor` sa
 const VERIFY: &str = "run `backfill verify --against`, then this command again";
 /// A verify that is older says little of the rows of now.
 const DAY: Duration = Duration::DAY;
-/// What is written after the last ANALYZE, as a share of the rows; fewer rows than this never matter.
+/// What is written after the last ANALYZE, as a share of the rows; fewer rows than this never
+/// matter.
 const CHANGED_SHARE: f64 = 0.2;
 const CHANGED_AT_LEAST: f64 = 1_000.0;
 /// A relation of fewer blocks (8 MB) is loaded in seconds, cold or not.
@@ -74,7 +75,8 @@ pub(super) fn rejected(databases: &Databases) -> Condition {
     wanted.judged(
         rejected.unknown == 0,
         value,
-        "see docs/incidents.md#rejected-records: `backfill redrive`, or correct them at their source",
+        "see docs/incidents.md#rejected-records: `backfill redrive`, or correct them at their \
+            source",
     )
 }
 
@@ -184,8 +186,17 @@ fn replicates(wanted: super::super::condition::Wanted, replication: &Replication
     let data = if pending.is_none() { ", no data" } else { "" };
     wanted.judged(
         faults.is_empty(),
-        if faults.is_empty() { format!("{between}: off{data}") } else { format!("{between}: {}", faults.join("; ")) },
-        "turn it off (ReplicateTo=\"\"), wait until nothing is pending, then run `backfill objects`",
+        if faults.is_empty() {
+            format!("{between}: off{data}")
+        } else {
+            format!(
+                "{between}: \
+            {}",
+                faults.join("; ")
+            )
+        },
+        "turn it off (ReplicateTo=\"\"), wait until nothing is pending, then run `backfill \
+            objects`",
     )
 }
 
@@ -239,8 +250,8 @@ pub(super) fn settings(databases: &Databases) -> Condition {
         None => wanted.pass(format!("{} compared, no difference{but}", new.len())),
         Some(names) => wanted.fail(
             format!("{names}{but}"),
-            "set them in the parameter group (ParameterGroup of infra/database.yaml), or accept each with \
-             --accept-setting NAME",
+            "set them in the parameter group (ParameterGroup of infra/database.yaml), or accept \
+             each with --accept-setting NAME",
         ),
     }
 }
@@ -298,8 +309,9 @@ pub(super) fn readers(databases: &Databases) -> Condition {
         None => return wanted.out_of_scope("--no-readers"),
         Some(Ok(reader)) => reader,
         Some(Err(why)) => {
-            let remedy = "give --reader-url or READER_DATABASE_URL (the readers' login at the new database); let them \
-                          in by ReaderSecurityGroupId, and GRANT SELECT ON measurements";
+            let remedy = "give --reader-url or READER_DATABASE_URL (the readers' login at the new \
+                          database); let them in by ReaderSecurityGroupId, and GRANT SELECT ON \
+                          measurements";
             return wanted.not_asked(why, remedy);
         }
     };

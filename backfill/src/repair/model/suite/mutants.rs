@@ -10,8 +10,8 @@ use super::{Histories, Of, Search, describe, is_deep, only_goes_back};
 enum Expected {
     /// A row or an object is wrong at rest, or an object goes back.
     Wrong,
-    /// Everything is right at rest, and a reader of the row was led back. Over all histories there are this many
-    /// states, and this many ends.
+    /// Everything is right at rest, and a reader of the row was led back. Over all histories there
+    /// are this many states, and this many ends.
     GoesBack(usize, usize),
 }
 

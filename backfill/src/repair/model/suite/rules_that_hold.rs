@@ -1,4 +1,5 @@
-//! The rules that must hold in every history: those of the commands, and stricter and looser ones beside them.
+//! The rules that must hold in every history: those of the commands, and stricter and looser ones
+//! beside them.
 
 use super::super::rules::{Archive, FIRST, HOLDS, MERGED, Redrive, Rules, Second, When};
 use super::Histories::{Exactly, UpTo};
@@ -8,7 +9,8 @@ use super::{Search, describe, is_deep};
 /// States and ends.
 type Size = [usize; 2];
 
-/// A search, its size over all histories, how many of them (the shortest) are the sample, and its size over those.
+/// A search, its size over all histories, how many of them (the shortest) are the sample, and its
+/// size over those.
 type Row = (Search, Size, usize, Size);
 
 /// Every redriven record is re-read.
