@@ -74,7 +74,7 @@ impl World {
                 let new = 1_000_000 + fastrand::usize(..1_000_000);
                 self.write_sessions(new..new + 1).await;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(60)).await;
         }
     }
 
@@ -231,8 +231,9 @@ impl Side {
                 if last && delivered == 0 {
                     return;
                 }
-                tokio::time::sleep(Duration::from_millis(if delivered == 0 { 20 } else { 0 }))
-                    .await;
+                // Many questions in vain would slow everybody's DynamoDB Local down.
+                let pause = if delivered == 0 { 150 } else { 10 };
+                tokio::time::sleep(Duration::from_millis(pause)).await;
             }
         });
         Self { places, mappings }
