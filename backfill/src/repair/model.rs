@@ -28,5 +28,6 @@ mod object;
 mod one;
 mod rules;
 mod search;
+mod steps;
 mod suite;
 mod two;

@@ -142,10 +142,19 @@ pub(crate) fn replay(database_has_repair: bool) -> Replay {
     if database_has_repair { Replay::ReRead } else { Replay::ApplyByVersion }
 }
 
-/// Whether a peer's version is one of an image. Then the merge is a repair of this database: it
-/// writes its row into `repairs` before it goes on, and the part waits for its [`Hold`].
-pub(crate) fn counts_as_repair(theirs: Option<&str>) -> bool {
-    theirs.and_then(repair_us).is_some()
+/// Whether a version is one of an image. A merge upserts such a part of a peer only after its
+/// [`Hold`], which begins when the peer's row is read.
+pub(crate) fn is_image(version: Option<&str>) -> bool {
+    version.and_then(repair_us).is_some()
+}
+
+/// Whether a merge is a repair of this database too, so that it writes its row into `repairs`
+/// before it reads the peer: if the peer has had a repair, or cannot say whether it has (`None`: an
+/// archive). It does not matter whether the merge brings an image. A repair that found an absent
+/// item, and a row that never held it, left no version behind; a late record applied by version
+/// would still bring back here what was removed.
+pub(crate) fn merge_is_repair(peer_has_repair: Option<bool>) -> bool {
+    peer_has_repair != Some(false)
 }
 
 /// What a merge does with one part of a peer.
@@ -156,6 +165,7 @@ pub(crate) enum FromPeer {
     /// It is upserted with the version it has, that of an image too.
     Upsert,
     /// The peer's is not newer, and yet the contents differ: only the item can tell who is right.
+    /// The re-read is a repair, with a row in `repairs`, whatever [`merge_is_repair`] says.
     ReRead,
 }
 
@@ -244,13 +254,20 @@ mod tests {
     }
 
     #[test]
-    fn a_version_of_an_image_counts_as_a_repair_and_no_other_does() {
-        assert!(super::counts_as_repair(Some(&version(1, Some(7)))));
-        assert!(super::counts_as_repair(Some("+0000000000000007")));
-        assert!(!super::counts_as_repair(Some(&version(1, None))));
-        assert!(!super::counts_as_repair(None));
+    fn a_version_with_a_time_of_repair_is_one_of_an_image() {
+        assert!(super::is_image(Some(&version(1, Some(7)))));
+        assert!(super::is_image(Some("+0000000000000007")));
+        assert!(!super::is_image(Some(&version(1, None))));
+        assert!(!super::is_image(None));
+    }
+
+    #[test]
+    fn records_are_applied_by_version_only_as_long_as_nobody_has_repaired() {
         assert_eq!(super::replay(false), Replay::ApplyByVersion);
         assert_eq!(super::replay(true), Replay::ReRead);
+        assert!(!super::merge_is_repair(Some(false)));
+        assert!(super::merge_is_repair(Some(true)));
+        assert!(super::merge_is_repair(None));
     }
 
     #[test]

@@ -42,8 +42,10 @@ pub enum VersionError {
     /// The text is none of `<label>/<40 digits>`, the same with `+<16 digits>`, and `+<16 digits>`.
     #[error("the version is not <stream label>/<40 digits>, with or without +<16 digits>")]
     Form,
-    /// The clock, or the repair before this one, is beyond what 16 digits hold.
-    #[error("the time of the repair is beyond the year 2286: correct the clock of this machine")]
+    /// The clock, or the version of the repair before, is beyond what 16 digits hold.
+    #[error(
+        "the time of the repair, or of the one before, is after the year 2286: check the clock"
+    )]
     RepairTime,
 }
 
@@ -58,8 +60,7 @@ pub fn without_repair(version: &str) -> &str {
     }
 }
 
-/// When the repair was that this version is of, in microseconds since 1970; `None` if it is the
-/// version of a change.
+/// When a repair made this version, in microseconds since 1970; `None` if it is one of a change.
 #[must_use]
 pub fn repair_us(version: &str) -> Option<u64> {
     version.get(without_repair(version).len()..)?.strip_prefix('+')?.parse().ok()
@@ -106,13 +107,13 @@ impl Version {
     }
 
     /// The version of an image that was read from its table: greater than `base`, and smaller than
-    /// the next change of its stream. `base` is the greatest version that a store holds of the
-    /// part. Two repairs of one `base` give growing versions if the second one sees what the first
-    /// one wrote, whatever the clock does between them.
+    /// the next change of its stream. `base` is the greatest version of the part that the row and
+    /// the object hold. A repair that sees what another one wrote gets a greater version, whatever
+    /// the clock did in between.
     ///
     /// # Errors
-    /// [`VersionError`] if `base` is no version, or 16 digits cannot hold the time: a smaller
-    /// version would be no newer, and the repair would be lost without a word.
+    /// [`VersionError`] if `base` is no version, or if 16 digits cannot hold the time: a version
+    /// that is not greater would be dropped by the upsert without a word.
     pub fn of_repair(base: Option<&str>, now_us: u64) -> Result<Self, VersionError> {
         let base = base.map(Self::parse).transpose()?;
         let base = base.as_ref().map_or("", Self::as_str);

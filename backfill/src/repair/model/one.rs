@@ -1,9 +1,10 @@
 //! One database and its bucket: gaps, a repair that is killed, a snapshot that is restored.
 
-use super::database::{Act, Around, Change, Database, Row};
+use super::database::{Act, Database, ReRead, Row};
 use super::object::{self, Object, Writer, Wrote};
 use super::rules::{Archive, Rules, Ver};
 use super::search::{At, Machine, Problem, Step};
+use super::steps::{Around, Change};
 
 /// A history under these rules.
 pub(super) struct One<'a> {
@@ -223,7 +224,7 @@ impl Machine for One<'_> {
             let after = State { database: change.database, ..*state };
             self.push(state, after, change, steps);
         }
-        if kills > 0 && database.repair.is_some_and(|at| at != super::database::ReRead::Start) {
+        if kills > 0 && database.repair.is_some_and(|at| at != ReRead::Start) {
             let database = Database { repair: None, need: true, ..database };
             let state = State { database, kills: kills - 1, ..*state };
             steps.push(Step { action: Action::Row(Act::RepairIsKilled), state, problem: None });

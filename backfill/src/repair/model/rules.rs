@@ -90,14 +90,25 @@ pub(super) enum Merge {
     WithoutRepair,
 }
 
-/// When a merge does what a repair does: its row in `repairs`, or its hold.
+/// When a merge writes a row into `repairs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum When {
+pub(super) enum Mark {
     /// Never.
     Never,
-    /// If the peer's version is one of an image: what we do.
+    /// If the part that it reads is an image.
     IfImage,
-    /// For every part.
+    /// If the peer has had a repair: what we do.
+    ByRule,
+}
+
+/// Which parts of a merge wait for the hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// None.
+    Never,
+    /// Those that are images: what we do.
+    IfImage,
+    /// All.
     Always,
 }
 
@@ -154,13 +165,17 @@ pub(super) struct Rules {
     pub(super) merge: Merge,
     /// Both write objects from the beginning; otherwise B writes once both are repaired.
     pub(super) both_write: bool,
-    pub(super) merge_is_repair: When,
+    pub(super) merge_is_repair: Mark,
     pub(super) merge_holds: When,
     /// The peer has applied what was created before the merge; otherwise only what B's stream no
     /// longer has.
     pub(super) peer_current: bool,
     /// How many records can be parked of A.
     pub(super) parked_a: u8,
+    /// How many gaps A has. Without one it is never repaired.
+    pub(super) gaps_a: u8,
+    /// A re-read that follows from a merge writes a row into `repairs` first.
+    pub(super) reread_is_repair: bool,
 }
 
 /// The rules as first written.
@@ -190,10 +205,12 @@ pub(super) const FIRST: Rules = Rules {
     clocks_us: [2, 1],
     merge: Merge::ByVersion,
     both_write: false,
-    merge_is_repair: When::Never,
+    merge_is_repair: Mark::Never,
     merge_holds: When::Never,
     peer_current: false,
     parked_a: 0,
+    gaps_a: 1,
+    reread_is_repair: false,
 };
 
 /// The rules that hold, with every redriven record read again.
@@ -207,4 +224,12 @@ pub(super) const MERGED: Rules = Rules {
     peer_current: true,
     merge_holds: When::Always,
     ..HOLDS
+};
+
+/// The merge of the commands.
+pub(super) const OUR_MERGE: Rules = Rules {
+    redrive: Redrive::AfterRepair,
+    merge_is_repair: Mark::ByRule,
+    merge_holds: When::IfImage,
+    ..MERGED
 };

@@ -67,9 +67,7 @@ pub(super) fn search<M: Machine>(machine: &M) -> Found {
     let mut found = Found::default();
     let initial = machine.initial();
     let mut known = HashSet::from([initial]);
-    // Each state with the way to it: the index of the state before, and the action.
-    #[expect(clippy::type_complexity, reason = "a state, and how it was reached")]
-    let mut states: Vec<(M::State, Option<(usize, M::Action)>)> = vec![(initial, None)];
+    let mut states: Vec<Reached<M::State, M::Action>> = vec![(initial, None)];
     let mut steps = Vec::new();
     let mut next = 0;
     while let Some((state, _)) = states.get(next).copied() {
@@ -99,8 +97,11 @@ pub(super) fn search<M: Machine>(machine: &M) -> Found {
     found
 }
 
+/// A state, and the way to it: the index of the state before, and the action.
+type Reached<S, A> = (S, Option<(usize, A)>);
+
 /// The actions that lead to a state.
-fn trace<S, A: Copy + Debug>(states: &[(S, Option<(usize, A)>)], mut at: usize) -> Vec<String> {
+fn trace<S, A: Copy + Debug>(states: &[Reached<S, A>], mut at: usize) -> Vec<String> {
     let mut actions = Vec::new();
     while let Some((before, action)) = states[at].1 {
         actions.push(format!("{action:?}"));

@@ -1,10 +1,11 @@
 //! Two databases, each with a mapping of its own to the same stream, and one bucket. A is repaired
 //! by re-read; B so too, or by a merge of A's row, or by both.
 
-use super::database::{Act, Around, Change, Database, ReRead};
+use super::database::{Act, Database, ReRead};
 use super::object::{self, Object, Writer, Wrote};
-use super::rules::{Merge, Rules, Second, Ver, When};
+use super::rules::{Archive, Mark, Merge, Rules, Second, Ver, When};
 use super::search::{At, Machine, Problem, Step};
+use super::steps::{Around, Change};
 use crate::repair::reread::{self, FromPeer};
 
 /// A history under these rules.
@@ -101,8 +102,8 @@ impl Two<'_> {
     /// The late writer's steps.
     fn late(&self, state: &State, steps: &mut Steps) {
         let Some((side, writer)) = state.late else { return };
-        let row = &state.of(side).row;
-        let (wrote, writer, object) = object::step(self.rules, writer, *row, state.object);
+        let row = state.of(side).row;
+        let (wrote, writer, object) = object::step(self.rules, writer, row, state.object);
         let late = writer.map(|writer| (side, writer));
         steps.push(Step {
             action: Action::LateWriter(wrote),
@@ -117,8 +118,8 @@ impl Two<'_> {
     fn objects(&self, state: &State, steps: &mut Steps) {
         for side in [Side::A, Side::B] {
             let Objects::Running(writer) = state.objects[side as usize] else { continue };
-            let row = &state.of(side).row;
-            let (wrote, writer, object) = object::step(self.rules, writer, *row, state.object);
+            let row = state.of(side).row;
+            let (wrote, writer, object) = object::step(self.rules, writer, row, state.object);
             let mut next = State { object, ..*state };
             next.objects[side as usize] = writer.map_or(Objects::Done, Objects::Running);
             let problem = object::judge(state.object, object);
@@ -177,7 +178,8 @@ impl Two<'_> {
                     return;
                 }
                 let for_record = if rules.peer_current { state.committed } else { b.lost };
-                let mark = rules.merge_is_repair == When::Always;
+                let mark = rules.merge_is_repair == Mark::ByRule
+                    && reread::merge_is_repair(Some(a.repaired_at.is_some()));
                 let repaired_at = if mark { Some(state.committed) } else { b.repaired_at };
                 let merging = Some(Merging::Waits { for_record });
                 let state = state.with(Side::B, Database { repaired_at, ..b });
@@ -190,8 +192,8 @@ impl Two<'_> {
                     return;
                 }
                 let (version, content, committed) = (a.row.version, a.row.content, state.committed);
-                let mark = rules.merge_is_repair == When::IfImage
-                    && reread::counts_as_repair(version.text());
+                let mark =
+                    rules.merge_is_repair == Mark::IfImage && reread::is_image(version.text());
                 let repaired_at = if mark { Some(committed) } else { b.repaired_at };
                 let merging = Some(Merging::Read { version, content, committed });
                 let state = state.with(Side::B, Database { repaired_at, ..b });
@@ -202,7 +204,7 @@ impl Two<'_> {
             Some(Merging::Read { version, content, committed }) => {
                 let holds = match rules.merge_holds {
                     When::Never => false,
-                    When::IfImage => reread::counts_as_repair(version.text()),
+                    When::IfImage => reread::is_image(version.text()),
                     When::Always => true,
                 };
                 if b.repair.is_none() && (!holds || b.hold_is_over(rules, committed)) {
@@ -230,6 +232,9 @@ impl Two<'_> {
             FromPeer::Upsert => (Act::MergeUpserts, Some((version, content))),
             FromPeer::ReRead if self.rules.merge == Merge::OrReRead => {
                 b.repair = Some(ReRead::Start);
+                if self.rules.reread_is_repair {
+                    b.repaired_at = Some(state.committed);
+                }
                 (Act::MergeReReads, None)
             }
             FromPeer::ReRead | FromPeer::Nothing => (Act::MergeTakesNothing, None),
@@ -247,7 +252,7 @@ impl Machine for Two<'_> {
     fn initial(&self) -> State {
         State {
             committed: 0,
-            databases: [Database::new(1); 2],
+            databases: [Database::new(self.rules.gaps_a), Database::new(1)],
             owed: false,
             merging: None,
             object: None,
@@ -292,7 +297,7 @@ impl Machine for Two<'_> {
                 history: self.history,
                 committed,
                 clock_us: self.rules.clocks_us[side as usize],
-                object: None,
+                object: state.object.filter(|_| self.rules.archive != Archive::Ignored),
                 parked: if is_b { self.rules.parked } else { self.rules.parked_a },
                 merging: is_b && state.merging.is_some(),
             };

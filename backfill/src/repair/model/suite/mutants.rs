@@ -1,6 +1,8 @@
 //! Each rule taken away: the search must find a problem.
 
-use super::super::rules::{Archive, FIRST, HOLDS, MERGED, Merge, Redrive, Rules, When};
+use super::super::rules::{
+    Archive, FIRST, HOLDS, MERGED, Mark, Merge, OUR_MERGE, Redrive, Rules, When,
+};
 use super::Histories::UpTo;
 use super::Of::{One, Two};
 use super::{Histories, Of, Search, describe, is_deep, only_goes_back};
@@ -30,201 +32,78 @@ fn row(
 }
 
 /// The rules as first written.
+#[rustfmt::skip]
 fn as_first_written() -> Vec<Row> {
     use Expected::{GoesBack, Wrong};
     vec![
-        row(
-            "as first written, all are dated",
-            One,
-            UpTo(2, 2),
-            Rules { undated: false, ..FIRST },
-            Wrong,
-            &[1, 2, 0],
-        ),
-        row("as first written", One, UpTo(2, 2), FIRST, Wrong, &[1, 0]),
-        row(
-            "a redrive decides before a repair and applies after it",
-            One,
-            UpTo(2, 1),
-            Rules { latch: true, undated: false, gaps: 1, kills: 0, ..FIRST },
-            Wrong,
-            &[0, 1, 0],
-        ),
-        row(
-            "one gap, two parked, all are dated",
-            One,
-            UpTo(2, 2),
-            Rules { undated: false, gaps: 1, parked: 2, ..FIRST },
-            Wrong,
-            &[1, 2, 0],
-        ),
-        row(
-            "with the lock, all are dated",
-            One,
-            UpTo(2, 2),
-            Rules { undated: false, lock: true, ..FIRST },
-            GoesBack(35_299, 1_048),
-            &[0, 1, 2],
-        ),
-        row(
-            "with the lock, two parked",
-            One,
-            UpTo(2, 2),
-            Rules { lock: true, parked: 2, gaps: 1, ..FIRST },
-            Wrong,
-            &[1, 2, 0],
-        ),
+        row("as first written, all are dated", One, UpTo(2, 2),
+            Rules { undated: false, ..FIRST }, Wrong, &[1, 2, 0]),
+        row("as first written", One, UpTo(2, 2),
+            FIRST, Wrong, &[1, 0]),
+        row("a redrive decides before a repair and applies after it", One, UpTo(2, 1),
+            Rules { latch: true, undated: false, gaps: 1, kills: 0, ..FIRST }, Wrong, &[0, 1, 0]),
+        row("one gap, two parked, all are dated", One, UpTo(2, 2),
+            Rules { undated: false, gaps: 1, parked: 2, ..FIRST }, Wrong, &[1, 2, 0]),
+        row("with the lock, all are dated", One, UpTo(2, 2),
+            Rules { undated: false, lock: true, ..FIRST }, GoesBack(35_299, 1_048), &[0, 1, 2]),
+        row("with the lock, two parked", One, UpTo(2, 2),
+            Rules { lock: true, parked: 2, gaps: 1, ..FIRST }, Wrong, &[1, 2, 0]),
     ]
 }
 
 /// A rule of one database or of its bucket is taken away.
+#[rustfmt::skip]
 fn of_one() -> Vec<Row> {
     use Expected::{GoesBack, Wrong};
     vec![
-        row(
-            "records are applied by version after a repair",
-            One,
-            UpTo(2, 1),
-            Rules { redrive: Redrive::Direct, ..HOLDS },
-            Wrong,
-            &[0, 1, 0],
-        ),
-        row(
-            "the item is read before the row",
-            One,
-            UpTo(2, 1),
-            Rules { item_first: true, ..HOLDS },
-            Wrong,
-            &[0, 1],
-        ),
-        row(
-            "no hold",
-            One,
-            UpTo(2, 1),
-            Rules { hold: false, ..HOLDS },
-            GoesBack(14_227, 464),
-            &[0, 1, 2],
-        ),
-        row(
-            "versions do not grow between two repairs",
-            One,
-            UpTo(2, 1),
-            Rules { grows: false, ..HOLDS },
-            Wrong,
-            &[1, 0],
-        ),
-        row("no lock", One, UpTo(2, 1), Rules { lock: false, ..HOLDS }, Wrong, &[1, 0]),
-        row(
-            "no lock, compared in the upsert",
-            One,
-            UpTo(2, 1),
-            Rules { lock: false, atomic: true, ..HOLDS },
-            Wrong,
-            &[1, 0],
-        ),
-        row(
-            "no lock, compared in the upsert, begun again",
-            One,
-            UpTo(2, 1),
-            Rules { lock: false, atomic: true, begin_again: true, ..HOLDS },
-            Wrong,
-            &[1, 0],
-        ),
-        row(
-            "the hold without the function timeout",
-            One,
-            UpTo(2, 1),
-            Rules { timeout: false, ..HOLDS },
-            GoesBack(15_201, 464),
-            &[0, 1, 2],
-        ),
-        row(
-            "a bucket is ahead, and versions are made from the row alone",
-            One,
-            UpTo(2, 1),
-            Rules { objects: true, restore: true, ..HOLDS },
-            Wrong,
-            &[1, 0],
-        ),
-        row(
-            "a writer of the old database still lives",
-            One,
-            UpTo(1, 1),
+        row("records are applied by version after a repair", One, UpTo(2, 1),
+            Rules { redrive: Redrive::Direct, ..HOLDS }, Wrong, &[0, 1, 0]),
+        row("the item is read before the row", One, UpTo(2, 1),
+            Rules { item_first: true, ..HOLDS }, Wrong, &[0, 1]),
+        row("no hold", One, UpTo(2, 1),
+            Rules { hold: false, ..HOLDS }, GoesBack(14_227, 464), &[0, 1, 2]),
+        row("versions do not grow between two repairs", One, UpTo(2, 1),
+            Rules { grows: false, ..HOLDS }, Wrong, &[1, 0]),
+        row("no lock", One, UpTo(2, 1),
+            Rules { lock: false, ..HOLDS }, Wrong, &[1, 0]),
+        row("no lock, compared in the upsert", One, UpTo(2, 1),
+            Rules { lock: false, atomic: true, ..HOLDS }, Wrong, &[1, 0]),
+        row("no lock, compared in the upsert, begun again", One, UpTo(2, 1),
+            Rules { lock: false, atomic: true, begin_again: true, ..HOLDS }, Wrong, &[1, 0]),
+        row("the hold without the function timeout", One, UpTo(2, 1),
+            Rules { timeout: false, ..HOLDS }, GoesBack(15_201, 464), &[0, 1, 2]),
+        row("a bucket is ahead, and versions are made from the row alone", One, UpTo(2, 1),
+            Rules { objects: true, restore: true, ..HOLDS }, Wrong, &[1, 0]),
+        row("a writer of the old database still lives", One, UpTo(1, 1),
             Rules { objects: true, restore: true, archive: Archive::Floor, quiet: false, ..HOLDS },
-            Wrong,
-            &[1, 0],
-        ),
-        row(
-            "the object is merged into the row first",
-            One,
-            UpTo(1, 1),
+            Wrong, &[1, 0]),
+        row("the object is merged into the row first", One, UpTo(1, 1),
             Rules { objects: true, restore: true, archive: Archive::Merged, ..HOLDS },
-            Wrong,
-            &[1, 2],
-        ),
-        row(
-            "a plain PUT",
-            One,
-            UpTo(1, 1),
-            Rules { objects: true, conditional: false, ..HOLDS },
-            Wrong,
-            &[1, 0],
-        ),
+            Wrong, &[1, 2]),
+        row("a plain PUT", One, UpTo(1, 1),
+            Rules { objects: true, conditional: false, ..HOLDS }, Wrong, &[1, 0]),
     ]
 }
 
 /// A rule of a merge is taken away.
+#[rustfmt::skip]
 fn of_a_merge() -> Vec<Row> {
     use Expected::{GoesBack, Wrong};
     vec![
-        row(
-            "by version first, and a merge is no repair",
-            Two,
-            UpTo(2, 1),
-            Rules { redrive: Redrive::AfterRepair, parked_a: 1, ..MERGED },
-            Wrong,
-            &[0, 1, 0],
-        ),
-        row(
-            "a merge drops what the repair added to the version",
-            Two,
-            UpTo(2, 1),
-            Rules { merge: Merge::WithoutRepair, ..MERGED },
-            Wrong,
-            &[1],
-        ),
-        row(
-            "a merge goes by version alone",
-            Two,
-            UpTo(2, 1),
-            Rules { merge: Merge::ByVersion, ..MERGED },
-            Wrong,
-            &[0, 1, 0],
-        ),
-        row(
-            "a merge reads a peer that is not current",
-            Two,
-            UpTo(2, 1),
-            Rules { peer_current: false, ..MERGED },
-            Wrong,
-            &[1, 0],
-        ),
-        row(
-            "a merge does not hold",
-            Two,
-            UpTo(2, 1),
-            Rules { merge_holds: When::Never, ..MERGED },
-            GoesBack(42_776, 345),
-            &[0, 1, 2],
-        ),
-        row(
-            "by version unless old, and a merge is no repair",
-            Two,
-            UpTo(2, 1),
-            Rules { redrive: Redrive::IfOld, ..MERGED },
-            Wrong,
-            &[0, 1, 0],
-        ),
+        row("by version first, and a merge is no repair", Two, UpTo(2, 1),
+            Rules { redrive: Redrive::AfterRepair, parked_a: 1, ..MERGED }, Wrong, &[0, 1, 0]),
+        row("a merge is a repair only if it brings an image", Two, UpTo(2, 1),
+            Rules { parked_a: 1, merge_is_repair: Mark::IfImage, ..OUR_MERGE }, Wrong, &[0, 1, 0]),
+        row("a merge drops what the repair added to the version", Two, UpTo(2, 1),
+            Rules { merge: Merge::WithoutRepair, ..MERGED }, Wrong, &[1]),
+        row("a merge goes by version alone", Two, UpTo(2, 1),
+            Rules { merge: Merge::ByVersion, ..MERGED }, Wrong, &[0, 1, 0]),
+        row("a merge reads a peer that is not current", Two, UpTo(2, 1),
+            Rules { peer_current: false, ..MERGED }, Wrong, &[1, 0]),
+        row("a merge does not hold", Two, UpTo(2, 1),
+            Rules { merge_holds: When::Never, ..MERGED }, GoesBack(42_776, 345), &[0, 1, 2]),
+        row("by version unless old, and a merge is no repair", Two, UpTo(2, 1),
+            Rules { redrive: Redrive::IfOld, ..MERGED }, Wrong, &[0, 1, 0]),
     ]
 }
 

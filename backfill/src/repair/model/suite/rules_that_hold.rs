@@ -1,10 +1,10 @@
 //! The rules that must hold in every history: those of the commands, and stricter and looser ones
 //! beside them.
 
-use super::super::rules::{Archive, FIRST, HOLDS, MERGED, Redrive, Rules, Second, When};
+use super::super::rules::{Archive, FIRST, HOLDS, MERGED, Mark, OUR_MERGE, Redrive, Rules, Second};
 use super::Histories::{Exactly, UpTo};
 use super::Of::{One, Two};
-use super::{Search, describe, is_deep};
+use super::{Histories, Of, Search, describe, is_deep};
 
 /// States and ends.
 type Size = [usize; 2];
@@ -13,388 +13,133 @@ type Size = [usize; 2];
 /// size over those.
 type Row = (Search, Size, usize, Size);
 
+fn row(
+    name: &'static str,
+    of: Of,
+    histories: Histories,
+    rules: Rules,
+    deep: Size,
+    sample: usize,
+    quick: Size,
+) -> Row {
+    (Search { name, of, histories, rules }, deep, sample, quick)
+}
+
 /// Every redriven record is re-read.
-#[expect(clippy::too_many_lines, reason = "a table: one line per rule")]
+#[rustfmt::skip]
 fn with_every_record_read_again() -> Vec<Row> {
-    let row = |name, of, histories, rules| Search { name, of, histories, rules };
     vec![
-        (row("one database", One, UpTo(3, 2), HOLDS), [167_909, 2_950], 6, [8_530, 328]),
-        (
-            row("two parked", One, UpTo(3, 2), Rules { parked: 2, gaps: 1, ..HOLDS }),
-            [168_233, 2_776],
-            6,
-            [5_670, 212],
-        ),
-        (
-            row(
-                "two parked, two gaps, each redriven twice",
-                One,
-                UpTo(2, 1),
-                Rules { parked: 2, redrives: 2, ..HOLDS },
-            ),
-            [51_254, 1_654],
-            5,
-            [3_424, 236],
-        ),
-        (
-            row(
-                "a snapshot is restored, its bucket is new",
-                One,
-                UpTo(2, 2),
-                Rules { restore: true, ..HOLDS },
-            ),
-            [178_410, 8_724],
-            5,
-            [8_613, 695],
-        ),
-        (
-            row("with the object", One, UpTo(2, 1), Rules { objects: true, ..HOLDS }),
-            [148_395, 464],
-            3,
-            [4_578, 48],
-        ),
-        (
-            row(
-                "a snapshot is restored, its bucket is the old one",
-                One,
-                UpTo(2, 1),
-                Rules { objects: true, restore: true, archive: Archive::Floor, ..HOLDS },
-            ),
-            [721_711, 3_757],
-            2,
-            [621, 28],
-        ),
-        (
-            row(
-                "A and B are re-read, parked in both",
-                Two,
-                UpTo(2, 0),
-                Rules { parked_a: 1, ..HOLDS },
-            ),
-            [1_083_105, 2_890],
-            2,
-            [74, 2],
-        ),
-        (
-            row(
-                "A and B are re-read, the clock of B is ahead",
-                Two,
-                UpTo(2, 1),
-                Rules { clocks_us: [1, 2], ..HOLDS },
-            ),
-            [140_020, 806],
-            4,
-            [7_157, 86],
-        ),
-        (
-            row(
-                "A and B are re-read, both clocks are equal",
-                Two,
-                UpTo(2, 1),
-                Rules { clocks_us: [1, 1], ..HOLDS },
-            ),
-            [140_020, 806],
-            4,
-            [7_157, 86],
-        ),
-        (
-            row(
-                "A and B are re-read, one bucket",
-                Two,
-                UpTo(1, 1),
-                Rules { objects: true, ..HOLDS },
-            ),
-            [80_808, 130],
-            2,
-            [201, 2],
-        ),
-        (
-            row(
-                "A and B are re-read, one bucket, both clocks are equal",
-                Two,
-                UpTo(1, 1),
-                Rules { objects: true, clocks_us: [0, 0], ..HOLDS },
-            ),
-            [80_554, 130],
-            2,
-            [188, 2],
-        ),
-        (
-            row(
-                "A and B are re-read, one bucket, nothing is parked",
-                Two,
-                UpTo(2, 1),
-                Rules { objects: true, parked: 0, ..HOLDS },
-            ),
-            [227_215, 214],
-            3,
-            [5_850, 18],
-        ),
-        (
-            row(
-                "the same, and both write objects from the beginning",
-                Two,
-                UpTo(2, 0),
-                Rules { objects: true, parked: 0, both_write: true, ..HOLDS },
-            ),
-            [402_542, 182],
-            2,
-            [354, 2],
-        ),
-        (row("A is re-read, B is merged", Two, UpTo(2, 1), MERGED), [41_893, 326], 5, [3_979, 62]),
-        (
-            row(
-                "A is re-read, B is merged, three writes, nothing is parked",
-                Two,
-                Exactly(3),
-                Rules { parked: 0, ..MERGED },
-            ),
-            [43_385, 435],
-            1,
-            [10_121, 130],
-        ),
-        (
-            row(
-                "A is re-read, B is merged, parked in both",
-                Two,
-                UpTo(2, 0),
-                Rules { parked_a: 1, ..MERGED },
-            ),
-            [329_537, 1_229],
-            3,
-            [6_334, 57],
-        ),
-        (
-            row(
-                "A is re-read, B is re-read and merged in either order",
-                Two,
-                UpTo(2, 1),
-                Rules { second: Second::Both, ..MERGED },
-            ),
-            [163_910, 605],
-            4,
-            [8_624, 63],
-        ),
-        (
-            row(
-                "A is re-read, B is merged, one bucket",
-                Two,
-                UpTo(1, 1),
-                Rules { objects: true, ..MERGED },
-            ),
-            [31_757, 62],
-            2,
-            [136, 2],
-        ),
+        row("one database", One, UpTo(3, 2), HOLDS, [167_909, 2_950], 6, [8_530, 328]),
+        row("two parked", One, UpTo(3, 2), Rules { parked: 2, gaps: 1, ..HOLDS }, [168_233, 2_776],
+            6, [5_670, 212]),
+        row("two parked, two gaps, each redriven twice", One, UpTo(2, 1),
+            Rules { parked: 2, redrives: 2, ..HOLDS }, [51_254, 1_654], 5, [3_424, 236]),
+        row("a snapshot is restored, its bucket is new", One, UpTo(2, 2),
+            Rules { restore: true, ..HOLDS }, [178_410, 8_724], 5, [8_613, 695]),
+        row("with the object", One, UpTo(2, 1), Rules { objects: true, ..HOLDS }, [148_395, 464], 3,
+            [4_578, 48]),
+        row("a snapshot is restored, its bucket is the old one", One, UpTo(2, 1),
+            Rules { objects: true, restore: true, archive: Archive::Floor, ..HOLDS },
+            [721_711, 3_757], 3, [19_901, 270]),
+        row("A and B are re-read, parked in both", Two, UpTo(2, 0), Rules { parked_a: 1, ..HOLDS },
+            [1_083_105, 2_890], 3, [17_260, 102]),
+        row("A and B are re-read, the clock of B is ahead", Two, UpTo(2, 1),
+            Rules { clocks_us: [1, 2], ..HOLDS }, [140_020, 806], 4, [7_157, 86]),
+        row("A and B are re-read, both clocks are equal", Two, UpTo(2, 1),
+            Rules { clocks_us: [1, 1], ..HOLDS }, [140_020, 806], 4, [7_157, 86]),
+        row("A and B are re-read, one bucket", Two, UpTo(1, 1), Rules { objects: true, ..HOLDS },
+            [80_808, 130], 3, [24_107, 42]),
+        row("A and B are re-read, one bucket, both clocks are equal", Two, UpTo(1, 1),
+            Rules { objects: true, clocks_us: [0, 0], ..HOLDS }, [80_554, 130], 3, [23_931, 42]),
+        row("A and B are re-read, one bucket, nothing is parked", Two, UpTo(2, 1),
+            Rules { objects: true, parked: 0, ..HOLDS }, [227_215, 214], 3, [5_850, 18]),
+        row("the same, and both write objects from the beginning", Two, UpTo(2, 0),
+            Rules { objects: true, parked: 0, both_write: true, ..HOLDS }, [402_542, 182], 3,
+            [9_559, 18]),
+        row("A is re-read, B is merged", Two, UpTo(2, 1), MERGED, [41_893, 326], 5, [3_979, 62]),
+        row("A is re-read, B is merged, three writes, nothing is parked", Two, Exactly(3),
+            Rules { parked: 0, ..MERGED }, [43_385, 435], 1, [10_121, 130]),
+        row("A is re-read, B is merged, parked in both", Two, UpTo(2, 0),
+            Rules { parked_a: 1, ..MERGED }, [329_537, 1_229], 3, [6_334, 57]),
+        row("A is re-read, B is re-read and merged in either order", Two, UpTo(2, 1),
+            Rules { second: Second::Both, ..MERGED }, [163_910, 605], 4, [8_624, 63]),
+        row("A is re-read, B is merged, one bucket", Two, UpTo(1, 1),
+            Rules { objects: true, ..MERGED }, [31_757, 62], 3, [9_644, 22]),
     ]
 }
 
 /// Records are applied by version until the first repair.
+#[rustfmt::skip]
 fn with_records_by_version_until_the_first_repair() -> Vec<Row> {
-    let row = |name, of, histories, rules| Search { name, of, histories, rules };
     vec![
-        (
-            row(
-                "by version first: one database",
-                One,
-                UpTo(2, 2),
-                Rules { redrive: Redrive::AfterRepair, latch: true, ..HOLDS },
-            ),
-            [44_032, 1_222],
-            6,
-            [8_205, 326],
-        ),
-        (
-            row(
-                "by version first: two parked",
-                One,
-                UpTo(2, 2),
-                Rules { redrive: Redrive::AfterRepair, latch: true, parked: 2, gaps: 1, ..HOLDS },
-            ),
-            [28_942, 898],
-            7,
-            [8_832, 312],
-        ),
-        (
-            row(
-                "by version first: a snapshot is restored, its bucket is new",
-                One,
-                UpTo(2, 2),
-                Rules { redrive: Redrive::AfterRepair, restore: true, ..HOLDS },
-            ),
-            [168_188, 8_378],
-            5,
-            [8_150, 683],
-        ),
-        (
-            row(
-                "by version first: with the object",
-                One,
-                UpTo(2, 1),
-                Rules { redrive: Redrive::AfterRepair, objects: true, ..HOLDS },
-            ),
-            [142_379, 460],
-            3,
-            [4_453, 48],
-        ),
-        (
-            row(
-                "by version first: A is re-read, B is merged, which is a repair",
-                Two,
-                UpTo(2, 1),
-                Rules {
-                    redrive: Redrive::AfterRepair,
-                    parked_a: 1,
-                    merge_is_repair: When::Always,
-                    ..MERGED
-                },
-            ),
-            [153_898, 1_609],
-            4,
-            [6_200, 132],
-        ),
+        row("by version first: one database", One, UpTo(2, 2),
+            Rules { redrive: Redrive::AfterRepair, latch: true, ..HOLDS }, [44_032, 1_222], 6,
+            [8_205, 326]),
+        row("by version first: two parked", One, UpTo(2, 2),
+            Rules { redrive: Redrive::AfterRepair, latch: true, parked: 2, gaps: 1, ..HOLDS },
+            [28_942, 898], 7, [8_832, 312]),
+        row("by version first: a snapshot is restored, its bucket is new", One, UpTo(2, 2),
+            Rules { redrive: Redrive::AfterRepair, restore: true, ..HOLDS }, [168_188, 8_378], 5,
+            [8_150, 683]),
+        row("by version first: with the object", One, UpTo(2, 1),
+            Rules { redrive: Redrive::AfterRepair, objects: true, ..HOLDS }, [142_379, 460], 3,
+            [4_453, 48]),
+        row("by version first: A is re-read, B is merged, which is a repair", Two, UpTo(2, 1),
+            Rules { redrive: Redrive::AfterRepair,
+            parked_a: 1, merge_is_repair: Mark::ByRule, ..MERGED }, [153_898, 1_609], 4,
+            [6_200, 132]),
     ]
 }
 
 /// Other rules that would hold.
+#[rustfmt::skip]
 fn others() -> Vec<Row> {
-    let row = |name, of, histories, rules| Search { name, of, histories, rules };
     vec![
-        (
-            row(
-                "no lock; compared in the upsert, begun again, equal is written",
-                One,
-                UpTo(2, 2),
-                Rules { begin_again: true, touch: true, redrive: Redrive::Always, ..FIRST },
-            ),
-            [157_629, 2_040],
-            5,
-            [7_058, 204],
-        ),
-        (
-            row(
-                "the same, two parked",
-                One,
-                UpTo(2, 2),
-                Rules {
-                    begin_again: true,
-                    touch: true,
-                    redrive: Redrive::Always,
-                    parked: 2,
-                    gaps: 1,
-                    ..FIRST
-                },
-            ),
-            [185_627, 1_268],
-            5,
-            [1_678, 76],
-        ),
-        (
-            row(
-                "by version unless old or the row has an image; all are dated",
-                One,
-                UpTo(2, 2),
-                Rules {
-                    redrive: Redrive::IfOldOrImage,
-                    undated: false,
-                    latch: true,
-                    settled: true,
-                    parked: 2,
-                    gaps: 1,
-                    ..HOLDS
-                },
-            ),
-            [25_181, 880],
-            7,
-            [7_660, 302],
-        ),
-        (
-            row(
-                "B is merged, which is a repair; by version unless old",
-                Two,
-                UpTo(2, 1),
-                Rules { redrive: Redrive::IfOld, merge_is_repair: When::Always, ..MERGED },
-            ),
-            [42_529, 389],
-            5,
-            [4_009, 68],
-        ),
+        row("no lock; compared in the upsert, begun again, equal is written", One, UpTo(2, 2),
+            Rules { begin_again: true, touch: true, redrive: Redrive::Always, ..FIRST },
+            [157_629, 2_040], 5, [7_058, 204]),
+        row("the same, two parked", One, UpTo(2, 2), Rules { begin_again: true,
+            touch: true, redrive: Redrive::Always, parked: 2, gaps: 1, ..FIRST }, [185_627, 1_268],
+            5, [1_678, 76]),
+        row("by version unless old or the row has an image; all are dated", One, UpTo(2, 2),
+            Rules { redrive: Redrive::IfOldOrImage,
+            undated: false, latch: true, settled: true, parked: 2, gaps: 1, ..HOLDS },
+            [25_181, 880], 7, [7_660, 302]),
+        row("B is merged, which is a repair; by version unless old", Two, UpTo(2, 1),
+            Rules { redrive: Redrive::IfOld, merge_is_repair: Mark::ByRule, ..MERGED },
+            [42_529, 389], 5, [4_009, 68]),
     ]
 }
 
 /// The rules of the commands, all at once.
+#[rustfmt::skip]
 fn ours() -> Vec<Row> {
-    let row = |name, of, histories, rules| Search { name, of, histories, rules };
     vec![
-        (
-            row(
-                "a snapshot is restored, its bucket is the old one",
-                One,
-                UpTo(2, 1),
-                Rules {
-                    redrive: Redrive::AfterRepair,
-                    latch: true,
-                    objects: true,
-                    restore: true,
-                    archive: Archive::Floor,
-                    ..HOLDS
-                },
-            ),
-            [684_568, 3_603],
-            2,
-            [621, 28],
-        ),
-        (
-            row(
-                "A is re-read, B is merged, parked in both",
-                Two,
-                UpTo(2, 1),
-                Rules {
-                    redrive: Redrive::AfterRepair,
-                    parked_a: 1,
-                    merge_is_repair: When::IfImage,
-                    merge_holds: When::IfImage,
-                    ..MERGED
-                },
-            ),
-            [115_630, 701],
-            4,
-            [6_236, 122],
-        ),
-        (
-            row(
-                "A is re-read, B is merged, one bucket",
-                Two,
-                UpTo(1, 1),
-                Rules {
-                    redrive: Redrive::AfterRepair,
-                    objects: true,
-                    merge_is_repair: When::IfImage,
-                    merge_holds: When::IfImage,
-                    ..MERGED
-                },
-            ),
-            [26_911, 69],
-            3,
-            [6_496, 21],
-        ),
-        (
-            row(
-                "A is re-read, B is re-read and merged in either order",
-                Two,
-                UpTo(2, 1),
-                Rules {
-                    redrive: Redrive::AfterRepair,
-                    second: Second::Both,
-                    merge_is_repair: When::IfImage,
-                    merge_holds: When::IfImage,
-                    ..MERGED
-                },
-            ),
-            [138_383, 587],
-            4,
-            [7_456, 60],
-        ),
+        row("ours: a snapshot is restored, its bucket is the old one", One, UpTo(2, 1),
+            Rules { redrive: Redrive::AfterRepair,
+            latch: true, objects: true, restore: true, archive: Archive::Floor, ..HOLDS },
+            [684_568, 3_603], 3, [19_218, 264]),
+        row("ours: A is re-read, B is merged, parked in both", Two, UpTo(2, 1),
+            Rules { parked_a: 1, ..OUR_MERGE },
+            [158_423, 1_693], 4, [6_268, 132]),
+        row("ours: A is re-read, B is merged, one bucket", Two, UpTo(1, 1),
+            Rules { objects: true, ..OUR_MERGE },
+            [25_745, 68], 3, [7_376, 24]),
+        row("ours: A is re-read, B is re-read and merged in either order", Two, UpTo(2, 1),
+            Rules { second: Second::Both, ..OUR_MERGE },
+            [136_560, 422], 4, [7_359, 49]),
+        row("ours: A and B are re-read, one bucket", Two, UpTo(1, 1),
+            Rules { redrive: Redrive::AfterRepair,
+            objects: true, archive: Archive::Floor, ..HOLDS }, [88_618, 185], 3, [25_295, 59]),
+        row("ours: A is re-read, B is merged, one bucket, versions above the object", Two,
+            UpTo(1, 1), Rules { objects: true, archive: Archive::Floor, ..OUR_MERGE },
+            [26_285, 71], 3, [7_510, 25]),
+        row("ours: A has had no repair, B is merged, parked in both", Two, Exactly(2),
+            Rules { parked_a: 1, gaps_a: 0, reread_is_repair: true, ..OUR_MERGE },
+            [12_057, 181], 2, [12_057, 181]),
+        row("ours: A has had no repair, B is merged, three writes", Two, Exactly(3),
+            Rules { gaps_a: 0, reread_is_repair: true, ..OUR_MERGE },
+            [32_305, 299], 1, [7_429, 79]),
     ]
 }
 
