@@ -59,9 +59,9 @@ async fn failures(walk: &mut Walk, new: &Stores) {
 /// The mappings get more tries for as long as S3 is away, and then those that their stack says.
 async fn s3_is_away(walk: &mut Walk, new: &Stores) {
     const HEADING: &str = "S3 is away";
-    walk.block(HEADING, "max(session_changed_at)").await;
     let raised = walk.block(HEADING, "10000").await;
     assert_eq!(raised.matches("10000").count(), 2, "{raised}");
+    walk.block(HEADING, "max(session_changed_at)").await;
     walk.shell.run("aws s3 rm --quiet \"s3://$NEW_BUCKET/measurements/s-1.json\"").await;
     let lowered = walk.block(HEADING, "$tries").await;
     let hundred = lowered.lines().filter(|line| line.ends_with("\t100")).count();
