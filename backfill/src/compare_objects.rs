@@ -152,7 +152,7 @@ impl<'a> Comparing<'a> {
         self
     }
 
-    /// Keeps what a dry run finds, and ends early after so many objects that differ.
+    /// Keeps what a dry run finds, and ends early after a number of objects that differ.
     pub(crate) fn keep_what_differs(&mut self, most: usize) {
         self.keeps = Some(most);
     }

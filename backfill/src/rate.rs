@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// in one burst.
 const BURST: Duration = Duration::from_secs(1);
 
-/// So many units per second: sessions, or read units of DynamoDB.
+/// A number of units per second: sessions, or read units of DynamoDB.
 #[derive(Debug)]
 pub(crate) struct Rate {
     per_second: Option<f64>,

@@ -41,6 +41,6 @@ pub(crate) enum End {
     AllCompared,
     /// A signal came first.
     Stopped,
-    /// So many sessions differ that comparing the rest would say nothing new.
+    /// Too many sessions differ: comparing the rest would say nothing new.
     TooManyDiffer,
 }

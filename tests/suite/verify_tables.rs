@@ -279,7 +279,7 @@ async fn nothing_differs_falsely_while_both_sides_move() {
             runs += 1;
         }
         assert!(runs > 0);
-        // A fault is found all the same, and no other.
+        // A fault is still found, and no other.
         world.write_rows(&[scan("only-a-row", "left", "245")]).await;
         let (output, json) = world.verified(&["--wait", "1", "--rounds", "15"]).await;
         assert_code(&output, 7);

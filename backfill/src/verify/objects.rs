@@ -95,8 +95,8 @@ impl Objects<'_> {
         ended
     }
 
-    /// Looks again at what differs, up to so many times, each after this wait. `false` if a signal
-    /// came first.
+    /// Looks again at what differs, at most `rounds` times, each after this wait. `false` if a
+    /// signal came first.
     async fn settle(&mut self, rounds: u16, wait: Duration) -> anyhow::Result<bool> {
         for round in 1..=rounds {
             if self.waiting.is_empty() {

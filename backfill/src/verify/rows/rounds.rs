@@ -80,7 +80,7 @@ impl<'a> Rounds<'a> {
         Ok(())
     }
 
-    /// Reads all of them again, up to so many times, each after this wait. What is left differs.
+    /// Reads all of them again, at most `rounds` times, each after this wait. What is left differs.
     pub(crate) async fn settle(&mut self, rounds: u16, wait: Duration) -> anyhow::Result<()> {
         for round in 1..=rounds {
             if self.waiting.is_empty() {

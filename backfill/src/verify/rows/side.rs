@@ -68,7 +68,7 @@ pub(crate) struct Answer<T> {
 }
 
 impl Side<'_> {
-    /// The next rows after a key, at most so many, in chunks; none after the last row.
+    /// The next rows after a key, up to a limit, in chunks; none after the last row.
     pub(crate) async fn lead(
         &self,
         after: &str,
