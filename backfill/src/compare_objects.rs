@@ -39,18 +39,18 @@ const LEFT_AT_MOST: usize = 10_000;
 /// At most this many failures of a try get a log line each.
 const LOGGED: usize = 10;
 
-const COUNT: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
 const NEXT: &str = "SELECT session_id, session_version, left_version, right_version
 FROM measurements WHERE session_id > $1 ORDER BY session_id LIMIT $2";
 
-/// How a run ended that did not fail.
+/// How a comparison ended that did not fail: this one, and each one of `verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Every row was read; [`Comparing::left`] has what could not be compared or written.
+    /// Every session was read; [`Comparing::left`] has the objects that could not be compared or
+    /// written.
     AllCompared,
     /// A signal came first.
     Stopped,
-    /// More objects differ than [`Comparing::keep_what_differs`] keeps.
+    /// Too many sessions differ: comparing the rest would say nothing new.
     TooManyDiffer,
 }
 
@@ -105,19 +105,6 @@ pub(crate) struct Comparing<'a> {
     /// What differs, and how much of it is kept at most; `None` if none is.
     differing: Vec<Differing>,
     keeps: Option<usize>,
-}
-
-/// How many rows there are after this session, or an estimate of all where counting takes too long.
-pub(crate) async fn count(database: &Database, after: &str) -> anyhow::Result<u64> {
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(after)?;
-        Ok(arguments)
-    };
-    retry_transient("count the rows", async || {
-        statement::count(database, "measurements", COUNT, arguments).await
-    })
-    .await
 }
 
 impl<'a> Comparing<'a> {

@@ -2,17 +2,18 @@
 //! live streams, from files, and from the rejected records. It also says whether a run can work,
 //! and how far the last one came.
 
+mod advisory_lock;
+mod aws_calls;
 mod cli;
 mod commands;
 mod compare_objects;
 mod console;
 mod deliver;
-mod exclusive;
+mod item_json;
 mod layout;
 mod merge;
 mod outcome;
 mod output;
-mod patience;
 mod peer;
 mod rate;
 #[cfg_attr(not(test), expect(dead_code, reason = "the command that calls it is still to come"))]
@@ -23,7 +24,6 @@ mod statement;
 mod stop;
 mod summary;
 mod verify;
-mod wire;
 
 use std::process::ExitCode;
 

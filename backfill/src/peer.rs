@@ -2,12 +2,12 @@
 //! of `merge`. It is only read, and may be a replica.
 
 use anyhow::Context as _;
+use projector::bind;
 use projector::config::{ConfigError, DatabaseConfig, Login, parse_url};
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
 use sqlx::Row as _;
-use sqlx::postgres::PgArguments;
 
 use crate::retry::retry_transient;
 
@@ -85,7 +85,7 @@ pub(crate) fn named(
 ///
 /// # Errors
 /// If the database cannot be read.
-pub(crate) async fn columns(database: &Database) -> anyhow::Result<Vec<String>> {
+async fn columns(database: &Database) -> anyhow::Result<Vec<String>> {
     texts(database, "read the columns of measurements", COLUMNS).await
 }
 
@@ -94,9 +94,7 @@ async fn identity(database: &Database) -> anyhow::Result<Vec<String>> {
 }
 
 async fn texts(database: &Database, what: &str, sql: &'static str) -> anyhow::Result<Vec<String>> {
-    let rows = retry_transient(what, async || {
-        database.fetch(sql, || Ok(PgArguments::default()), Deadline::NONE).await
-    });
+    let rows = retry_transient(what, async || database.fetch(sql, bind![], Deadline::NONE).await);
     let texts = rows.await?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>();
     Ok(texts.map_err(Error::Database)?)
 }

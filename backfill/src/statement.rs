@@ -4,13 +4,14 @@
 use std::time::Instant;
 
 use projector::apply::Pace;
+use projector::bind;
 use projector::cause::sqlstate;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
+use sqlx::Row as _;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::{Arguments as _, Row as _};
 
 use crate::retry::retry_transient;
 
@@ -95,11 +96,7 @@ pub(crate) async fn count(
     sql: &'static str,
     arguments: impl Fn() -> Result<PgArguments, BoxDynError>,
 ) -> Result<u64, Error> {
-    let of_table = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(table)?;
-        Ok(arguments)
-    };
+    let of_table = bind![table];
     let rows = match database.fetch(sql, arguments, Deadline::NONE).await {
         Err(error) if error.too_much() => {
             database.fetch(ESTIMATE, of_table, Deadline::NONE).await?
@@ -108,4 +105,20 @@ pub(crate) async fn count(
     };
     let count: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(Error::Database)?;
     Ok(count.unsigned_abs())
+}
+
+const COUNT_ROWS: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
+
+/// How many rows there are after this session, or an estimate of all where counting takes too long. `what` says whose
+/// rows they are.
+///
+/// # Errors
+/// If the database stays away.
+pub(crate) async fn count_rows(
+    database: &Database,
+    what: &str,
+    after: &str,
+) -> anyhow::Result<u64> {
+    retry_transient(what, async || count(database, "measurements", COUNT_ROWS, bind![after]).await)
+        .await
 }

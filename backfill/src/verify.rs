@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+pub(crate) use crate::compare_objects::End;
 use crate::rate::Rate;
 use crate::stop::Stop;
 use crate::verify::report::Report;
@@ -32,15 +33,4 @@ pub(crate) struct Run<'a> {
     pub(crate) as_of: Option<OffsetDateTime>,
     /// Every session up to this one is compared, and its differences are in the report.
     pub(crate) compared_through: String,
-}
-
-/// How a comparison ended that did not fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// Every session was compared.
-    AllCompared,
-    /// A signal came first.
-    Stopped,
-    /// Too many sessions differ: comparing the rest would say nothing new.
-    TooManyDiffer,
 }

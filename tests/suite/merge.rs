@@ -1,7 +1,7 @@
 //! `backfill merge`: from another database and from objects, while both sides move, whatever ends a
 //! run.
 
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
 use projector::deadline::Deadline;
@@ -10,7 +10,7 @@ use testkit::emulator::binary;
 use testkit::generate::{Day, day};
 use testkit::oracle;
 use testkit::records::{LABEL, Record, removal, scan, session};
-use testkit::runs::{assert_code, counted, output, signal, text, until};
+use testkit::runs::{assert_code, counted, output, signal, text, until, watched};
 use testkit::services::{Stores, apply, apply_all, parsed, s3, service};
 use tokio::process::Command;
 
@@ -18,17 +18,8 @@ use tokio::process::Command;
 const LOCK: &str = "('x' || encode('repairs\\000'::bytea, 'hex'))::bit(64)::bigint";
 
 fn merge(ours: &Stores, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary("backfill"));
-    command
-        .arg("merge")
-        .args(arguments)
-        .env("DATABASE_URL", &ours.database_url)
-        .env("ARCHIVE_BUCKET", &ours.bucket)
-        .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+    let mut command = watched(ours, &["merge"]);
+    command.args(arguments);
     command
 }
 

@@ -302,7 +302,7 @@ fn samconfig_gives_every_stack_what_its_template_asks_for() {
         assert_eq!(settings["capabilities"] == "CAPABILITY_IAM", makes_roles, "{environment}");
     }
     assert_eq!(deployed, TEMPLATES.iter().map(|name| format!("infra/{name}.yaml")).collect());
-    // As it is shipped; a team that has filled it in goes on from there, as the runbook says.
+    // As shipped. The runbook tells a team how to fill it in.
     let of = |environment: &str| {
         config[environment]["deploy"]["parameters"]["parameter_overrides"].to_string()
     };

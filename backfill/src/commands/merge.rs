@@ -5,17 +5,17 @@
 use std::time::Instant;
 
 use anyhow::anyhow;
+use projector::bind;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
 use projector::start;
 use sqlx::Row as _;
-use sqlx::postgres::PgArguments;
 
+use crate::advisory_lock::{self, Held};
 use crate::cli::{MergeArguments, Settings};
 use crate::console::{self, Progress};
 use crate::deliver::Delivery;
-use crate::exclusive::{self, Held};
 use crate::merge::archive::{FLAG, Objects};
 use crate::merge::newer::Repaired;
 use crate::merge::rows::{Rows, require_same_columns};
@@ -108,7 +108,7 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
     let lock = if arguments.dry_run {
         None
     } else {
-        Held::take_unless_pooled(exclusive::REPAIR, database).await?
+        Held::take_unless_pooled(advisory_lock::REPAIR, database).await?
     };
     match &peer {
         Some(peer) => {
@@ -133,7 +133,7 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
 /// Says how far a replica is behind: what it does not have yet is not merged.
 async fn note_replica(peer: &Peer) -> anyhow::Result<()> {
     let rows = retry_transient("ask whether the peer is a replica", async || {
-        let arguments = || Ok(PgArguments::default());
+        let arguments = bind![];
         peer.database.fetch(REPLICA, arguments, Deadline::NONE).await
     });
     let rows = rows.await?;

@@ -14,10 +14,11 @@ use projector::start;
 use serde_json::{Value as Json, json};
 
 use crate::cli::{ObjectsArguments, Settings};
-use crate::compare_objects::{self, Comparing, End, Tally};
+use crate::compare_objects::{Comparing, End, Tally};
 use crate::console::{Progress, span};
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
+use crate::statement;
 use crate::stop::Stop;
 
 /// At most this many sessions whose object could not be written are named.
@@ -38,7 +39,7 @@ pub(crate) async fn run(
     let after = arguments.after.clone().unwrap_or_default();
     let rows = tokio::select! {
         biased;
-        rows = compare_objects::count(&projector.database, &after) => rows?,
+        rows = statement::count_rows(&projector.database, "count the rows", &after) => rows?,
         () = stop.wait() => {
             output.ended_early(&format!("stopped by a signal: {}", resume(&after)));
             return Ok(Outcome::Interrupted);

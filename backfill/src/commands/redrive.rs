@@ -19,6 +19,7 @@ use projector::config::ConfigError;
 use projector::counts::Counts;
 use projector::start;
 
+use crate::advisory_lock::{self, Held};
 use crate::cli::{RedriveArguments, Settings};
 use crate::commands::redrive::discard::Discarding;
 use crate::commands::redrive::rejected::{BATCH, Filter, Rejected};
@@ -26,7 +27,6 @@ use crate::commands::redrive::report::Report;
 use crate::commands::redrive::untried::Untried;
 use crate::console::{self, Progress};
 use crate::deliver::{Delivery, NotStored};
-use crate::exclusive::{self, Held};
 use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::stop::Stop;
@@ -67,7 +67,7 @@ pub(crate) async fn run(
     let lock = if arguments.dry_run {
         None
     } else {
-        Held::take_unless_pooled(exclusive::REPAIR, database).await?
+        Held::take_unless_pooled(advisory_lock::REPAIR, database).await?
     };
     if without_archive && !arguments.dry_run {
         console::line(

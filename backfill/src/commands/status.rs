@@ -4,6 +4,7 @@
 mod view;
 
 use anyhow::Context as _;
+use projector::bind;
 use projector::config::ConfigError;
 use projector::database::Database;
 use projector::deadline::Deadline;
@@ -11,12 +12,12 @@ use projector::error::Error;
 use projector::start;
 use serde::Serialize;
 use sqlx::FromRow;
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
 
+use crate::advisory_lock::{self, Holder};
 use crate::cli::Settings;
 use crate::console;
-use crate::exclusive::{self, Holder};
 use crate::outcome::Outcome;
 use crate::output::Output;
 
@@ -134,7 +135,7 @@ async fn read(database: &Database) -> anyhow::Result<Status> {
         );
         return Err(ConfigError { variable: "DATABASE_URL", problem }.into());
     }
-    let lock = exclusive::holder(exclusive::STREAM, database)
+    let lock = advisory_lock::holder(advisory_lock::STREAM, database)
         .await
         .context("cannot read who holds the lock")?;
     let checkpoints =
@@ -162,7 +163,7 @@ async fn fetch<T>(database: &Database, sql: &'static str) -> Result<Vec<T>, Erro
 where
     T: for<'a> FromRow<'a, PgRow>,
 {
-    let none = || Ok(PgArguments::default());
+    let none = bind![];
     let rows = database.fetch(sql, none, Deadline::NONE).await?;
     rows.iter().map(T::from_row).collect::<Result<_, _>>().map_err(Error::Database)
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use projector::apply::Projector;
+use projector::bind;
 use projector::config::{ArchiveConfig, ConfigError};
 use projector::database::Database;
 use projector::deadline::Deadline;
@@ -12,7 +13,6 @@ use projector::error::Error;
 use projector::start;
 use serde_json::{Value as Json, json};
 use sqlx::Row as _;
-use sqlx::postgres::PgArguments;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -250,7 +250,7 @@ fn json(
 /// Our database's clock.
 async fn now(database: &Database) -> anyhow::Result<OffsetDateTime> {
     let rows = retry_transient("ask the database for its time", async || {
-        let arguments = || Ok(PgArguments::default());
+        let arguments = bind![];
         database.fetch("SELECT clock_timestamp()", arguments, Deadline::NONE).await
     });
     let rows = rows.await?;

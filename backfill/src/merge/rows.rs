@@ -28,8 +28,6 @@ use crate::statement;
 /// What a row takes beside its texts, bytes and attributes.
 const ROW_BYTES: u64 = 1_024;
 
-const COUNT: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
-
 /// The next rows after a key: key, versions, whether they changed after `$3` (NULL: all did), and
 /// how many bytes they have at most. The server knows how long a mesh is without reading it.
 static NEXT: LazyLock<String> = LazyLock::new(|| {
@@ -152,15 +150,7 @@ impl<'a> Rows<'a> {
     /// # Errors
     /// If the peer cannot be read.
     pub(crate) async fn count(&self) -> anyhow::Result<u64> {
-        let arguments = || {
-            let mut arguments = PgArguments::default();
-            arguments.add(self.last.as_str())?;
-            Ok(arguments)
-        };
-        retry_transient("count the rows of the peer", async || {
-            statement::count(&self.peer.database, "measurements", COUNT, arguments).await
-        })
-        .await
+        statement::count_rows(&self.peer.database, "count the rows of the peer", &self.last).await
     }
 
     /// The next step; `None` at the end.

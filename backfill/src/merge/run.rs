@@ -10,9 +10,9 @@ use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::advisory_lock::Held;
 use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery};
-use crate::exclusive::Held;
 use crate::merge::Step;
 use crate::merge::archive::Objects;
 use crate::merge::rows::Rows;

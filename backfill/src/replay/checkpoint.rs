@@ -13,8 +13,8 @@ use projector::database::Database;
 use projector::error::{Consequence, Error};
 use time::OffsetDateTime;
 
+use crate::advisory_lock::{self, Held};
 use crate::console;
-use crate::exclusive::{self, Held};
 use crate::replay::position::Position;
 use crate::retry::{MAX_TRIES, pause_after};
 
@@ -91,7 +91,7 @@ impl Checkpoints {
     /// # Errors
     /// Where another run holds the lock: it is named, with the way to end it.
     pub(crate) async fn open(database: &Database, archive: Option<String>) -> anyhow::Result<Self> {
-        Ok(Self { lock: Held::take(exclusive::STREAM, database).await?, archive })
+        Ok(Self { lock: Held::take(advisory_lock::STREAM, database).await?, archive })
     }
 
     /// The database's clock.

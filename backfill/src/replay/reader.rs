@@ -14,7 +14,7 @@ use aws_sdk_dynamodbstreams::types::{Record, ShardIteratorType};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::patience::CallError;
+use crate::aws_calls::CallError;
 use crate::replay::context::{ReplayContext, StreamRun};
 use crate::replay::page::{Message, Page, ShardStatus};
 use crate::replay::position::{Evidence, Lost, Missing, Position, can_be_lost, judge_missing};
@@ -297,7 +297,7 @@ impl ShardReader {
         };
         let source = &self.context.source;
         let call = || source.client.get_records().shard_iterator(&iterator).limit(1000).send();
-        source.patience.call("GetRecords", call).await
+        source.calls.call("GetRecords", call).await
     }
 
     async fn new_iterator(&self) -> Result<String, CallError> {
@@ -316,7 +316,7 @@ impl ShardReader {
             }
             .send()
         };
-        let answer = source.patience.call("GetShardIterator", call).await?;
+        let answer = source.calls.call("GetShardIterator", call).await?;
         // Never seen. Taken for a shard that is not there, it is asked for again.
         answer.shard_iterator.ok_or(CallError::Gone)
     }

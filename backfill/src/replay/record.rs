@@ -7,7 +7,7 @@ use aws_sdk_dynamodbstreams::primitives::DateTime;
 use aws_sdk_dynamodbstreams::types::Record;
 use serde::Serialize;
 
-use crate::wire::of_streams::Item;
+use crate::item_json::of_streams::Item;
 
 /// The record's JSON, with the ARN of the stream it was read from.
 pub(crate) fn lambda_json(record: &Record, stream_arn: &str) -> serde_json::Result<Vec<u8>> {

@@ -11,7 +11,7 @@ use streams::config::retry::RetryConfig;
 use streams::types::{ShardFilter, ShardFilterType, StreamStatus};
 use time::OffsetDateTime;
 
-use crate::patience::{Api, CallError, Patience};
+use crate::aws_calls::{Api, CallError, Calls};
 use crate::replay::lineage::{self, Shard};
 
 const API: Api = Api {
@@ -30,14 +30,14 @@ pub(crate) const MISSING: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) client: streams::Client,
-    pub(crate) patience: Patience,
+    pub(crate) calls: Calls,
 }
 
 impl Source {
     pub(crate) fn new(aws: &SdkConfig) -> Self {
         let config =
             streams::config::Builder::from(aws).retry_config(RetryConfig::disabled()).build();
-        Self { client: streams::Client::from_conf(config), patience: Patience::new(&API) }
+        Self { client: streams::Client::from_conf(config), calls: Calls::new(&API) }
     }
 
     /// All streams of a table, the oldest first: the one in use, and those that were disabled
@@ -83,7 +83,7 @@ impl Source {
                 let request = self.client.list_streams().table_name(table);
                 request.set_exclusive_start_stream_arn(last.clone()).send()
             };
-            let page = match self.patience.call("ListStreams", call).await {
+            let page = match self.calls.call("ListStreams", call).await {
                 Ok(page) => page,
                 Err(CallError::Gone) => return Ok(None),
                 Err(error) => {
@@ -132,7 +132,7 @@ impl Source {
             let Some(disagreement) = disagreement else {
                 return Ok(Some(Description { shards, ..description }));
             };
-            self.patience.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
+            self.calls.troubles.disagreed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(stream = stream.arn, %disagreement, "DescribeStream contradicts \
                 itself");
             if descriptions == DESCRIPTIONS {
@@ -181,7 +181,7 @@ impl Source {
                 let request = request.set_exclusive_start_shard_id(last.clone());
                 request.set_shard_filter(filter.clone()).send()
             };
-            let answer = match self.patience.call("DescribeStream", call).await {
+            let answer = match self.calls.call("DescribeStream", call).await {
                 Err(CallError::Gone) => return Ok(None),
                 answer => answer.with_context(|| format!("cannot describe {}", stream.arn))?,
             };

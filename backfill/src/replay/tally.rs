@@ -75,7 +75,7 @@ impl Tally<'_> {
         for line in self.times.lines(self.delivery, self.duration) {
             let _ = writeln!(text, "  {line}");
         }
-        if let Some(troubles) = self.context.source.patience.troubles() {
+        if let Some(troubles) = self.context.source.calls.troubles() {
             let _ = writeln!(text, "  the streams: {troubles}");
         }
         for line in self.conclusions() {

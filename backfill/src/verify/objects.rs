@@ -13,8 +13,9 @@ use projector::archive::Archive;
 use projector::database::Database;
 
 use crate::cli::VerifyArguments;
-use crate::compare_objects::{self, Comparing, Differing};
+use crate::compare_objects::{Comparing, Differing};
 use crate::console::{self, Progress};
+use crate::statement;
 use crate::stop::Stop;
 use crate::verify::difference::{Difference, Kind};
 use crate::verify::{End, Run};
@@ -35,7 +36,7 @@ pub(crate) async fn compare(
     run: &mut Run<'_>,
 ) -> anyhow::Result<End> {
     let after = run.compared_through.clone();
-    let counting = compare_objects::count(database, &after);
+    let counting = statement::count_rows(database, "count the rows", &after);
     let rows = tokio::select! {
         biased;
         () = run.stop.wait() => return Ok(End::Stopped),
@@ -62,10 +63,10 @@ impl Objects<'_> {
     async fn until_done(&mut self, run: &mut Run<'_>) -> anyhow::Result<End> {
         loop {
             let ended = Box::pin(self.walk(run)).await?;
-            if ended == compare_objects::End::Stopped {
+            if ended == End::Stopped {
                 return Ok(End::Stopped);
             }
-            let too_many = ended == compare_objects::End::TooManyDiffer;
+            let too_many = ended == End::TooManyDiffer;
             let rounds = if too_many { 1 } else { run.rounds };
             if !Box::pin(self.settle(rounds, run.wait)).await? {
                 return Ok(End::Stopped);
@@ -86,7 +87,7 @@ impl Objects<'_> {
     }
 
     /// Compares the objects of all rows, or until too many differ.
-    async fn walk(&mut self, run: &mut Run<'_>) -> anyhow::Result<compare_objects::End> {
+    async fn walk(&mut self, run: &mut Run<'_>) -> anyhow::Result<End> {
         self.comparing.keep_what_differs(MOST.saturating_sub(self.waiting.len()));
         let before = self.comparing.tally().compared();
         let ended = self.comparing.until_done(&mut self.progress).await;

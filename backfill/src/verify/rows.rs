@@ -22,13 +22,10 @@ use anyhow::{Context as _, bail};
 use futures_util::future::{join, try_join};
 use projector::apply::Pace;
 use projector::database::Database;
-use sqlx::Arguments as _;
-use sqlx::postgres::PgArguments;
 
 use crate::cli::VerifyArguments;
 use crate::console::{self, Progress};
 use crate::peer::Peer;
-use crate::retry::retry_transient;
 use crate::statement;
 use crate::verify::report::Report;
 use crate::verify::rows::chunks::{Chunk, Span, differing};
@@ -42,8 +39,6 @@ use crate::verify::{End, Run};
 /// How many rows a range and a chunk have at most: by versions, and if all values are read.
 const ROWS: (usize, usize) = (50_000, 1_000);
 const ROWS_WITH_VALUES: (usize, usize) = (2_000, 100);
-
-const COUNT: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
 
 /// Compares all rows after `--after`. What it found is in the run, however it ended.
 ///
@@ -147,7 +142,9 @@ impl<'a> Walk<'a> {
             most_rows: arguments.max_rate.map_or(rows, |rate| rate as usize),
             through: after.to_owned(),
             rounds: Rounds::new(ours, theirs, columns),
-            progress: Progress::start(count(ours.database, after).await?),
+            progress: Progress::start(
+                statement::count_rows(ours.database, "count the rows", after).await?,
+            ),
         })
     }
 
@@ -285,16 +282,4 @@ fn refuse_other_schemas(whose: &str, types: &Types) -> anyhow::Result<()> {
         bail!("{whose} has a table measurements of another schema: it lacks {missing}");
     }
     Ok(())
-}
-
-async fn count(database: &Database, after: &str) -> anyhow::Result<u64> {
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(after)?;
-        Ok(arguments)
-    };
-    retry_transient("count the rows", async || {
-        statement::count(database, "measurements", COUNT, arguments).await
-    })
-    .await
 }

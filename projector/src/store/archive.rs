@@ -82,17 +82,21 @@ pub enum Condition<'a> {
     Matches(&'a str),
 }
 
+/// How a client of S3 is made. If an endpoint is configured (`AWS_ENDPOINT_URL`,
+/// `AWS_ENDPOINT_URL_S3`), buckets are addressed by path: a stand-in has no DNS name for each.
+#[must_use]
+pub fn client_config(aws: &SdkConfig) -> aws_sdk_s3::config::Builder {
+    let endpoint_given = aws.endpoint_url().is_some()
+        || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some_and(|url| !url.is_empty());
+    aws_sdk_s3::config::Builder::from(aws).force_path_style(endpoint_given)
+}
+
 impl Archive {
-    /// Connects to nothing yet. Where an endpoint is configured (`AWS_ENDPOINT_URL`,
-    /// `AWS_ENDPOINT_URL_S3`), buckets are addressed by path: a stand-in has no DNS name for each.
+    /// Connects to nothing yet.
     #[must_use]
     pub fn new(config: ArchiveConfig, aws: &SdkConfig) -> Self {
-        let endpoint_given = aws.endpoint_url().is_some()
-            || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some_and(|url| !url.is_empty());
-        let client =
-            aws_sdk_s3::config::Builder::from(aws).force_path_style(endpoint_given).build();
         Self {
-            client: Client::from_conf(client),
+            client: Client::from_conf(client_config(aws).build()),
             config,
             permits: Semaphore::new(CONCURRENT_OBJECTS),
             large: Semaphore::new(LARGE_ROWS),

@@ -10,6 +10,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
+use crate::bind;
 use crate::database::{Database, Lease};
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -111,11 +112,7 @@ async fn ask(
     if keys.is_empty() {
         return Ok(());
     }
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(keys.as_slice())?;
-        Ok(arguments)
-    };
+    let arguments = bind![keys.as_slice()];
     let rows = lease.fetch(&statement::VERSIONS, arguments).await?;
     mark(sessions, &rows, upserted, Upserted::Unchanged)
 }
@@ -175,11 +172,7 @@ pub async fn locked(
     sessions: &[SessionChanges<'_>],
 ) -> Result<HashSet<String>, Error> {
     let keys: Vec<String> = sessions.iter().map(|session| session.session_id.to_owned()).collect();
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(keys.as_slice())?;
-        Ok(arguments)
-    };
+    let arguments = bind![keys.as_slice()];
     let rows = lease.fetch(statement::LOCKED, arguments).await?;
     rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(Error::Database)
 }
@@ -193,11 +186,7 @@ pub async fn change_times(
     session_ids: &[String],
     deadline: Deadline,
 ) -> Result<HashMap<String, PerPart<Option<OffsetDateTime>>>, Error> {
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(session_ids)?;
-        Ok(arguments)
-    };
+    let arguments = bind![session_ids];
     let rows = database.fetch(&statement::CHANGE_TIMES, arguments, deadline).await?;
     let times = |row: &PgRow| {
         let times = PerPart::try_from_fn(|part| row.try_get(1 + part as usize))?;
@@ -215,11 +204,7 @@ pub async fn versions_by_key(
     session_ids: &[&str],
     deadline: Deadline,
 ) -> Result<HashMap<String, Versions>, Error> {
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(session_ids)?;
-        Ok(arguments)
-    };
+    let arguments = bind![session_ids];
     let rows = database.fetch(statement::VERSIONS.as_str(), arguments, deadline).await?;
     Ok(found_versions(&rows).map_err(Error::Database)?.into_iter().collect())
 }
@@ -300,11 +285,7 @@ async fn write_returning_nothing(
     if of_later_stream.is_empty() {
         return Ok(());
     }
-    let keys = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(of_later_stream.as_slice())?;
-        Ok(arguments)
-    };
+    let keys = bind![of_later_stream.as_slice()];
     let rows = lease.fetch(&statement::VERSIONS, keys).await?;
     let written = |versions| Upserted::Written { inserted: false, held: Held::Versions(versions) };
     mark(sessions, &rows, upserted, written)
@@ -341,12 +322,7 @@ pub async fn read_by_key(
     session_ids: &[&str],
     deadline: Deadline,
 ) -> Result<Vec<Measurement>, Error> {
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(session_ids)?;
-        arguments.add(true)?;
-        Ok(arguments)
-    };
+    let arguments = bind![session_ids, true];
     let rows = database.fetch(statement::READ.as_str(), arguments, deadline).await?;
     rows.iter().filter_map(|row| measurement(row).transpose()).collect()
 }

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 
+use crate::bind;
 use crate::change;
 use crate::database::Database;
 use crate::deadline::Deadline;
@@ -179,11 +180,7 @@ async fn put(
         Ok(arguments)
     };
     database.fetch(STORE, arguments, deadline).await?;
-    let identities = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(rows.iter().map(|row| row.labels.identity.as_str()).collect::<Vec<_>>())?;
-        Ok(arguments)
-    };
+    let identities = bind![rows.iter().map(|row| row.labels.identity.as_str()).collect::<Vec<_>>()];
     let found = database.fetch(STORED, identities, deadline).await?;
     let state = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
     found.iter().map(state).collect::<Result<_, _>>().map_err(Error::Database)

@@ -6,6 +6,7 @@ mod judge;
 
 use std::time::{Duration, Instant};
 
+use projector::bind;
 use projector::cause::{Message, REACH_DATABASE};
 use projector::config::Config;
 use projector::database::Database;
@@ -122,7 +123,7 @@ async fn within(check: impl Future<Output = Result<Verdict, Error>>) -> Verdict 
 }
 
 async fn facts(database: &Database) -> Result<Facts, Verdict> {
-    let none = || Ok(PgArguments::default());
+    let none = bind![];
     let rows = timeout(LIMIT, database.fetch(FACTS, none, Deadline::NONE)).await;
     let row = first(rows.map_err(|_| silent())?.map_err(|error| trouble(&error))?);
     row.and_then(|row| Facts::from_row(&row).map_err(Error::Database))
@@ -157,7 +158,7 @@ async fn schema(database: &Database) -> Result<Verdict, Error> {
     let facts = SchemaFacts::from_row(&row).map_err(Error::Database)?;
     let mut applied = Vec::new();
     if facts.ledger && facts.readable {
-        let none = || Ok(PgArguments::default());
+        let none = bind![];
         for row in database.fetch(schema::LEDGER, none, Deadline::NONE).await? {
             applied.push(Applied::from_row(&row).map_err(Error::Database)?);
         }

@@ -179,19 +179,21 @@ pub(crate) fn pending(applied: &[Applied]) -> Result<Vec<&'static Migration>, Mi
     Ok(MIGRATOR.iter().filter(|migration| !applied.contains(&migration.version)).collect())
 }
 
+/// Every migration, as the ledger of a database of today lists it.
+#[cfg(test)]
+pub(crate) fn all_applied() -> Vec<Applied> {
+    let row = |migration: &Migration| Applied {
+        version: migration.version,
+        description: migration.description.to_string(),
+        success: true,
+        checksum: migration.checksum.to_vec(),
+    };
+    MIGRATOR.iter().map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Applied, MIGRATOR, Mismatch, pending};
-
-    fn applied() -> Vec<Applied> {
-        let row = |migration: &sqlx::migrate::Migration| Applied {
-            version: migration.version,
-            description: migration.description.to_string(),
-            success: true,
-            checksum: migration.checksum.to_vec(),
-        };
-        MIGRATOR.iter().map(row).collect()
-    }
+    use super::{Applied, MIGRATOR, Mismatch, all_applied, pending};
 
     fn other(version: i64) -> Applied {
         Applied { version, description: "theirs".to_owned(), success: true, checksum: vec![1] }
@@ -200,8 +202,8 @@ mod tests {
     #[test]
     fn what_is_not_applied_is_pending() {
         assert_eq!(pending(&[]).expect("all").len(), MIGRATOR.iter().count());
-        assert_eq!(pending(&applied()).expect("none").len(), 0);
-        assert_eq!(pending(&applied()[..1]).expect("some").len(), MIGRATOR.iter().count() - 1);
+        assert_eq!(pending(&all_applied()).expect("none").len(), 0);
+        assert_eq!(pending(&all_applied()[..1]).expect("some").len(), MIGRATOR.iter().count() - 1);
     }
 
     #[test]
@@ -209,14 +211,14 @@ mod tests {
         let mismatch = |rows: &[Applied]| pending(rows).expect_err("a mismatch");
         assert!(matches!(mismatch(&[other(1), other(2)]), Mismatch::Foreign { version: 2, .. }));
         let with = |row: Applied| {
-            let mut rows = [applied(), vec![row]].concat();
+            let mut rows = [all_applied(), vec![row]].concat();
             rows.sort_by_key(|row| row.version);
             mismatch(&rows)
         };
         assert!(matches!(with(other(7)), Mismatch::Unknown { version: 7, .. }));
         let later = 99_999_999_999_999;
         assert!(matches!(with(other(later)), Mismatch::Later { version, .. } if version == later));
-        let mut rows = applied();
+        let mut rows = all_applied();
         rows[0].checksum = vec![0];
         assert!(matches!(mismatch(&rows), Mismatch::Changed { .. }));
         rows[1].success = false;

@@ -44,23 +44,13 @@ mod tests {
         Verified,
     };
     use super::judge;
-    use crate::commands::migrate::schema::{Applied, MIGRATOR};
+    use crate::commands::migrate::schema::all_applied;
 
     const NOW: OffsetDateTime = datetime!(2026-11-26 12:10:30 UTC);
     const MINUTE: i64 = 60;
 
     fn arn(table: &str, label: &str) -> String {
         format!("arn:aws:dynamodb:eu-central-1:1:table/{table}/stream/{label}")
-    }
-
-    fn applied() -> Vec<Applied> {
-        let row = |migration: &sqlx::migrate::Migration| Applied {
-            version: migration.version,
-            description: migration.description.to_string(),
-            success: true,
-            checksum: migration.checksum.to_vec(),
-        };
-        MIGRATOR.iter().map(row).collect()
     }
 
     fn function(name: &str) -> Function {
@@ -110,8 +100,8 @@ mod tests {
         let full =
             Full { against: "old:5432/m".to_owned(), started_at, compared: 9, differences: 0 };
         Databases {
-            new_schema: Ok(applied()),
-            old_schema: Ok(applied()),
+            new_schema: Ok(all_applied()),
+            old_schema: Ok(all_applied()),
             rejected: Ok(Rejected::default()),
             verified: Ok(Verified {
                 now: NOW,

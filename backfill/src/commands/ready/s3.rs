@@ -10,7 +10,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::types::ReplicationRuleStatus;
 use futures_util::{StreamExt as _, stream};
 use projector::apply::{Found, look_at_object};
-use projector::archive::Archive;
+use projector::archive::{Archive, client_config};
 use projector::bind;
 use projector::config::ArchiveConfig;
 use projector::database::Database;
@@ -39,18 +39,11 @@ FROM measurements TABLESAMPLE SYSTEM (
     WHERE oid = 'measurements'::regclass))
 LIMIT $1";
 
-fn client(aws: &SdkConfig) -> Client {
-    let endpoint_given = aws.endpoint_url().is_some()
-        || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some_and(|url| !url.is_empty());
-    let config = aws_sdk_s3::config::Builder::from(aws).force_path_style(endpoint_given).build();
-    Client::from_conf(config)
-}
-
 /// What the buckets hold in which these mappings put what Lambda gave up on.
 pub(super) async fn failures(aws: &SdkConfig, mappings: &[Mapping]) -> Asked<Vec<Failures>> {
     let destinations: BTreeSet<&str> =
         mappings.iter().filter_map(|mapping| mapping.on_failure.as_deref()).collect();
-    let client = client(aws);
+    let client = Client::from_conf(client_config(aws).build());
     let mut failures = Vec::new();
     for destination in destinations {
         let Some(bucket) = destination.split_once(":s3:::").map(|(_, bucket)| bucket) else {
@@ -70,7 +63,11 @@ pub(super) async fn failures(aws: &SdkConfig, mappings: &[Mapping]) -> Asked<Vec
 /// The rules by which one bucket is copied to another one now.
 pub(super) async fn rules(aws: &SdkConfig, [source, destination]: [&str; 2]) -> Asked<Vec<String>> {
     let asking = async {
-        let asked = client(aws).get_bucket_replication().bucket(source).send().await;
+        let asked = Client::from_conf(client_config(aws).build())
+            .get_bucket_replication()
+            .bucket(source)
+            .send()
+            .await;
         let seen = match asked {
             Err(error) if error.code() == Some("ReplicationConfigurationNotFoundError") => {
                 return Ok(Vec::new());

@@ -5,6 +5,7 @@
 //! changes no count.
 
 use projector::apply::Pace;
+use projector::bind;
 use projector::change::Place;
 use projector::database::Database;
 use projector::error::Error;
@@ -62,12 +63,7 @@ pub(crate) struct Rejected {
 
 /// How many records the filter means, or an estimate of all where counting takes too long.
 pub(crate) async fn count(database: &Database, filter: Filter<'_>) -> anyhow::Result<u64> {
-    let arguments = || {
-        let mut arguments = PgArguments::default();
-        arguments.add(filter.reason)?;
-        arguments.add(filter.identity)?;
-        Ok(arguments)
-    };
+    let arguments = bind![filter.reason, filter.identity];
     retry_transient("count the rejected records", async || {
         statement::count(database, "rejected_records", COUNT, arguments).await
     })

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{Checkpoint, Rejected, Rows, Status};
 
+use crate::advisory_lock::Holder;
 use crate::console::{clock, span};
-use crate::exclusive::Holder;
 use crate::layout;
 
 /// At most this many shards of a stream are listed; those with the greatest lag come first.
@@ -116,8 +116,8 @@ fn rows(rows: &Rows) -> String {
 #[cfg(test)]
 mod tests {
     use super::{LISTED, render};
+    use crate::advisory_lock::Holder;
     use crate::commands::status::{Checkpoint, Rejected, RejectedFor, Rows, Status};
-    use crate::exclusive::Holder;
     use time::macros::datetime;
 
     fn shard(finished: bool) -> Checkpoint {

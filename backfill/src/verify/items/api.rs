@@ -1,5 +1,5 @@
-//! The DynamoDB API: pages of a parallel Scan, and items by key as they are now. Every call is
-//! repeated with patience, and what it consumed is paid for before the next one.
+//! The DynamoDB API: pages of a parallel Scan, and items by key as they are now. A call that
+//! fails for a passing cause is retried, and what it consumed is paid for before the next one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +16,10 @@ use projector::config::ConfigError;
 use projector::part::Part;
 use tokio::sync::Mutex;
 
-use crate::patience::{Api, CallError, Patience};
+use crate::aws_calls::{Api, CallError, Calls};
+use crate::item_json::of_tables;
 use crate::rate::Rate;
 use crate::verify::items::{self, Item, Key};
-use crate::wire::of_tables;
 
 const API: Api = Api {
     permissions: "the role needs dynamodb:Scan, BatchGetItem and DescribeTable on both tables, and \
@@ -35,7 +35,7 @@ type Attributes = HashMap<String, AttributeValue>;
 /// Both tables.
 pub(crate) struct TablesApi {
     client: Client,
-    patience: Patience,
+    calls: Calls,
     names: Tables,
     rate: Mutex<Rate>,
     /// Read units that were consumed, in halves: an eventually consistent read takes half a unit.
@@ -65,7 +65,7 @@ impl TablesApi {
             .build();
         Self {
             client: Client::from_conf(config),
-            patience: Patience::new(&API),
+            calls: Calls::new(&API),
             names,
             rate: Mutex::new(Rate::new(read_units)),
             half_units: AtomicU64::new(0),
@@ -83,7 +83,7 @@ impl TablesApi {
 
     /// What had to be repeated, in words.
     pub(crate) fn troubles(&self) -> Option<String> {
-        self.patience.troubles()
+        self.calls.troubles()
     }
 
     /// How many items both tables have, as DynamoDB counted them within the last six hours.
@@ -95,7 +95,7 @@ impl TablesApi {
         for of_sessions in [true, false] {
             let name = self.name(of_sessions);
             let call = || self.client.describe_table().table_name(name).send();
-            let answer = self.patience.call("DescribeTable", call).await;
+            let answer = self.calls.call("DescribeTable", call).await;
             let answer = self.answer(answer, "describe", of_sessions)?;
             let items = answer.table().and_then(TableDescription::item_count).unwrap_or(0);
             count += items.unsigned_abs();
@@ -108,7 +108,7 @@ impl TablesApi {
     pub(crate) async fn ttl_attribute(&self, of_sessions: bool) -> anyhow::Result<Option<String>> {
         let name = self.name(of_sessions);
         let call = || self.client.describe_time_to_live().table_name(name).send();
-        let answer = self.patience.call("DescribeTimeToLive", call).await;
+        let answer = self.calls.call("DescribeTimeToLive", call).await;
         let answer = self.answer(answer, "ask for the time to live of", of_sessions)?;
         let described = answer.time_to_live_description();
         Ok(described.and_then(|described| described.attribute_name()).map(str::to_owned))
@@ -127,7 +127,7 @@ impl TablesApi {
             let request = request.return_consumed_capacity(ReturnConsumedCapacity::Total);
             request.set_exclusive_start_key(start.clone()).send()
         };
-        let answer = self.patience.call("Scan", call).await;
+        let answer = self.calls.call("Scan", call).await;
         let answer = self.answer(answer, "scan", of_sessions)?;
         self.pay(answer.consumed_capacity.as_slice()).await;
         let items = answer.items().iter().map(|item| read(item, of_sessions));
@@ -179,7 +179,7 @@ impl TablesApi {
                 let request = request.return_consumed_capacity(ReturnConsumedCapacity::Total);
                 request.set_request_items(Some(wanted.clone())).send()
             };
-            let answer = self.patience.call("BatchGetItem", call).await;
+            let answer = self.calls.call("BatchGetItem", call).await;
             let answer = self.answer(answer, "read items of", true)?;
             self.pay(answer.consumed_capacity()).await;
             for (table, found) in answer.responses.unwrap_or_default() {

@@ -12,6 +12,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
+use projector::archive;
 
 use crate::retry::pause_after;
 
@@ -42,13 +43,8 @@ impl fmt::Display for Place {
 
 /// The client for exports: as the archive's, with the SDK's own retries, more of them.
 pub(crate) fn client(aws: &SdkConfig) -> Client {
-    let endpoint_given = aws.endpoint_url().is_some()
-        || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some_and(|url| !url.is_empty());
-    let config = aws_sdk_s3::config::Builder::from(aws)
-        .force_path_style(endpoint_given)
-        .retry_config(RetryConfig::standard().with_max_attempts(TRIES))
-        .build();
-    Client::from_conf(config)
+    let retries = RetryConfig::standard().with_max_attempts(TRIES);
+    Client::from_conf(archive::client_config(aws).retry_config(retries).build())
 }
 
 impl Place {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use projector::apply::Pace;
+use projector::bind;
 use projector::cause::sqlstate;
 use projector::database::Database;
 use projector::deadline::Deadline;
@@ -34,7 +35,7 @@ WHERE attrelid = to_regclass('measurements') AND attnum > 0 AND NOT attisdropped
 /// The types of the columns of `measurements`, by name.
 pub(crate) async fn types(database: &Database) -> anyhow::Result<Types> {
     let rows = retry_transient("read the columns of measurements", async || {
-        database.fetch(COLUMNS, || Ok(PgArguments::default()), Deadline::NONE).await
+        database.fetch(COLUMNS, bind![], Deadline::NONE).await
     });
     let of_row = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
     let types: Result<Types, sqlx::Error> = rows.await?.iter().map(of_row).collect();

@@ -1,6 +1,5 @@
-//! Calls of an AWS API that are repeated with patience. The SDK's own retries are off: here a call
-//! is repeated longer than the SDK would, what is passing is told from what is not in one place,
-//! and the operator sees how often it happened.
+//! Calls of the two DynamoDB APIs: which errors are retried, and for how long. The SDK's own retries
+//! are off, because they give up too soon. The operator sees how often a call was retried.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -29,7 +28,7 @@ pub(crate) struct Api {
 
 /// How the calls of one API went.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Calls {
     api: &'static Api,
     pub(crate) troubles: Troubles,
     /// When trouble was last logged.
@@ -149,7 +148,7 @@ fn pause(tries: u32) -> Duration {
     longest.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
-impl Patience {
+impl Calls {
     pub(crate) fn new(api: &'static Api) -> Self {
         Self { api, troubles: Troubles::default(), logged: Mutex::default() }
     }
