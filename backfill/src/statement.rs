@@ -109,8 +109,8 @@ pub(crate) async fn count(
 
 const COUNT_ROWS: &str = "SELECT count(*) FROM measurements WHERE session_id > $1";
 
-/// How many rows there are after this session, or an estimate of all where counting takes too long. `what` says whose
-/// rows they are.
+/// How many rows there are after this session, or an estimate of all where counting takes too long.
+/// `what` says whose rows they are.
 ///
 /// # Errors
 /// If the database stays away.
