@@ -5,6 +5,7 @@ mod settings;
 
 mod merge;
 mod ready;
+mod repair;
 mod verify;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use time::format_description::well_known::Rfc3339;
 
 pub(crate) use self::merge::MergeArguments;
 pub(crate) use self::ready::{ReadyArguments, verify_since};
+pub(crate) use self::repair::{ReReadArguments, RepairArguments};
 use self::settings::{Database, Everything, Stores, TableSettings};
 pub(crate) use self::verify::VerifyArguments;
 use crate::outcome::exit_codes;
@@ -67,6 +69,9 @@ pub(crate) enum Command {
     /// Merge another database, or an archive, by stored versions.
     #[command(long_about = merge::HELP, after_help = exit_codes())]
     Merge(MergeArguments),
+    /// Close a gap of any age from the tables themselves.
+    #[command(long_about = repair::HELP, after_help = exit_codes())]
+    Repair(RepairArguments),
     /// Prove that the rows equal another database, the tables or the objects.
     #[command(long_about = verify::HELP, after_help = exit_codes())]
     Verify(VerifyArguments),
@@ -100,6 +105,7 @@ impl Command {
             Self::Stream(arguments) => arguments.settings.settings(),
             Self::File(arguments) => arguments.settings.settings(),
             Self::Merge(arguments) => arguments.settings.settings(),
+            Self::Repair(arguments) => arguments.settings.settings(),
             Self::Verify(arguments) => arguments.settings.settings(),
             Self::Ready(arguments) => arguments.settings.settings(),
             Self::Redrive(arguments) => arguments.settings.settings(),
@@ -118,6 +124,7 @@ impl Command {
             Self::Stream(arguments) => arguments.format.json,
             Self::File(arguments) => arguments.format.json,
             Self::Merge(arguments) => arguments.format.json,
+            Self::Repair(arguments) => arguments.format.json,
             Self::Verify(arguments) => arguments.format.json,
             Self::Ready(arguments) => arguments.format.json,
             Self::Redrive(arguments) => arguments.format.json,
@@ -332,6 +339,10 @@ removed, too, if it is malformed and its row holds a newer change of the same pa
 it any more. A record that is rejected again stays, with the reason of this time. A record whose \
 table is not SESSIONS_TABLE or SCANS_TABLE, or that has no new image, stays untried, and is named.
 
+Once this database has had a repair (`backfill repair`), no late record is applied by its image: \
+its item is read again, as `repair` does it, and the record is removed once its row is right. That \
+takes at least twice the function's timeout.
+
 With --discard nothing is tried: the records are marked as discarded (discarded_at, \
 discarded_why). They stay in the table, but no longer count as open, even if their stream delivers \
 them again. To open one again, set both columns to NULL.
@@ -362,6 +373,8 @@ pub(crate) struct RedriveArguments {
     /// discarded.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten, next_help_heading = "After a repair of this database")]
+    pub(crate) reading: ReReadArguments,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
@@ -380,7 +393,8 @@ pub(crate) struct MigrateArguments {
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
     /// Let this role run every other command: the same, DELETE on `rejected_records`, SELECT,
-    /// INSERT, UPDATE, DELETE on `backfill_checkpoints`, and SELECT, INSERT on `verifications`.
+    /// INSERT, UPDATE, DELETE on `backfill_checkpoints`, SELECT, INSERT on `verifications`, and
+    /// SELECT, INSERT, UPDATE on `repairs`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_backfill_to: Option<String>,
     #[command(flatten)]

@@ -9,6 +9,7 @@ pub(crate) mod migrate;
 pub(crate) mod objects;
 pub(crate) mod ready;
 pub(crate) mod redrive;
+pub(crate) mod repair;
 pub(crate) mod shell;
 pub(crate) mod status;
 pub(crate) mod stream;

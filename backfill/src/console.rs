@@ -158,6 +158,12 @@ impl Progress {
         self.show(by, format!("{sessions} sessions {done} ({rate:.0}/s), {text}{remaining}"));
     }
 
+    /// The same for items of the tables: how many were looked at, and what came of them.
+    pub(crate) fn advance_items(&mut self, by: u64, items: u64, text: &str) {
+        let rate = self.bar.rate(items);
+        self.show(by, format!("{items} items looked at ({rate:.0}/s), {text}"));
+    }
+
     /// Takes the bar away: what follows has no known length.
     pub(crate) fn finish(&self) {
         self.bar.drawn.finish_and_clear();

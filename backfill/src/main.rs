@@ -16,7 +16,7 @@ mod outcome;
 mod output;
 mod peer;
 mod rate;
-#[cfg_attr(not(test), expect(dead_code, reason = "the command that calls it is still to come"))]
+mod rejected_records;
 mod repair;
 mod replay;
 mod retry;

@@ -3,11 +3,15 @@
 
 pub(crate) mod archive;
 pub(crate) mod newer;
+pub(crate) mod repaired;
 pub(crate) mod rows;
 pub(crate) mod run;
 pub(crate) mod tally;
 
 use projector::fold::IndexedChange;
+use projector::part::Part;
+
+use crate::merge::newer::Newer;
 
 /// At most this many sessions are applied together.
 pub(crate) const BATCH_SESSIONS: usize = 3_000;
@@ -21,10 +25,22 @@ pub(crate) struct Step {
     pub(crate) found: Found,
     /// What is newer there; none in a dry run.
     pub(crate) changes: Vec<IndexedChange>,
+    /// Parts that are newer there, and that a repair there wrote.
+    pub(crate) repaired: Vec<(Part, String)>,
     /// What cannot be merged, by session id, key or file name, and why.
     pub(crate) unreadable: Vec<(String, String)>,
     /// Once the changes are stored, every session up to this one is done.
     pub(crate) through: Option<String>,
+}
+
+impl Step {
+    /// Takes what is newer there.
+    fn take(&mut self, newer: Newer) {
+        let Newer { changes, mut repaired } = newer;
+        let indexed = |change| IndexedChange { record_index: 0, change };
+        self.changes.extend(changes.into_iter().map(indexed));
+        self.repaired.append(&mut repaired);
+    }
 }
 
 /// What was found on the other side.

@@ -23,7 +23,9 @@ use time::OffsetDateTime;
 
 pub use self::learned::Learned;
 pub use self::pace::Pace;
-pub use self::reconcile::{Decision, Found, Known, Reconciled, decide, look_at_object, reconcile};
+pub use self::reconcile::{
+    Decision, Found, Known, Reconciled, decide, look_at_object, object_versions, reconcile,
+};
 use crate::archive::Archive;
 use crate::cause;
 use crate::change::{self, Decoded, Tables};
@@ -33,7 +35,6 @@ use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::fold::{self, IndexedChange, SessionChanges};
-use crate::part::Part;
 use crate::rejected::{self, Rejection};
 
 /// The function stops if PostgreSQL refuses every session of a batch, at least two, for the same
@@ -189,10 +190,9 @@ impl Projector {
 
     /// The table of all these changes, if it is one.
     fn only_table(&self, changes: &[IndexedChange]) -> Option<&str> {
-        let is_session = |indexed: &IndexedChange| indexed.change.part == Part::Session;
-        let first = is_session(changes.first()?);
-        let only = changes.iter().all(|indexed| is_session(indexed) == first);
-        only.then_some(if first { &self.tables.sessions } else { &self.tables.scans })
+        let mut names = changes.iter().map(|indexed| self.tables.of_part(indexed.change.part));
+        let first = names.next()?;
+        names.all(|name| name == first).then_some(first)
     }
 
     /// Stores rejections; what cannot be stored has failed.

@@ -1,5 +1,7 @@
 //! The flags of `merge`.
 
+use std::path::PathBuf;
+
 use clap::{ArgGroup, Args};
 use time::OffsetDateTime;
 
@@ -12,6 +14,10 @@ own path, so no row goes back and no 24 hours play a part. Live functions may wr
 meanwhile. The order: attach this database's mapping first, so that it follows the streams from \
 now on; then merge; then `backfill verify`. The other side must be current: its stream has been \
 read past the start of the merge, and its bucket of failures is drained.
+
+If the other side has had a repair, so has this database from then on (`backfill redrive` reads \
+items again), and parts that the repair wrote are kept for `backfill repair --keys`, with \
+--repaired FILE. An archive cannot say whether it has had one, so it counts as repaired.
 
 A row here that is as new costs one read of its versions on both sides. After any exit, even kill \
 -9, run the same command again, or resume with the --after that it names.";
@@ -36,6 +42,10 @@ pub(crate) struct MergeArguments {
     /// Write nothing, and say how many parts are newer on the other side.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Keep the parts that a repair of the other side wrote in this file. They are not merged:
+    /// `backfill repair --keys FILE` reads their items.
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub(crate) repaired: Option<PathBuf>,
     /// Read at most this many sessions per second.
     #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_rate: Option<u32>,

@@ -9,6 +9,7 @@ mod batches;
 mod document;
 mod dump;
 mod input;
+mod late;
 mod outline;
 mod report;
 mod scan;
@@ -66,8 +67,13 @@ pub(crate) async fn run(
     } else {
         Store::Projector(Box::new(Delivery::new(start::projector_with_credentials(config).await?)))
     };
+    let keeps_late = match &store {
+        Store::Projector(delivery) => late::are_kept(&delivery.projector().database).await?,
+        Store::Nowhere(..) => false,
+    };
     let mut replay = Replay {
         store,
+        keeps_late,
         tally: Tally::default(),
         progress: Progress::start(listing.bytes()),
         under_way: VecDeque::new(),
@@ -143,6 +149,8 @@ struct Replay {
     store: Store,
     tally: Tally,
     progress: Progress,
+    /// This database has had a repair: what Lambda gave up on is not applied by its image.
+    keeps_late: bool,
     /// The batches that are being applied, without their records; the first is the oldest.
     under_way: VecDeque<(Batch, Task)>,
     inputs: Vec<Input>,
@@ -185,7 +193,7 @@ impl Replay {
                 }
                 batch = batches.recv(), if reading && self.under_way.len() < UNDER_WAY => match batch {
                     // Replaying them at the same time is harmless: versions decide, not the order.
-                    Some(batch) => self.begin(batch)?,
+                    Some(batch) => self.begin(batch).await?,
                     None => reading = false,
                 },
             }
@@ -199,8 +207,16 @@ impl Replay {
         Ok(End::AllRead)
     }
 
-    fn begin(&mut self, mut batch: Batch) -> anyhow::Result<()> {
-        let records = std::mem::take(&mut batch.records);
+    async fn begin(&mut self, mut batch: Batch) -> anyhow::Result<()> {
+        let mut records = std::mem::take(&mut batch.records);
+        let mut late = std::mem::take(&mut batch.late);
+        match &mut self.store {
+            Store::Projector(delivery) if self.keeps_late => {
+                let kept = late::keep(delivery, &late).await;
+                kept.with_context(|| Remedy(self.stopped_at(&batch)))?;
+            }
+            Store::Projector(_) | Store::Nowhere(..) => records.append(&mut late),
+        }
         let task = self.store.start(records).with_context(|| Remedy(self.stopped_at(&batch)))?;
         self.under_way.push_back((batch, task));
         Ok(())

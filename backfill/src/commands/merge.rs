@@ -17,13 +17,15 @@ use crate::cli::{MergeArguments, Settings};
 use crate::console::{self, Progress};
 use crate::deliver::Delivery;
 use crate::merge::archive::{FLAG, Objects};
-use crate::merge::newer::Repaired;
+use crate::merge::repaired::Repaired;
 use crate::merge::rows::{Rows, require_same_columns};
 use crate::merge::run::{End, Merge, Source};
 use crate::merge::tally::{Ended, Tally};
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
 use crate::peer::{self, Peer};
+use crate::repair::ledger;
+use crate::repair::reread::merge_is_repair;
 use crate::retry::retry_transient;
 use crate::stop::Stop;
 
@@ -37,7 +39,8 @@ pub(crate) async fn run(
     output: &Output,
 ) -> anyhow::Result<Outcome> {
     let preparing = Box::pin(prepare(settings, arguments));
-    let Prepared { delivery, lock, peer } = tokio::select! {
+    let repaired = Repaired::create(arguments.repaired.as_deref())?;
+    let Prepared { delivery, lock, peer, repair } = tokio::select! {
         biased;
         prepared = preparing => prepared?,
         () = stop.wait() => return Ok(stopped_before(output)),
@@ -54,10 +57,16 @@ pub(crate) async fn run(
         () = stop.wait() => return Ok(stopped_before(output)),
     };
     let after = arguments.after.clone().unwrap_or_default();
-    let mut merge = Merge::new(delivery, lock, Progress::start(length), after);
+    let mut merge = Merge::new(delivery, lock, (Progress::start(length), repaired), after);
     let ended = merge.all(source, stop).await;
-    let Merge { tally, through, progress, lock, .. } = merge;
+    let Merge { tally, through, progress, lock, mut repaired, .. } = merge;
+    if let Some(id) = repair {
+        let complete = matches!(ended, Ok(End::AllRead)) && tally.not_merged.count == 0;
+        let (candidates, written) = (tally.found.newer_parts, tally.counts.applied);
+        ledger::end(&projector.database, id, complete, candidates, written).await?;
+    }
     drop((progress, lock));
+    let to_read = repaired.finish()?;
     let not_merged = tally.not_merged.count;
     let summary = Ended {
         from: &from,
@@ -71,6 +80,9 @@ pub(crate) async fn run(
         took: start.elapsed(),
     };
     output.result(|| tally.summary(&summary), || Ok(tally.json(&summary)))?;
+    if let Some(what) = to_read {
+        console::line(&what);
+    }
     outcome(ended, &tally, &through, output)
 }
 
@@ -86,6 +98,8 @@ struct Prepared {
     lock: Option<Held>,
     /// `None`: the source is an archive.
     peer: Option<Peer>,
+    /// The row in `repairs`, if the merge counts as one.
+    repair: Option<i64>,
 }
 
 /// Connects, refuses what cannot work before anything is read, takes the lock, and says what the
@@ -127,7 +141,33 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
     if without_archive && !arguments.dry_run {
         console::line("ARCHIVE_BUCKET is not set: no object is written");
     }
-    Ok(Prepared { delivery, lock, peer })
+    let repair = if arguments.dry_run { None } else { repair_of(peer.as_ref(), database).await? };
+    Ok(Prepared { delivery, lock, peer, repair })
+}
+
+/// Keeps that this database has a repair, before anything is read, if the other side has had one or
+/// cannot say.
+async fn repair_of(peer: Option<&Peer>, ours: &Database) -> anyhow::Result<Option<i64>> {
+    let had = match peer {
+        Some(peer) => {
+            let asking = retry_transient("ask whether the peer has had a repair", async || {
+                ledger::any(&peer.database).await
+            });
+            Some(asking.await?)
+        }
+        None => None,
+    };
+    if !merge_is_repair(had) {
+        return Ok(None);
+    }
+    console::line(
+        "the other side has had a repair, or cannot say: from now on this database counts as \
+            repaired, and `backfill redrive` reads items again",
+    );
+    let keeping = retry_transient("keep that this is a repair", async || {
+        ledger::begin(ours, ledger::Source::Merge).await
+    });
+    keeping.await.map(Some)
 }
 
 /// Says how far a replica is behind: what it does not have yet is not merged.
@@ -185,8 +225,6 @@ fn outcome(
         count => format!("; {count} sessions before that are not merged, and are named above"),
     };
     match ended {
-        // To resume would come to the same session.
-        Err(error) if error.is::<Repaired>() => Err(error),
         Err(error) => Err(error.context(Remedy(format!("the run ended early: {resume}{named}")))),
         Ok(End::Stopped) => {
             output.ended_early(&format!("stopped by a signal: {resume}{named}"));

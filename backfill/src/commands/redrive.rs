@@ -5,8 +5,8 @@
 //! command resumes.
 
 mod discard;
-mod rejected;
 mod report;
+mod reread;
 mod untried;
 
 use std::fmt::Write as _;
@@ -22,13 +22,15 @@ use projector::start;
 use crate::advisory_lock::{self, Held};
 use crate::cli::{RedriveArguments, Settings};
 use crate::commands::redrive::discard::Discarding;
-use crate::commands::redrive::rejected::{BATCH, Filter, Rejected};
 use crate::commands::redrive::report::Report;
 use crate::commands::redrive::untried::Untried;
 use crate::console::{self, Progress};
 use crate::deliver::{Delivery, NotStored};
 use crate::outcome::Outcome;
 use crate::output::Output;
+use crate::rejected_records::{self, BATCH, Filter, Rejected};
+use crate::repair::ledger;
+use crate::retry::retry_transient;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
@@ -49,7 +51,7 @@ pub(crate) async fn run(
     let database = &delivery.projector().database;
     let rows = tokio::select! {
         biased;
-        rows = rejected::count(database, filter) => rows?,
+        rows = rejected_records::count(database, filter) => rows?,
         () = stop.wait() => {
             output.ended_early("stopped by a signal before the first record was tried");
             return Ok(Outcome::Interrupted);
@@ -63,6 +65,13 @@ pub(crate) async fn run(
     if let Some(why) = arguments.why.as_deref().filter(|_| arguments.discard) {
         let discarding = Discarding::new(database, filter, why, arguments.dry_run);
         return discarding.run(stop, output).await;
+    }
+    if retry_transient("ask whether this database has had a repair", async || {
+        ledger::any(database).await
+    })
+    .await?
+    {
+        return reread::run(delivery, arguments, filter, rows, stop, output).await;
     }
     let lock = if arguments.dry_run {
         None
@@ -197,7 +206,7 @@ impl Redrive<'_> {
             if let Some(lock) = &mut self.lock {
                 lock.keep(database).await?;
             }
-            let reading = rejected::next(database, &self.last, self.filter, &mut self.pace);
+            let reading = rejected_records::next(database, &self.last, self.filter, &mut self.pace);
             let batch = tokio::select! {
                 biased;
                 () = stop.wait() => return Ok(End::Stopped),
@@ -223,7 +232,7 @@ impl Redrive<'_> {
         } else {
             removed.append(&mut self.deliver(tried).await?);
             let database = &self.delivery.projector().database;
-            rejected::remove(database, &removed, &mut self.pace).await?;
+            rejected_records::remove(database, &removed, &mut self.pace).await?;
             self.tally.removed += removed.len() as u64;
         }
         let counts = if self.dry_run { &self.tally.dry } else { &self.delivery.counts };
@@ -263,7 +272,7 @@ impl Redrive<'_> {
         }
         let database = &self.delivery.projector().database;
         let (indices, places): (Vec<usize>, Vec<Place>) = places.into_iter().unzip();
-        let overtaken = rejected::overtaken(database, &places, &mut self.pace).await?;
+        let overtaken = rejected_records::overtaken(database, &places, &mut self.pace).await?;
         let taken_out: Vec<usize> = indices
             .into_iter()
             .zip(overtaken)

@@ -12,13 +12,12 @@ use projector::config::{ArchiveConfig, ConfigError};
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::{self, Consequence, Error};
-use projector::fold::IndexedChange;
 use projector::measurement::{Measurement, Versions};
 use projector::{change, object, read_model, start};
 use time::OffsetDateTime;
 
 use crate::console;
-use crate::merge::newer::{changed_after, newer_changes, newer_parts, refuse_repaired};
+use crate::merge::newer::{changed_after, newer_changes, newer_parts};
 use crate::merge::{BATCH_BYTES, BATCH_SESSIONS, Step};
 use crate::rate::Rate;
 use crate::retry::{MAX_TRIES, pause_after, retry_transient};
@@ -120,7 +119,7 @@ impl<'a> Objects<'a> {
     /// The next step; `None` at the end.
     ///
     /// # Errors
-    /// If S3 or our database stays away, or the other side has had a repair.
+    /// If S3 or our database stays away.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Step>> {
         let chunk = self.take_chunk().await?;
         if chunk.is_empty() {
@@ -248,9 +247,6 @@ impl<'a> Objects<'a> {
 
     /// Takes from these rows what is newer than here.
     async fn compare(&mut self, rows: Vec<Measurement>, step: &mut Step) -> anyhow::Result<()> {
-        for row in &rows {
-            refuse_repaired(&row.session_id, &row.versions)?;
-        }
         step.found.read = rows.len() as u64;
         let since = self.since;
         let wanted = |row: &Measurement| {
@@ -274,9 +270,7 @@ impl<'a> Objects<'a> {
             step.found.newer_parts += parts;
             match newer_changes(row, held) {
                 Ok(_) if self.dry_run => {}
-                Ok(changes) => step.changes.extend(
-                    changes.into_iter().map(|change| IndexedChange { record_index: 0, change }),
-                ),
+                Ok(newer) => step.take(newer),
                 Err(error) => step.unreadable.push((session_id, error.to_string())),
             }
         }

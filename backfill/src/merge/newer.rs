@@ -4,8 +4,9 @@ use projector::change::Change;
 use projector::measurement::{Measurement, Versions};
 use projector::part::{Part, PerPart};
 use projector::stored::{NotOfChanges, changes_of};
-use projector::version::without_repair;
 use time::OffsetDateTime;
+
+use crate::repair::reread::is_image;
 
 /// How many parts are newer there than what our row holds.
 pub(crate) fn newer_parts(theirs: &Versions, held: Option<&Versions>) -> u64 {
@@ -16,6 +17,16 @@ fn is_newer(theirs: &Versions, part: Part, held: Option<&Versions>) -> bool {
     theirs[part] > held.and_then(|held| held[part].clone())
 }
 
+/// What a row there has that is newer than what our row holds.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Newer {
+    /// Changes with a place in a stream, to be applied.
+    pub(crate) changes: Vec<Change>,
+    /// Parts that a repair there wrote: their items are to be read again. Applied as they are, they
+    /// could be written over what our stream has not brought yet.
+    pub(crate) repaired: Vec<(Part, String)>,
+}
+
 /// The changes of a row that are newer than what our row holds.
 ///
 /// # Errors
@@ -23,11 +34,20 @@ fn is_newer(theirs: &Versions, part: Part, held: Option<&Versions>) -> bool {
 pub(crate) fn newer_changes(
     row: Measurement,
     held: Option<&Versions>,
-) -> Result<Vec<Change>, NotOfChanges> {
+) -> Result<Newer, NotOfChanges> {
     let versions = row.versions.clone();
-    let mut changes = changes_of(row)?;
-    changes.retain(|change| is_newer(&versions, change.part, held));
-    Ok(changes)
+    let mut newer = Newer::default();
+    for change in changes_of(row)? {
+        if !is_newer(&versions, change.part, held) {
+            continue;
+        }
+        if is_image(Some(change.version.as_str())) {
+            newer.repaired.push((change.part, change.session_id));
+        } else {
+            newer.changes.push(change);
+        }
+    }
+    Ok(newer)
 }
 
 /// Whether some part changed after this time, or nobody knows when it did. A part that was never
@@ -42,40 +62,13 @@ pub(crate) fn changed_after(
     })
 }
 
-/// A repair has written this session: its version says so.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the other side has had a repair: session {session_id:?} has the version {version:?}. Merging \
-     repaired versions is not supported by this version of backfill; every session before it is \
-     merged, and nothing written is harmful"
-)]
-pub(crate) struct Repaired {
-    session_id: String,
-    version: String,
-}
-
-/// Refuses versions of a repair: they may be merged only once the stream has been read past the
-/// repair, and then count as a repair here.
-///
-/// # Errors
-/// [`Repaired`] for the first part that has one.
-pub(crate) fn refuse_repaired(session_id: &str, versions: &Versions) -> Result<(), Repaired> {
-    let repaired = |version: &&String| without_repair(version) != version.as_str();
-    match versions.values().flatten().find(repaired) {
-        None => Ok(()),
-        Some(version) => {
-            Err(Repaired { session_id: session_id.to_owned(), version: version.clone() })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use projector::measurement::{Measurement, Versions};
-    use projector::part::PerPart;
+    use projector::part::{Part, PerPart};
     use time::OffsetDateTime;
 
-    use super::{changed_after, newer_changes, newer_parts, refuse_repaired};
+    use super::{changed_after, newer_changes, newer_parts};
 
     fn version(number: u32) -> String {
         format!("L/{number:040}")
@@ -104,7 +97,7 @@ mod tests {
                 changed_at: PerPart::default(),
             };
             let changes = newer_changes(row, held.as_ref()).expect("changes");
-            assert_eq!(changes.len() as u64, newer, "{held:?}");
+            assert_eq!(changes.changes.len() as u64, newer, "{held:?}");
         }
     }
 
@@ -120,13 +113,19 @@ mod tests {
     }
 
     #[test]
-    fn a_repaired_version_is_refused_by_name() {
-        refuse_repaired("s1", &versions([Some(1), None, None])).expect("no repair");
+    fn what_a_repair_wrote_is_named_and_not_applied() {
         // A label may have a plus sign, too.
-        let label = PerPart::from([Some(format!("+1/{:040}", 1)), None, None]);
-        refuse_repaired("s1", &label).expect("no repair");
-        let repaired = PerPart::from([None, Some(version(1) + "+1795334400000000"), None]);
-        let error = refuse_repaired("s1", &repaired).expect_err("a repair").to_string();
-        assert!(error.contains("\"s1\"") && error.contains("+1795334400000000"), "{error}");
+        let label = format!("+1/{:040}", 1);
+        let repaired = version(1) + "+1795334400000000";
+        let row = Measurement {
+            session_id: "s1".to_owned(),
+            documents: PerPart::default(),
+            versions: PerPart::from([Some(label), Some(repaired), None]),
+            changed_at: PerPart::default(),
+        };
+        let newer = newer_changes(row, None).expect("changes");
+        assert_eq!(newer.repaired, [(Part::Left, "s1".to_owned())]);
+        let parts: Vec<Part> = newer.changes.iter().map(|change| change.part).collect();
+        assert_eq!(parts, [Part::Session]);
     }
 }

@@ -9,7 +9,6 @@ use projector::apply::Pace;
 use projector::config::ConfigError;
 use projector::database::Database;
 use projector::deadline::Deadline;
-use projector::fold::IndexedChange;
 use projector::measurement::{COLUMNS, ColumnKind, Versions};
 use projector::part::Part;
 use projector::read_model;
@@ -18,7 +17,7 @@ use sqlx::Row as _;
 use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
-use crate::merge::newer::{newer_changes, newer_parts, refuse_repaired};
+use crate::merge::newer::{newer_changes, newer_parts};
 use crate::merge::{BATCH_BYTES, BATCH_SESSIONS, Found, Step};
 use crate::peer::Peer;
 use crate::rate::Rate;
@@ -156,7 +155,7 @@ impl<'a> Rows<'a> {
     /// The next step; `None` at the end.
     ///
     /// # Errors
-    /// If a database stays away, or the peer has had a repair.
+    /// If a database stays away.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Step>> {
         if self.at_end && self.candidates.is_empty() {
             return Ok(None);
@@ -222,9 +221,6 @@ impl<'a> Rows<'a> {
     /// newer there.
     async fn compare(&mut self, page: Vec<Seen>) -> anyhow::Result<Found> {
         let mut found = Found { read: page.len() as u64, ..Found::default() };
-        for seen in &page {
-            refuse_repaired(&seen.session_id, &seen.versions)?;
-        }
         let changed: Vec<Seen> = page.into_iter().filter(|seen| seen.changed).collect();
         found.skipped = found.read - changed.len() as u64;
         let keys: Vec<&str> = changed.iter().map(|seen| seen.session_id.as_str()).collect();
@@ -257,15 +253,11 @@ impl<'a> Rows<'a> {
                 read_model::read_by_key(peer, keys, Deadline::NONE).await
             });
         for row in reading.await?.into_iter().flatten() {
-            // A repair may have come since the page was read.
-            refuse_repaired(&row.session_id, &row.versions)?;
             let session_id = row.session_id.clone();
             let place = batch.binary_search_by(|candidate| candidate.session_id.cmp(&session_id));
             let held = place.ok().and_then(|place| batch[place].held.as_ref());
             match newer_changes(row, held) {
-                Ok(changes) => step.changes.extend(
-                    changes.into_iter().map(|change| IndexedChange { record_index: 0, change }),
-                ),
+                Ok(newer) => step.take(newer),
                 Err(error) => step.unreadable.push((session_id, error.to_string())),
             }
         }

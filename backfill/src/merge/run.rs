@@ -15,6 +15,7 @@ use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery};
 use crate::merge::Step;
 use crate::merge::archive::Objects;
+use crate::merge::repaired::Repaired;
 use crate::merge::rows::Rows;
 use crate::merge::tally::Tally;
 use crate::stop::{self, Stop};
@@ -81,6 +82,7 @@ pub(crate) struct Merge {
     pub(crate) lock: Option<Held>,
     pub(crate) tally: Tally,
     pub(crate) progress: Progress,
+    pub(crate) repaired: Repaired,
     /// Every session up to this one is done, those that are named too.
     pub(crate) through: String,
     refused: u64,
@@ -92,7 +94,7 @@ impl Merge {
     pub(crate) fn new(
         delivery: Delivery,
         lock: Option<Held>,
-        progress: Progress,
+        (progress, repaired): (Progress, Repaired),
         after: String,
     ) -> Self {
         Self {
@@ -100,6 +102,7 @@ impl Merge {
             lock,
             tally: Tally::default(),
             progress,
+            repaired,
             through: after,
             refused: 0,
             under_way: VecDeque::new(),
@@ -170,7 +173,7 @@ impl Merge {
         let Some(UnderWay { step, sessions, .. }) = self.under_way.pop_front() else {
             return Ok(());
         };
-        let Step { found, unreadable, through, .. } = step;
+        let Step { found, unreadable, repaired, through, .. } = step;
         let done = found.read + unreadable.len() as u64;
         let before = self.tally.not_merged.count;
         self.tally.found += found;
@@ -186,6 +189,8 @@ impl Merge {
         }
         self.refused += self.tally.not_merged.count - before;
         self.tally.not_merged.add(unreadable);
+        let not_kept = self.repaired.add(repaired)?;
+        self.tally.not_merged.add(not_kept);
         if let Some(through) = through {
             self.through = through;
         }

@@ -79,7 +79,8 @@ pub struct Known {
     no_object: bool,
     /// The row.
     row: Option<Box<Measurement>>,
-    /// What the row held at least: whoever has written it since answers for that.
+    /// The versions that the row had when it was read. If it has moved on since, the invocation
+    /// that moved it writes the object.
     versions: Option<Versions>,
 }
 
@@ -213,6 +214,33 @@ pub async fn look_at_object(
         Decision::ForeignFormat => Err(archive.foreign_format(&key)),
         Decision::AskAgain => Err(archive.contended(&key, 1)),
     }
+}
+
+/// The versions that the object of a session says it holds; `None` if there is no object. One
+/// without our metadata is read: its body says it.
+///
+/// # Errors
+/// [`Error::Archive`] or [`Error::NoBucket`]; also if the object is none of ours, or was written
+/// again and again meanwhile.
+pub async fn object_versions(
+    archive: &Archive,
+    session_id: &str,
+) -> Result<Option<Versions>, Error> {
+    let _permit = archive.permit().await;
+    let key = archive.key(session_id);
+    for _ in 1..=TRIES {
+        let Some(seen) = archive.head(&key).await? else { return Ok(None) };
+        if let Some(Described { versions, .. }) = seen.described {
+            return Ok(Some(versions));
+        }
+        let _large = archive.permit_for_large().await;
+        let etag = seen.etag.as_deref().unwrap_or_default();
+        if let Some((body, _)) = archive.get(&key, etag).await? {
+            let versions = object::versions_of(&body);
+            return versions.map_err(|error| archive.unreadable(&key, error));
+        }
+    }
+    Err(archive.contended(&key, TRIES))
 }
 
 /// Writes the newer of each part of the row and of the object with this ETag.

@@ -213,6 +213,15 @@ enum Table {
 }
 
 impl Tables {
+    /// The table whose items are this part.
+    #[must_use]
+    pub fn of_part(&self, part: Part) -> &str {
+        match part {
+            Part::Session => &self.sessions,
+            Part::Left | Part::Right => &self.scans,
+        }
+    }
+
     /// Which table a stream's ARN names, the table's name, and the stream's label.
     fn stream_of<'a>(&self, arn: &'a str) -> Result<(Table, &'a str, &'a str), Misconfigured> {
         let (name, label) =

@@ -15,11 +15,12 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 
 use crate::bind;
-use crate::change;
+use crate::change::{self, Tables};
 use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::{Consequence, Error};
 use crate::kept::{self, escaped};
+use crate::part::Part;
 use crate::version::Version;
 
 /// A record of the batch and why it is rejected.
@@ -83,6 +84,93 @@ pub struct Stored {
     pub error: Option<Error>,
 }
 
+/// An item of a table that can never apply.
+#[derive(Debug)]
+pub struct RejectedImage {
+    /// The part that the item is.
+    pub part: Part,
+    /// The session.
+    pub session_id: String,
+    /// The item's JSON.
+    pub json: Vec<u8>,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// Which item a rejected image is: the end of an identity.
+const IMAGE: &str = "/image";
+
+impl RejectedImage {
+    /// `TABLE/SESSION_ID/image`, of a scan `TABLE/SESSION_ID/SIDE/image`: one row per item, however
+    /// often it is read.
+    fn identity(&self, tables: &Tables) -> String {
+        let (table, session_id) = (tables.of_part(self.part), &self.session_id);
+        match self.part {
+            Part::Session => format!("{table}/{session_id}{IMAGE}"),
+            Part::Left | Part::Right => {
+                format!("{table}/{session_id}/{}{IMAGE}", self.part.name())
+            }
+        }
+    }
+}
+
+/// The part and the session of a rejected item, by its identity; `None` if it is the identity of a
+/// record, or of another table.
+#[must_use]
+pub fn image_key(identity: &str, tables: &Tables) -> Option<(Part, String)> {
+    let item = identity.strip_suffix(IMAGE)?;
+    let of_table = |table: &str| item.strip_prefix(table)?.strip_prefix('/');
+    if let Some(scan) = of_table(&tables.scans)
+        && let Some((session_id, side)) = scan.split_once('/')
+        && let Some(part) = Part::ALL.into_iter().find(|part| part.name() == side)
+    {
+        return Some((part, session_id.to_owned()));
+    }
+    let session_id = of_table(&tables.sessions)?;
+    // No session id has a slash.
+    (!session_id.contains('/')).then(|| (Part::Session, session_id.to_owned()))
+}
+
+/// Stores items in `rejected_records`, one row per item; its reason is the last one.
+///
+/// # Errors
+/// As [`store`], and [`Error::RejectionNotStored`] if some are not there afterwards.
+pub async fn store_images(
+    database: &Database,
+    tables: &Tables,
+    images: &[RejectedImage],
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let rejection = |(record_index, image): (usize, &RejectedImage)| Row {
+        labels: Labels {
+            identity: image.identity(tables),
+            table_name: Some(tables.of_part(image.part).to_owned()),
+            stream_label: None,
+            sequence_number: None,
+            event_id: None,
+            record: kept::encode(&image.json),
+        },
+        reason: storable_text(&image.reason).into_owned(),
+        record_indices: vec![record_index],
+        escaped: false,
+    };
+    let rows: BTreeMap<String, Row> = images
+        .iter()
+        .enumerate()
+        .map(rejection)
+        .map(|row| (row.labels.identity.clone(), row))
+        .collect();
+    let records: Vec<&[u8]> = images.iter().map(|image| image.json.as_slice()).collect();
+    let stored = store_rows(database, &records, rows, deadline).await?;
+    match stored.error {
+        Some(error) => Err(error),
+        None if !stored.failed.is_empty() => {
+            Err(Error::RejectionNotStored { records: stored.failed.len() })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Stores the records in `rejected_records`: one row per record, however often it is delivered; the
 /// row's reason is the last one. A record that cannot be stored keeps no other out, and a slow
 /// database takes fewer at a time.
@@ -107,6 +195,16 @@ pub async fn store<R: AsRef<[u8]>>(
         });
         row.record_indices.push(rejection.record_index);
     }
+    store_rows(database, records, rows, deadline).await
+}
+
+/// Stores rows, by their identity.
+async fn store_rows<R: AsRef<[u8]>>(
+    database: &Database,
+    records: &[R],
+    rows: BTreeMap<String, Row>,
+    deadline: Deadline,
+) -> Result<Stored, Error> {
     let mut rows = rows.into_values();
     let mut pieces = VecDeque::new();
     while rows.len() > 0 {
@@ -284,7 +382,9 @@ fn storable_text(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Labels, record_of};
+    use super::{Labels, RejectedImage, image_key, record_of};
+    use crate::change::Tables;
+    use crate::part::Part;
 
     const ARN: &str = "arn:aws:dynamodb:eu-central-1:1:table/scans/stream/2026-11-22T00:00:00.000";
 
@@ -331,6 +431,30 @@ mod tests {
         }
         assert_eq!(record_of(&Labels::of(b"abc").identity, r#""abc""#), b"abc");
         assert_eq!(record_of(&Labels::of(b"\xff").identity, r#"{"base64":"/w=="}"#), b"\xff");
+    }
+
+    #[test]
+    fn the_identity_of_an_item_names_its_key_and_that_of_a_record_does_not() {
+        let tables = |sessions: &str, scans: &str| Tables {
+            sessions: sessions.to_owned(),
+            scans: scans.to_owned(),
+        };
+        for tables in [tables("sessions", "scans"), tables("a", "a.b"), tables("a.b", "a")] {
+            for part in Part::ALL {
+                let image = RejectedImage {
+                    part,
+                    session_id: "s.1-x_".to_owned(),
+                    json: Vec::new(),
+                    reason: String::new(),
+                };
+                let key = image_key(&image.identity(&tables), &tables);
+                assert_eq!(key, Some((part, "s.1-x_".to_owned())), "{tables:?}");
+            }
+        }
+        let tables = tables("sessions", "scans");
+        for other in ["scans/2026-11-22T00:00:00.000/0001", "other/s1/image", "sha256/ab"] {
+            assert_eq!(image_key(other, &tables), None);
+        }
     }
 
     #[test]

@@ -66,7 +66,9 @@ async fn the_reference_has_every_exit_code() {
 #[tokio::test]
 async fn the_reference_has_every_column() {
     let stores = Stores::fresh().await;
-    for table in ["measurements", "rejected_records", "backfill_checkpoints", "verifications"] {
+    let tables =
+        ["measurements", "rejected_records", "backfill_checkpoints", "verifications", "repairs"];
+    for table in tables {
         let sql = format!(
             "SELECT string_agg(column_name, ' ') FROM information_schema.columns \
              WHERE table_name = '{table}'"

@@ -19,6 +19,9 @@ const STAND_INS: &str = r#"
 backfill() {
     case $1 in
         stream) set -- "$@" --idle-seconds 1 --first-record-seconds 1 ;;
+        repair | redrive)
+            set -- "$@" --function-timeout-seconds 1 --idle-seconds 1 --first-record-seconds 1
+            ;;
         verify) set -- "$@" --wait 1 --rounds 60 ;;
     esac
     command backfill "$@" || [ $? -eq 3 ]

@@ -17,3 +17,4 @@ pub mod s3_gate;
 pub mod services;
 pub mod sql;
 pub mod stream_server;
+pub mod trim;

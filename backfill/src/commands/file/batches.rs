@@ -17,6 +17,8 @@ use crate::deliver::BATCH_BYTES;
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) records: Vec<Vec<u8>>,
+    /// Those of batches that Lambda gave up on.
+    pub(crate) late: Vec<Vec<u8>>,
     /// What was read of the inputs since the batch before, compressed if they are.
     pub(crate) input_bytes: u64,
     /// The files that have been read to their end since the batch before.
@@ -44,6 +46,12 @@ struct OpenFile {
     report: FileReport,
     /// Reading may wait for somebody who writes: standard input, or another pipe.
     may_wait: bool,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.records.len() + self.late.len()
+    }
 }
 
 impl Batches {
@@ -87,7 +95,7 @@ impl Iterator for Batches {
     fn next(&mut self) -> Option<Batch> {
         let mut batch = Batch::default();
         let mut bytes = 0;
-        while batch.records.len() < self.batch_size && bytes < BATCH_BYTES {
+        while batch.len() < self.batch_size && bytes < BATCH_BYTES {
             let Some(file) = &mut self.open else {
                 if self.open_next(&mut batch.ended) {
                     continue;
@@ -98,13 +106,17 @@ impl Iterator for Batches {
                 bytes += record.len();
                 batch.records.push(record);
                 file.report.records += 1;
+            } else if let Some(record) = file.taken.late.pop_front() {
+                bytes += record.len();
+                batch.late.push(record);
+                file.report.records += 1;
             } else if !file.read_on(&self.extractor) {
                 self.end_file(&mut batch);
             }
         }
         // Whether the file ends with this batch.
         if let Some(file) = &mut self.open {
-            if !file.may_wait && file.taken.records.is_empty() && !file.read_on(&self.extractor) {
+            if !file.may_wait && file.taken.is_empty() && !file.read_on(&self.extractor) {
                 self.end_file(&mut batch);
             } else {
                 file.note_last(&mut batch);
@@ -112,7 +124,7 @@ impl Iterator for Batches {
         }
         batch.input_bytes = self.bytes.get() - self.reported;
         self.reported += batch.input_bytes;
-        (!batch.records.is_empty() || !batch.ended.is_empty()).then_some(batch)
+        (batch.len() > 0 || !batch.ended.is_empty()).then_some(batch)
     }
 }
 
@@ -121,7 +133,7 @@ impl OpenFile {
     fn read_on(&mut self, extractor: &Extractor) -> bool {
         let Self { values, taken, report, .. } = self;
         let mut more = true;
-        while more && taken.records.is_empty() {
+        while more && taken.is_empty() {
             more = values.advance(&mut |found| match found {
                 Found::Broken(broken) => report.add_broken(&broken),
                 Found::Value(value) => {
@@ -133,7 +145,7 @@ impl OpenFile {
                 }
             });
         }
-        !taken.records.is_empty()
+        !taken.is_empty()
     }
 
     fn note_last(&self, batch: &mut Batch) {

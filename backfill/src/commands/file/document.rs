@@ -25,8 +25,8 @@ pub(crate) enum Refusal {
     Nested,
     #[error(
         "an item of an export or a scan: `backfill file` takes change records, and an export holds \
-         items without sequence numbers: write these items again at the source, so that the stream \
-         carries them (see docs/incidents.md, \"More than 24 hours lost\")"
+         items without sequence numbers: `backfill repair --export` takes their keys and reads the \
+         items again (see docs/incidents.md, \"More than 24 hours lost\")"
     )]
     Item,
     #[error(
@@ -75,8 +75,17 @@ pub(crate) enum Refusal {
 pub(crate) struct Taken {
     /// Each record, to the letter.
     pub(crate) records: VecDeque<Vec<u8>>,
+    /// The same for those of batches that Lambda gave up on: they come late.
+    pub(crate) late: VecDeque<Vec<u8>>,
     /// What is not applied, and its offset in the document.
     pub(crate) refused: Vec<(usize, Refusal)>,
+}
+
+impl Taken {
+    /// No record is left in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.late.is_empty()
+    }
 }
 
 /// Takes the records out of documents.
@@ -118,6 +127,7 @@ impl Extractor {
                 Err(_) => of_element.refused.push((0, Refusal::NotARecord)),
             }
             taken.records.append(&mut of_element.records);
+            taken.late.append(&mut of_element.late);
             let refused = of_element.refused.into_iter();
             taken.refused.extend(refused.map(|(within, refusal)| (offset + within, refusal)));
         }
@@ -180,7 +190,7 @@ impl Extractor {
         if of_event.records.is_empty() && of_event.refused.is_empty() {
             of_event.refused.push((0, Refusal::NoEvent));
         }
-        taken.records.append(&mut of_event.records);
+        taken.late.append(&mut of_event.records);
         // An offset in the text of the payload is no place in the file.
         taken.refused.extend(of_event.refused.into_iter().map(|(_, refusal)| (0, refusal)));
     }
@@ -305,7 +315,7 @@ mod tests {
         let text = |record: Vec<u8>| String::from_utf8(record).expect("text");
         let refused = taken.refused.into_iter();
         (
-            taken.records.into_iter().map(text).collect(),
+            taken.records.into_iter().chain(taken.late).map(text).collect(),
             refused.map(|(offset, refusal)| (offset, refusal.to_string())).collect(),
         )
     }
@@ -382,7 +392,7 @@ mod tests {
         ),
         (
             r#"{"Count":1,"Items":[{}]}"#,
-            "write these items again at the source, so that the stream carries them (see \
+            "`backfill repair --export` takes their keys and reads the items again (see \
                 docs/incidents.md",
         ),
         (

@@ -31,6 +31,7 @@ pub(crate) const BACKFILL: &[Grant] = &[
         tables: &["rejected_records", "backfill_checkpoints"],
     },
     Grant { privileges: &["SELECT", "INSERT"], tables: &["verifications"] },
+    Grant { privileges: &["SELECT", "INSERT", "UPDATE"], tables: &["repairs"] },
 ];
 
 /// The privileges that the login lacks, of the tables and privileges given side by side; `$3` is

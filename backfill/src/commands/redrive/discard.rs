@@ -10,10 +10,10 @@ use projector::apply::Pace;
 use projector::counts::Counts;
 use projector::database::Database;
 
-use crate::commands::redrive::rejected::{self, BATCH, Filter};
 use crate::commands::redrive::report::Report;
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
+use crate::rejected_records::{self, BATCH, Filter};
 use crate::stop::Stop;
 use crate::summary::Reasons;
 
@@ -92,7 +92,7 @@ impl<'a> Discarding<'a> {
     async fn until_done(&mut self, stop: &Stop) -> anyhow::Result<Outcome> {
         loop {
             let reading =
-                rejected::next_reasons(self.database, &self.last, self.filter, &mut self.pace);
+                rejected_records::next_reasons(self.database, &self.last, self.filter, &mut self.pace);
             let found = tokio::select! {
                 biased;
                 () = stop.wait() => return Ok(Outcome::Interrupted),
@@ -113,7 +113,7 @@ impl<'a> Discarding<'a> {
         self.records += if self.dry_run {
             identities.len() as u64
         } else {
-            rejected::discard(self.database, &identities, self.why, &mut self.pace).await?
+            rejected_records::discard(self.database, &identities, self.why, &mut self.pace).await?
         };
         for reason in reasons {
             self.reasons.add(reason);

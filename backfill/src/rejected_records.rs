@@ -1,5 +1,6 @@
 //! The open rows of `rejected_records`: which ones a command means, and its statements over them.
-//! `redrive` and `redrive --discard` share it.
+//! `redrive`, `redrive --discard` and a
+//! repair share it.
 //!
 //! Every statement may be repeated without harm and says the same then, so that a lost answer
 //! changes no count.

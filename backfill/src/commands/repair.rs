@@ -1,0 +1,131 @@
+//! `backfill repair`: says what it would cost, or repairs what the flags name, and says what it
+//! came to.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use projector::start;
+use time::OffsetDateTime;
+
+use crate::cli::{RepairArguments, Settings};
+use crate::console;
+use crate::deliver::Delivery;
+use crate::items::api::TablesApi;
+use crate::items::place;
+use crate::outcome::{Outcome, Remedy};
+use crate::output::Output;
+use crate::repair::candidates::{self, Candidates};
+use crate::repair::conduct::{self, Conducted, Conductor, Origin};
+use crate::repair::cost::{self, Reads};
+use crate::repair::ledger;
+use crate::repair::look::Looker;
+use crate::repair::run::End;
+use crate::repair::source::Source;
+use crate::repair::tally::Ended;
+use crate::stop::Stop;
+
+pub(crate) async fn run(
+    settings: &Settings,
+    arguments: &RepairArguments,
+    stop: &Stop,
+    output: &Output,
+) -> anyhow::Result<Outcome> {
+    let config = settings.config()?;
+    let tables = config.tables.clone();
+    let has_archive = config.archive.is_some();
+    let aws = Box::pin(start::aws_with_credentials()).await?;
+    let api = TablesApi::new(&aws, tables, arguments.reading.read_units);
+    let origin = origin(arguments);
+    if arguments.dry_run {
+        let reads = reads(arguments)?;
+        let cost = cost::estimate(api.sizes().await?, reads, has_archive);
+        output.result(|| cost.text(origin.name), || Ok(cost.json(origin.name)))?;
+        return Ok(Outcome::Done);
+    }
+    if !has_archive {
+        console::line("ARCHIVE_BUCKET is not set: no object is written");
+    }
+    let delivery = Delivery::new(start::projector_with_credentials(config).await?);
+    let conductor = Conductor {
+        projector: delivery.shared_projector(),
+        aws: &aws,
+        api,
+        reading: &arguments.reading,
+        stop,
+    };
+    let looker = conduct::looker(&conductor.projector, &conductor.api).await?;
+    let s3 = place::client(&aws);
+    let open = async |looker| open(arguments, looker, &s3).await;
+    let conducted = Box::pin(conductor.run(origin, open, &looker)).await?;
+    report(conducted, origin, output)
+}
+
+fn origin(arguments: &RepairArguments) -> Origin {
+    let (ledger, name) = if arguments.scan {
+        (ledger::Source::Scan, "a scan")
+    } else if arguments.export.is_some() {
+        (ledger::Source::Export, "exports")
+    } else {
+        (ledger::Source::Keys, "a file of keys")
+    };
+    Origin { ledger, name }
+}
+
+/// Opens what names the keys, and says how many items there are.
+async fn open<'a>(
+    arguments: &'a RepairArguments,
+    looker: &'a Looker<'a>,
+    s3: &aws_sdk_s3::Client,
+) -> anyhow::Result<(Source<'a>, u64)> {
+    let now = OffsetDateTime::now_utc();
+    let (candidates, length) = if let Some(places) = &arguments.export {
+        Candidates::export(looker, places, arguments.gap_start, s3, now).await?
+    } else if let Some(path) = &arguments.keys {
+        Candidates::keys(path)?
+    } else {
+        Candidates::scan(looker, arguments.segments, now).await?
+    };
+    Ok((Source::Tables(candidates), length))
+}
+
+fn reads(arguments: &RepairArguments) -> anyhow::Result<Reads> {
+    match &arguments.keys {
+        Some(path) => Ok(Reads::ByKey(candidates::count_keys(path)?)),
+        None => Ok(Reads::All),
+    }
+}
+
+/// Says what the run came to.
+pub(crate) fn report(
+    conducted: Conducted,
+    origin: Origin,
+    output: &Output,
+) -> anyhow::Result<Outcome> {
+    let Conducted { ended, tally, read_units, records, took } = conducted;
+    let how = match &ended {
+        Ok(Some(End::AllSettled)) if tally.failed_objects == 0 => "done",
+        Ok(Some(End::AllSettled)) | Err(_) => "failed",
+        Ok(Some(End::Stopped) | None) => "stopped",
+    };
+    let took = took.max(Duration::from_millis(1));
+    let summary = Ended { how, source: origin.name, took, read_units, records };
+    output.result(|| tally.text(&summary), || Ok(tally.json(&summary)))?;
+    let again = "run the same command again: what is repaired is equal then";
+    match ended {
+        Err(error) => Err(error.context(Remedy(format!("the run ended early: {again}")))),
+        Ok(None | Some(End::Stopped)) => {
+            output.ended_early(&format!("stopped by a signal: {again}"));
+            Ok(Outcome::Interrupted)
+        }
+        Ok(Some(End::AllSettled)) if tally.failed_objects > 0 => {
+            let failed = anyhow!(
+                "{} objects could not be written, the lines above say why: {}. All rows are \
+                 repaired",
+                tally.failed_objects,
+                tally.failed_objects()
+            );
+            Err(failed.context(Remedy("run `backfill objects` once S3 takes them".to_owned())))
+        }
+        Ok(Some(End::AllSettled)) => Ok(tally.outcome()),
+    }
+}

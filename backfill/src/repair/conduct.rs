@@ -1,0 +1,189 @@
+//! What stands around the loop of a repair, in the order that the proof asks for: the lock, the row
+//! in `repairs`, the replay of the streams up to its start, one timeout of the function; then the
+//! loop, while the streams are followed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use projector::apply::Projector;
+use projector::bind;
+use projector::config::TtlRemovals;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::advisory_lock::{self, Held};
+use crate::cli::ReReadArguments;
+use crate::console::{self, Progress, span};
+use crate::items::api::TablesApi;
+use crate::replay::background::{Background, Terms};
+use crate::repair::ledger;
+use crate::repair::look::Looker;
+use crate::repair::run::{End, Parts, Repair};
+use crate::repair::source::Source;
+use crate::repair::tally::Tally;
+use crate::repair::function;
+use crate::stop::Stop;
+
+/// The timeout that `infra/projector.yaml` gives the function.
+const FUNCTION_TIMEOUT: time::Duration = time::Duration::seconds(180);
+/// Records are stored in batches of at most this many.
+const BATCH_SIZE: usize = 10_000;
+
+/// Where the keys come from: for the summary, and for the table `repairs`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) ledger: ledger::Source,
+    /// In a few words, for people.
+    pub(crate) name: &'static str,
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub(crate) struct Conducted {
+    /// `None`: a signal came before the first item was read.
+    pub(crate) ended: anyhow::Result<Option<End>>,
+    pub(crate) tally: Tally,
+    pub(crate) read_units: f64,
+    /// Records that the streams brought.
+    pub(crate) records: u64,
+    pub(crate) took: Duration,
+}
+
+/// What a run needs.
+pub(crate) struct Conductor<'a> {
+    pub(crate) projector: Arc<Projector>,
+    pub(crate) aws: &'a SdkConfig,
+    pub(crate) api: TablesApi,
+    pub(crate) reading: &'a ReReadArguments,
+    pub(crate) stop: &'a Stop,
+}
+
+impl Conductor<'_> {
+    /// Repairs what the source names. `open` opens it, and says how many items it has; it reads no
+    /// item yet.
+    ///
+    /// # Errors
+    /// If something keeps the run from its first item. What ends it after that is in
+    /// [`Conducted::ended`].
+    pub(crate) async fn run<'s>(
+        &'s self,
+        origin: Origin,
+        open: impl AsyncFnOnce(&'s Looker<'s>) -> anyhow::Result<(Source<'s>, u64)>,
+        looker: &'s Looker<'s>,
+    ) -> anyhow::Result<Conducted> {
+        let start = Instant::now();
+        let database = &self.projector.database;
+        let function_timeout = self.function_timeout().await?;
+        let lock = Held::take(advisory_lock::REPAIR, database).await?;
+        let (source, length) = open(looker).await?;
+        let resume = ledger::is_unfinished(database).await?;
+        let id = ledger::begin(database, origin.ledger).await?;
+        let mut streams = self.follow_streams(resume).await?;
+        let parts = Parts {
+            looker,
+            projector: &self.projector,
+            lock,
+            streams: &mut streams,
+            function_timeout,
+            progress: Progress::start(length),
+        };
+        let mut repair = Repair::new(parts);
+        let ended = self.after_the_streams(&mut repair, source, function_timeout).await;
+        let Repair { lock, tally, progress, .. } = repair;
+        drop(progress);
+        let complete = matches!(ended, Ok(Some(End::AllSettled)));
+        let written = tally.written + tally.removed;
+        let kept = ledger::end(database, id, complete, tally.candidates, written).await;
+        drop(lock);
+        if let Err(error) = kept {
+            let error = projector::error::chain(&error);
+            tracing::warn!(error, "the row in repairs does not say how this repair ended");
+        }
+        let summary = streams.stop().await;
+        let (records, ended) = match (summary, ended) {
+            (Ok(summary), ended) => (summary.counts.records, ended),
+            (Err(error), Ok(Some(End::AllSettled))) => (0, Err(error)),
+            (Err(_), ended) => (0, ended),
+        };
+        let read_units = self.api.read_units();
+        Ok(Conducted { ended, tally, read_units, records, took: start.elapsed() })
+    }
+
+    /// The loop, once the streams have been read up to the beginning and no invocation from before
+    /// it can still write.
+    async fn after_the_streams(
+        &self,
+        repair: &mut Repair<'_>,
+        source: Source<'_>,
+        function_timeout: time::Duration,
+    ) -> anyhow::Result<Option<End>> {
+        let wait = function_timeout.unsigned_abs();
+        tokio::select! {
+            biased;
+            () = self.stop.wait() => return Ok(None),
+            reached = repair.streams.reached_cutoff() => reached?,
+        }
+        console::line(&format!(
+            "the streams are read up to the start of this run; waiting {}, for which an invocation \
+             that timed out may still write",
+            span(wait)
+        ));
+        tokio::select! {
+            biased;
+            () = self.stop.wait() => return Ok(None),
+            failed = repair.streams.failed() => return Err(failed),
+            () = tokio::time::sleep(wait) => {}
+        }
+        repair.all(source, self.stop).await.map(Some)
+    }
+
+    async fn follow_streams(&self, resume: bool) -> anyhow::Result<Background> {
+        let ReReadArguments { idle_seconds, first_record_seconds, .. } = self.reading;
+        let terms = Terms {
+            idle: Duration::from_secs((*idle_seconds).into()),
+            first_record: Duration::from_secs((*first_record_seconds).into()),
+            child_wait: Duration::from_secs(self.reading.child_wait_seconds.into()),
+            parallel: self.reading.parallel.into(),
+            batch_size: BATCH_SIZE,
+            resume,
+        };
+        Background::start(self.aws, Arc::clone(&self.projector), terms).await
+    }
+
+    async fn function_timeout(&self) -> anyhow::Result<time::Duration> {
+        let given = self.reading.function_timeout_seconds;
+        let given = given.map(|seconds| time::Duration::seconds(seconds.into()));
+        if let Some(name) = &self.reading.function {
+            let of_function = function::check(self.aws, name).await?;
+            return Ok(given.unwrap_or(of_function));
+        }
+        let timeout = given.unwrap_or(FUNCTION_TIMEOUT);
+        console::line(&format!(
+            "assuming that the function's timeout is {} at most, and that it is less than 20 hours \
+             behind its streams; --function NAME asks for both",
+            span(timeout.unsigned_abs())
+        ));
+        Ok(timeout)
+    }
+}
+
+/// Both stores and the tables, as a repair looks at them.
+///
+/// # Errors
+/// If the database or the tables cannot be asked.
+pub(crate) async fn looker<'a>(
+    projector: &'a Projector,
+    api: &'a TablesApi,
+) -> anyhow::Result<Looker<'a>> {
+    let ttl_attributes = match projector.ttl_removals {
+        TtlRemovals::Apply => [None, None],
+        TtlRemovals::Keep => [api.ttl_attribute(true).await?, api.ttl_attribute(false).await?],
+    };
+    let mut connection = projector.database.connect().await?;
+    let (now,): (OffsetDateTime,) =
+        connection.fetch_one("SELECT clock_timestamp()", bind![]).await?;
+    let clock_ahead = (now - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
+    let archive = projector.archive.as_ref();
+    Ok(Looker { database: &projector.database, archive, api, ttl_attributes, clock_ahead })
+}

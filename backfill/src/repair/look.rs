@@ -1,0 +1,230 @@
+//! One look at parts that may differ: at the rows first, then at the objects, then at the items.
+//! That order is the rule of [`super::reread`]: an image is newer than everything it is compared
+//! with.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use projector::apply::{Pace, object_versions};
+use projector::archive::Archive;
+use projector::database::Database;
+use projector::measurement::{Document, Versions};
+use projector::object::dominates;
+use projector::part::{Part, PerPart};
+use time::OffsetDateTime;
+
+use crate::compare_tables::columns::differing;
+use crate::compare_tables::held::held;
+use crate::compare_tables::verdict::{Held, has_expired};
+use crate::items::api::{CurrentItem, TablesApi};
+use crate::items::{Key, comparable};
+use crate::repair::reread::{AfterRead, Seen};
+use crate::repair::waiting::WaitingImage;
+use crate::retry::retry_transient;
+
+/// How many parts one statement reads at most. A statement reads whole meshes for their MD5.
+const PARTS: usize = 1_000;
+
+/// Both stores and the tables.
+pub(crate) struct Looker<'a> {
+    pub(crate) database: &'a Database,
+    pub(crate) archive: Option<&'a Archive>,
+    pub(crate) api: &'a TablesApi,
+    /// The attributes that hold the time to live of sessions and of scans, if rows may keep what
+    /// expired.
+    pub(crate) ttl_attributes: [Option<String>; 2],
+    /// How far the database's clock is ahead of this machine's; 0 if it is behind.
+    pub(crate) clock_ahead: time::Duration,
+}
+
+/// An item that the projector rejects.
+#[derive(Debug)]
+pub(crate) struct MalformedItem {
+    pub(crate) key: Key,
+    /// For `rejected_records`.
+    pub(crate) reason: String,
+    pub(crate) json: Vec<u8>,
+}
+
+/// What was seen of some parts. Each is in exactly one of the lists.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    /// Nothing is to be written.
+    pub(crate) equal: Vec<Key>,
+    pub(crate) images: Vec<WaitingImage>,
+    pub(crate) malformed: Vec<MalformedItem>,
+    /// The sessions whose objects hold less than their rows.
+    pub(crate) behind: Vec<String>,
+    /// No item was read later than this.
+    pub(crate) read_at: Option<OffsetDateTime>,
+}
+
+/// What is known of the objects of some sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    /// The parts of which an object holds a newer version than the row did.
+    pub(crate) ahead: Vec<Key>,
+    /// The sessions whose objects hold less than their rows did.
+    pub(crate) behind: Vec<String>,
+}
+
+/// What a part holds, a mesh as its MD5: equal if no column differs.
+struct Content {
+    part: Part,
+    document: Option<Document>,
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.document, &other.document) {
+            (Some(ours), Some(theirs)) => differing(self.part, ours, theirs).is_empty(),
+            (ours, theirs) => ours.is_none() && theirs.is_none(),
+        }
+    }
+}
+
+/// What rows hold, by part and session.
+type Rows = PerPart<HashMap<String, Held>>;
+
+impl Looker<'_> {
+    /// Looks at these parts, at most as many as one call of the API takes.
+    ///
+    /// # Errors
+    /// If the database, the bucket or the tables stay away.
+    pub(crate) async fn look(&self, keys: &[Key]) -> anyhow::Result<Looks> {
+        let rows = self.rows(keys).await?;
+        let objects = self.objects_of(keys.iter().map(|(_, session_id)| session_id)).await?;
+        let items = self.api.get_current(&keys.iter().collect::<Vec<_>>()).await?;
+        let now = OffsetDateTime::now_utc();
+        let mut items: HashMap<Key, CurrentItem> =
+            items.into_iter().map(|item| (item.key.clone(), item)).collect();
+        let mut looks = Looks { read_at: Some(now + self.clock_ahead), ..Looks::default() };
+        for key in keys {
+            let (part, session_id) = key;
+            let row = rows[*part].get(session_id);
+            let object = objects.get(session_id).and_then(|versions| versions[*part].as_deref());
+            looks.add(key, row, object, items.remove(key), now);
+        }
+        looks.behind = behind(&rows, &objects, self.archive.is_some());
+        Ok(looks)
+    }
+
+    /// Asks for the objects of parts that were equal to their items while their rows had these
+    /// versions. Without a bucket there is nothing to ask for.
+    ///
+    /// # Errors
+    /// If the bucket stays away.
+    pub(crate) async fn objects(
+        &self,
+        equal: &[(Key, Option<String>)],
+    ) -> anyhow::Result<Objects> {
+        let of_sessions =
+            self.objects_of(equal.iter().map(|((_, session_id), _)| session_id)).await?;
+        let mut objects = Objects::default();
+        if self.archive.is_none() {
+            return Ok(objects);
+        }
+        for ((part, session_id), row) in equal {
+            let object =
+                of_sessions.get(session_id).and_then(|versions| versions[*part].as_ref());
+            if object > row.as_ref() {
+                objects.ahead.push((*part, session_id.clone()));
+            } else if object < row.as_ref() {
+                objects.behind.push(session_id.clone());
+            }
+        }
+        Ok(objects)
+    }
+
+    async fn rows(&self, keys: &[Key]) -> anyhow::Result<Rows> {
+        let mut rows = Rows::default();
+        for part in Part::ALL {
+            let of_part = keys.iter().filter(|(of, _)| *of == part);
+            let session_ids: Vec<&str> = of_part.map(|(_, id)| id.as_str()).collect();
+            let ttl_attribute =
+                self.ttl_attributes[usize::from(part != Part::Session)].as_deref();
+            let mut pace = Pace::new(PARTS);
+            rows[part] =
+                held(self.database, &mut pace, (part, ttl_attribute), &session_ids).await?;
+        }
+        Ok(rows)
+    }
+
+    /// The versions that the objects of these sessions hold; one that is not there is left out.
+    async fn objects_of<'k>(
+        &self,
+        session_ids: impl Iterator<Item = &'k String>,
+    ) -> anyhow::Result<BTreeMap<String, Versions>> {
+        let Some(archive) = self.archive else { return Ok(BTreeMap::new()) };
+        let mut session_ids: Vec<String> = session_ids.cloned().collect();
+        session_ids.sort_unstable();
+        session_ids.dedup();
+        let head = |session_id: String| async move {
+            let versions = retry_transient("ask for an object", async || {
+                object_versions(archive, &session_id).await
+            });
+            Ok::<_, anyhow::Error>(versions.await?.map(|versions| (session_id, versions)))
+        };
+        let heads = stream::iter(session_ids).map(head).buffer_unordered(archive.concurrency());
+        heads.try_filter_map(|found| async { Ok(found) }).try_collect().await
+    }
+}
+
+impl Looks {
+    /// Decides what becomes of one part.
+    fn add(
+        &mut self,
+        key: &Key,
+        row: Option<&Held>,
+        object: Option<&str>,
+        item: Option<CurrentItem>,
+        now: OffsetDateTime,
+    ) {
+        let part = key.0;
+        let of_part = |document| Content { part, document };
+        let seen = Seen::new(
+            row.and_then(|row| row.version.clone()),
+            object,
+            of_part(row.and_then(|row| row.document.clone())),
+        );
+        let (document, json) = match item {
+            None if row.is_some_and(|row| has_expired(row.ttl.as_deref(), now)) => {
+                // The row keeps what expired.
+                (row.and_then(|row| row.document.clone()), None)
+            }
+            None => (None, None),
+            Some(CurrentItem { document: Err(reason), json, .. }) => {
+                let reason = reason.reason;
+                self.malformed.push(MalformedItem { key: key.clone(), reason, json });
+                return;
+            }
+            Some(CurrentItem { document: Ok(document), json, .. }) => {
+                (Some(comparable(document)), Some(json))
+            }
+        };
+        match seen.after_read(of_part(document)) {
+            AfterRead::Equal => self.equal.push(key.clone()),
+            AfterRead::Hold(image) => self.images.push(WaitingImage {
+                key: key.clone(),
+                row: image.row,
+                floor: image.floor,
+                item: json,
+            }),
+        }
+    }
+}
+
+/// The sessions whose objects hold less than their rows, as far as the parts that were read say.
+fn behind(rows: &Rows, objects: &BTreeMap<String, Versions>, has_archive: bool) -> Vec<String> {
+    let mut sessions: BTreeMap<&String, Versions> = BTreeMap::new();
+    for part in Part::ALL {
+        for (session_id, held) in &rows[part] {
+            sessions.entry(session_id).or_default()[part].clone_from(&held.version);
+        }
+    }
+    let none = Versions::default();
+    let is_behind = |(session_id, row): &(&String, Versions)| {
+        has_archive && !dominates(objects.get(*session_id).unwrap_or(&none), row)
+    };
+    sessions.into_iter().filter(is_behind).map(|(session_id, _)| session_id.clone()).collect()
+}

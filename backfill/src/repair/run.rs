@@ -1,0 +1,426 @@
+//! The loop of a repair: candidates → looks → holds → rows → objects, to the end or a signal.
+//!
+//! A part is under way at most once: two images of one part must not race each other. And if the
+//! connection that holds the lock of repairs is lost, everything under way is looked at anew, since
+//! another repair may have run in between.
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
+use projector::apply::{Known, Pace, Projector, reconcile};
+use projector::bind;
+use projector::deadline::Deadline;
+use projector::error::{self, Error};
+use projector::rejected::{RejectedImage, store_images};
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+
+use crate::advisory_lock::Held;
+use crate::console::{self, Progress};
+use crate::items::{self, Key};
+use crate::items::api::KEYS_PER_CALL;
+use crate::rejected_records;
+use crate::repair::candidates::Batch as Candidates;
+use crate::repair::look::{Looker, Looks, MalformedItem, Objects};
+use crate::repair::source::{Named, Source, Step};
+use crate::repair::tally::Tally;
+use crate::repair::upsert::{Fate, NotUpserted, upsert};
+use crate::repair::waiting::{Batch, ReadThrough, Waiting};
+use crate::replay::background::Background;
+use crate::retry::{MAX_TRIES, pause_after};
+use crate::stop::Stop;
+
+/// At most this many calls for items or objects are under way.
+const JOBS: usize = 4;
+/// No more candidates are taken while this many parts are to be looked at.
+const TODO: usize = 10 * KEYS_PER_CALL;
+/// How often the holds are looked at.
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+/// How often the connection that holds the lock is used: some networks forget an idle one.
+const KEEP_LOCK_EVERY: Duration = Duration::from_mins(1);
+/// How often an object is tried. One that fails is named, and holds up no other.
+const OBJECT_TRIES: u32 = 3;
+/// If more objects than this cannot be written, S3 is away.
+const OBJECTS_FAILED_AT_MOST: u64 = 10_000;
+
+/// How a run ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Every candidate is settled.
+    AllSettled,
+    /// A signal came first.
+    Stopped,
+}
+
+/// What a job came to, and in which epoch it was begun.
+enum Done {
+    Looked(u64, Vec<Key>, anyhow::Result<Looks>),
+    Objects(anyhow::Result<Objects>),
+}
+
+/// A run.
+pub(crate) struct Repair<'a> {
+    pub(crate) looker: &'a Looker<'a>,
+    pub(crate) projector: &'a Projector,
+    /// Keeps other repairs, merges and redrives away; images are written over its connection.
+    pub(crate) lock: Held,
+    pub(crate) streams: &'a mut Background,
+    /// How long an invocation of the function may take.
+    pub(crate) function_timeout: time::Duration,
+    pub(crate) tally: Tally,
+    pub(crate) progress: Progress,
+    named: Named,
+    waiting: Waiting,
+    /// Every part that is to be looked at, is being looked at, or waits.
+    under_way: HashSet<Key>,
+    todo: VecDeque<Key>,
+    /// Equal at a first look: their objects are still to be asked for.
+    equal: VecDeque<Vec<(Key, Option<String>)>>,
+    /// Grows each time that the lock's connection was lost: what was seen before counts no more.
+    epoch: u64,
+    /// How often in a row the connection failed.
+    failures: u32,
+}
+
+/// What a run needs.
+pub(crate) struct Parts<'a> {
+    pub(crate) looker: &'a Looker<'a>,
+    pub(crate) projector: &'a Projector,
+    pub(crate) lock: Held,
+    pub(crate) streams: &'a mut Background,
+    pub(crate) function_timeout: time::Duration,
+    pub(crate) progress: Progress,
+}
+
+impl<'a> Repair<'a> {
+    pub(crate) fn new(parts: Parts<'a>) -> Self {
+        let Parts { looker, projector, lock, streams, function_timeout, progress } = parts;
+        Self {
+            looker,
+            projector,
+            lock,
+            streams,
+            function_timeout,
+            tally: Tally::default(),
+            progress,
+            named: Named::default(),
+            waiting: Waiting::default(),
+            under_way: HashSet::new(),
+            todo: VecDeque::new(),
+            equal: VecDeque::new(),
+            epoch: 0,
+            failures: 0,
+        }
+    }
+
+    /// Settles every candidate of the source.
+    ///
+    /// # Errors
+    /// What the source says; what does not pass of the stores, the tables or the streams.
+    pub(crate) async fn all(&mut self, source: Source<'_>, stop: &Stop) -> anyhow::Result<End> {
+        let (sender, steps) = mpsc::channel(1);
+        // Boxed: the future is large.
+        let reading = Box::pin(source.read_all(sender));
+        self.until_done(reading, steps, stop).await
+    }
+
+    async fn until_done(
+        &mut self,
+        reading: impl Future<Output = ()>,
+        mut steps: mpsc::Receiver<anyhow::Result<Step>>,
+        stop: &Stop,
+    ) -> anyhow::Result<End> {
+        let mut reading = pin!(reading);
+        let (mut is_reading, mut more) = (true, true);
+        let mut jobs = FuturesUnordered::new();
+        let mut observe = tokio::time::interval(OBSERVE_EVERY);
+        let mut keep_lock = tokio::time::interval(KEEP_LOCK_EVERY);
+        loop {
+            while jobs.len() < JOBS
+                && let Some(job) = self.next_job()
+            {
+                jobs.push(job);
+            }
+            if !more && jobs.is_empty() && self.waiting.parts() == 0 {
+                return Ok(End::AllSettled);
+            }
+            let takes_more = more && self.takes_more();
+            tokio::select! {
+                biased;
+                () = stop.wait() => return Ok(End::Stopped),
+                failed = self.streams.failed() => return Err(failed),
+                _ = observe.tick() => self.write_what_is_over(stop).await?,
+                _ = keep_lock.tick() => self.keep_lock().await?,
+                Some(done) = jobs.next(), if !jobs.is_empty() => self.on_done(done).await?,
+                step = steps.recv(), if takes_more => match step {
+                    Some(step) => self.take(step?),
+                    None => (is_reading, more) = (false, false),
+                },
+                () = &mut reading, if is_reading => is_reading = false,
+            }
+        }
+    }
+
+    fn takes_more(&self) -> bool {
+        self.todo.len() < TODO && self.equal.len() < JOBS && !self.waiting.is_full()
+    }
+
+    fn take(&mut self, step: Step) {
+        let Step { batch, named_by, untried } = step;
+        for (key, identity) in named_by {
+            let is_under_way = self.under_way.contains(&key);
+            self.named.add(key, identity, is_under_way);
+        }
+        self.tally.add_untried(untried);
+        let Candidates { differing, equal, without_key, items } = batch;
+        for reason in without_key {
+            self.tally.add_malformed("an item without a valid key", &reason);
+        }
+        self.tally.equal += equal.len() as u64;
+        if self.looker.archive.is_some() && !equal.is_empty() {
+            self.equal.push_back(equal);
+        }
+        self.tally.items += items;
+        for key in differing {
+            self.begin(key);
+        }
+        self.show(items);
+    }
+
+    /// A part is to be looked at, unless it is under way: a later change of it is in the streams.
+    fn begin(&mut self, key: Key) {
+        if self.under_way.insert(key.clone()) {
+            self.tally.candidates += 1;
+            self.todo.push_back(key);
+        }
+    }
+
+    fn next_job(&mut self) -> Option<LocalBoxFuture<'a, Done>> {
+        let (looker, epoch) = (self.looker, self.epoch);
+        if !self.todo.is_empty() {
+            let some = self.todo.len().min(KEYS_PER_CALL);
+            let keys: Vec<Key> = self.todo.drain(..some).collect();
+            return Some(Box::pin(async move {
+                let looks = looker.look(&keys).await;
+                Done::Looked(epoch, keys, looks)
+            }));
+        }
+        let equal = self.equal.pop_front()?;
+        Some(Box::pin(async move { Done::Objects(looker.objects(&equal).await) }))
+    }
+
+    async fn on_done(&mut self, done: Done) -> anyhow::Result<()> {
+        match done {
+            Done::Objects(objects) => {
+                let Objects { ahead, behind } = objects?;
+                for key in ahead {
+                    // The object is newer than the row: nobody knows what it holds.
+                    self.begin(key);
+                }
+                self.write_objects(behind).await?;
+            }
+            Done::Looked(epoch, keys, looks) => {
+                let looks = looks?;
+                if epoch == self.epoch {
+                    self.on_looks(looks).await?;
+                } else {
+                    self.todo.extend(keys);
+                }
+            }
+        }
+        self.show(0);
+        Ok(())
+    }
+
+    async fn on_looks(&mut self, looks: Looks) -> anyhow::Result<()> {
+        let Looks { equal, images, malformed, behind, read_at } = looks;
+        self.tally.equal += equal.len() as u64;
+        self.reject(malformed).await?;
+        if let Some(read_at) = read_at {
+            self.waiting.add(images, read_at)?;
+        }
+        self.write_objects(behind).await?;
+        self.settled(equal).await
+    }
+
+    /// Writes the images whose hold is over.
+    async fn write_what_is_over(&mut self, stop: &Stop) -> anyhow::Result<()> {
+        let through = ReadThrough {
+            sessions: self.streams.read_through(true),
+            scans: self.streams.read_through(false),
+        };
+        let now = OffsetDateTime::now_utc();
+        self.waiting.observe(&through, self.function_timeout, now);
+        while !stop.requested()
+            && let Some(batch) = self.waiting.take_over()?
+        {
+            self.write(batch).await?;
+        }
+        self.show(0);
+        Ok(())
+    }
+
+    async fn write(&mut self, batch: Batch) -> anyhow::Result<()> {
+        match upsert(self.lock.connection(), &batch, OffsetDateTime::now_utc()).await {
+            Ok(fates) => {
+                self.failures = 0;
+                self.on_fates(&batch, fates).await
+            }
+            Err(NotUpserted::Connection(error)) => {
+                let keys = batch.images.into_iter().map(|image| image.key);
+                self.todo.extend(keys);
+                self.look_anew(&error).await
+            }
+            Err(NotUpserted::Fatal(error)) => Err(error),
+        }
+    }
+
+    async fn on_fates(&mut self, batch: &Batch, fates: Vec<(Key, Fate)>) -> anyhow::Result<()> {
+        let mut sessions = BTreeSet::new();
+        let (mut settled, mut refused) = (Vec::new(), Vec::new());
+        for (key, fate) in fates {
+            match fate {
+                Fate::Written { removed } => {
+                    self.tally.written += u64::from(!removed);
+                    self.tally.removed += u64::from(removed);
+                    sessions.insert(key.1.clone());
+                    settled.push(key);
+                }
+                Fate::Dropped => {
+                    self.tally.dropped += 1;
+                    settled.push(key);
+                }
+                Fate::Refused(reason) => {
+                    let image = batch.images.iter().find(|image| image.key == key);
+                    let json = image.and_then(|image| image.item.clone()).unwrap_or_default();
+                    refused.push(MalformedItem { key, reason, json });
+                }
+            }
+        }
+        self.reject(refused).await?;
+        self.write_objects(sessions).await?;
+        self.settled(settled).await
+    }
+
+    /// Keeps items that cannot be applied, one row per key.
+    async fn reject(&mut self, items: Vec<MalformedItem>) -> anyhow::Result<()> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let mut images = Vec::with_capacity(items.len());
+        for MalformedItem { key, reason, json } in items {
+            self.under_way.remove(&key);
+            self.tally.add_malformed(&items::name(&key), &reason);
+            let (part, session_id) = key;
+            images.push(RejectedImage { part, session_id, json, reason });
+        }
+        let (database, tables) = (&self.projector.database, &self.projector.tables);
+        store_images(database, tables, &images, Deadline::NONE)
+            .await
+            .context("cannot store items that cannot be applied in rejected_records")?;
+        Ok(())
+    }
+
+    /// Nothing more is to be done for these parts, nor for the rejected records that named them.
+    async fn settled(&mut self, keys: Vec<Key>) -> anyhow::Result<()> {
+        let mut done = Vec::new();
+        for key in keys {
+            done.append(&mut self.named.settled(&key));
+            self.under_way.remove(&key);
+            if self.named.again(&key) {
+                self.begin(key);
+            }
+        }
+        if !done.is_empty() {
+            let mut pace = Pace::new(done.len());
+            rejected_records::remove(&self.projector.database, &done, &mut pace).await?;
+            self.tally.redriven += done.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes the objects of rows that hold more.
+    async fn write_objects(
+        &mut self,
+        sessions: impl IntoIterator<Item = String>,
+    ) -> anyhow::Result<()> {
+        let Some(archive) = self.looker.archive else { return Ok(()) };
+        let database = &self.projector.database;
+        let write = |session_id: String| async move {
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                let writing =
+                    reconcile(database, archive, &session_id, Known::default(), Deadline::NONE);
+                match Box::pin(writing).await {
+                    Ok(_) => return None,
+                    Err(error) if tries == OBJECT_TRIES => return Some((session_id, error)),
+                    Err(_) => tokio::time::sleep(pause_after(tries)).await,
+                }
+            }
+        };
+        let mut writes =
+            stream::iter(sessions).map(write).buffer_unordered(archive.concurrency());
+        while let Some(failed) = writes.next().await {
+            match failed {
+                None => self.tally.objects += 1,
+                Some((session_id, error)) => {
+                    self.tally.add_failed_object(&session_id, &error);
+                    anyhow::ensure!(
+                        self.tally.failed_objects <= OBJECTS_FAILED_AT_MOST,
+                        "more than {OBJECTS_FAILED_AT_MOST} objects could not be written, the \
+                            lines above say why. Their rows are written: once S3 takes objects \
+                            again, run `backfill objects`, and this command again"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn keep_lock(&mut self) -> anyhow::Result<()> {
+        let asking = self.lock.connection().fetch::<(i32,)>("SELECT 1", bind![]);
+        match asking.await {
+            Ok(_) => Ok(()),
+            Err(error) => self.look_anew(&error).await,
+        }
+    }
+
+    /// Takes the lock over a new connection, and begins everything that is under way anew.
+    async fn look_anew(&mut self, lost: &Error) -> anyhow::Result<()> {
+        self.epoch += 1;
+        while let Some(keys) = self.waiting.take_keys()? {
+            self.todo.extend(keys);
+        }
+        let lost = error::chain(lost);
+        loop {
+            self.failures += 1;
+            anyhow::ensure!(
+                self.failures < MAX_TRIES,
+                "the connection that holds the lock of repairs fails again and again: {lost}"
+            );
+            let pause = pause_after(self.failures);
+            console::line(&format!(
+                "the connection that holds the lock of repairs was lost ({lost}); taking the lock \
+                    again in {} s, and looking again at what was under way",
+                pause.as_secs()
+            ));
+            tokio::time::sleep(pause).await;
+            // That the database is away still is tried again; that another run has the lock is not.
+            if let Ok(locked) = self.lock.retake(&self.projector.database).await {
+                return locked.map_err(anyhow::Error::msg);
+            }
+        }
+    }
+
+    fn show(&mut self, by: u64) {
+        self.tally.waiting = self.waiting.parts() as u64;
+        let text = self.tally.progress();
+        self.progress.advance_items(by, self.tally.items, &text);
+    }
+}

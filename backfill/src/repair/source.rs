@@ -1,0 +1,150 @@
+//! Where the keys of a repair come from: the tables, or the records that were rejected. And which
+//! rejected records go once their parts are settled.
+
+use std::collections::HashMap;
+
+use projector::apply::Pace;
+use projector::change::{Tables, place_of};
+use projector::database::Database;
+use projector::rejected::image_key;
+use tokio::sync::mpsc;
+
+use crate::items::Key;
+use crate::items::api::KEYS_PER_CALL;
+use crate::rejected_records::{self, Filter, Rejected};
+use crate::repair::candidates::{Batch, Candidates};
+
+/// Some parts that may differ, and the rejected records that name them, by identity.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    pub(crate) batch: Batch,
+    pub(crate) named_by: Vec<(Key, String)>,
+    /// Rejected records whose keys cannot be read.
+    pub(crate) untried: Vec<String>,
+}
+
+/// Where the keys come from.
+pub(crate) enum Source<'a> {
+    Tables(Candidates<'a>),
+    Rejected(RejectedKeys<'a>),
+}
+
+impl Source<'_> {
+    async fn next(&mut self) -> anyhow::Result<Option<Step>> {
+        match self {
+            Self::Tables(candidates) => {
+                let batch = candidates.next().await?;
+                Ok(batch.map(|batch| Step { batch, ..Step::default() }))
+            }
+            Self::Rejected(rejected) => rejected.next().await,
+        }
+    }
+
+    /// Reads to the end, or until nobody takes the steps any more. An error is the last one.
+    pub(crate) async fn read_all(mut self, sender: mpsc::Sender<anyhow::Result<Step>>) {
+        while let Ok(place) = sender.reserve().await
+            && let Some(step) = self.next().await.transpose()
+        {
+            let failed = step.is_err();
+            place.send(step);
+            if failed {
+                break;
+            }
+        }
+    }
+}
+
+/// The open records of `rejected_records`, as keys.
+pub(crate) struct RejectedKeys<'a> {
+    database: &'a Database,
+    tables: &'a Tables,
+    filter: Filter<'a>,
+    pace: Pace,
+    /// The last identity that was read.
+    last: String,
+}
+
+impl<'a> RejectedKeys<'a> {
+    pub(crate) fn new(database: &'a Database, tables: &'a Tables, filter: Filter<'a>) -> Self {
+        Self { database, tables, filter, pace: Pace::new(KEYS_PER_CALL), last: String::new() }
+    }
+
+    async fn next(&mut self) -> anyhow::Result<Option<Step>> {
+        let Self { database, filter, last, pace, .. } = self;
+        let rejected = rejected_records::next(database, last, *filter, pace).await?;
+        let Some(newest) = rejected.last() else { return Ok(None) };
+        self.last.clone_from(&newest.identity);
+        let mut step = Step::default();
+        step.batch.items = rejected.len() as u64;
+        for Rejected { identity, record } in rejected {
+            match key_of(&identity, &record, self.tables) {
+                Some(key) => {
+                    step.batch.differing.push(key.clone());
+                    step.named_by.push((key, identity));
+                }
+                None => step.untried.push(identity),
+            }
+        }
+        Ok(Some(step))
+    }
+}
+
+/// The key that a rejected record, or a rejected item, is of.
+fn key_of(identity: &str, record: &[u8], tables: &Tables) -> Option<Key> {
+    image_key(identity, tables)
+        .or_else(|| place_of(record, tables).map(|place| (place.part, place.session_id)))
+}
+
+/// Which rejected records wait for their parts.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    /// Their parts are under way, and were read after the record was.
+    waiting: HashMap<Key, Vec<String>>,
+    /// Their parts were under way when the record was read: they are to be read again.
+    later: HashMap<Key, Vec<String>>,
+}
+
+impl Named {
+    /// A rejected record names this part. `is_under_way`: the item may have been read before the
+    /// record was written.
+    pub(crate) fn add(&mut self, key: Key, identity: String, is_under_way: bool) {
+        let list = if is_under_way { &mut self.later } else { &mut self.waiting };
+        list.entry(key).or_default().push(identity);
+    }
+
+    /// The records that are done with this part.
+    pub(crate) fn settled(&mut self, key: &Key) -> Vec<String> {
+        self.waiting.remove(key).unwrap_or_default()
+    }
+
+    /// Whether the part is to be read once more, for records that came later.
+    pub(crate) fn again(&mut self, key: &Key) -> bool {
+        match self.later.remove_entry(key) {
+            Some((key, identities)) => {
+                self.waiting.entry(key).or_default().extend(identities);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use projector::part::Part;
+
+    use super::Named;
+
+    #[test]
+    fn a_record_that_came_while_its_part_was_under_way_waits_for_the_next_read() {
+        let key = (Part::Left, "s1".to_owned());
+        let mut named = Named::default();
+        named.add(key.clone(), "first".to_owned(), false);
+        named.add(key.clone(), "second".to_owned(), true);
+        assert_eq!(named.settled(&key), ["first"]);
+        assert!(named.again(&key));
+        assert_eq!(named.settled(&key), ["second"]);
+        assert!(!named.again(&key));
+        assert!(named.settled(&key).is_empty());
+    }
+}
