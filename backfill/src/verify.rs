@@ -2,7 +2,6 @@
 //! comparison.
 
 pub(crate) mod difference;
-pub(crate) mod items;
 pub(crate) mod objects;
 pub(crate) mod report;
 pub(crate) mod rows;

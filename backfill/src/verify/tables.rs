@@ -1,10 +1,9 @@
 //! `verify --tables`: our rows and the items of both tables.
 //!
 //! 1. Every item, of a parallel Scan or of two exports, is compared with what its row holds
-//!    (`look.rs`).
-//! 2. The keys of all rows are read and added up against those that were seen (`buckets.rs`). A
-//!    part that only the rows hold leaves a sum that is not 0. The parts that can be at fault are
-//!    asked for by key.
+//!    (`compare_tables.rs`).
+//! 2. The keys of all rows are read and added up against those that were seen. A part that only the
+//!    rows hold leaves a sum that is not 0. The parts that can be at fault are asked for by key.
 //! 3. What differed is looked at again, row first, until it is equal or has differed at each look
 //!    (`pending.rs`).
 //!
@@ -13,59 +12,29 @@
 //!
 //! Nothing is written, so the run may be dropped between any two steps.
 
-mod buckets;
-mod columns;
-mod held;
-mod look;
 mod pending;
 mod progress;
-mod sweep;
-mod verdict;
 
-use std::hash::RandomState;
-
-use futures_util::stream::{self, LocalBoxStream};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::TryStreamExt as _;
 use projector::apply::Projector;
 use projector::config::TtlRemovals;
-use projector::part::Part;
 use projector::start;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use self::buckets::{Buckets, Hashes, Suspects};
-use self::look::{Looker, Looks};
 use self::pending::{AllPending, PENDING_AT_MOST, Settled};
 use self::progress::{Progress, RowProgress};
-use self::sweep::Sweep;
-use self::verdict::{Look, Verdict};
 use crate::cli::VerifyArguments;
-use crate::verify::items::api::{KEYS_PER_CALL, Segment, TablesApi};
-use crate::verify::items::export::{self, ExportFile, Exports};
-use crate::verify::items::{Item, Key, place};
+use crate::compare_tables::look::{Looker, Looks};
+use crate::compare_tables::verdict::{Look, Verdict};
+use crate::compare_tables::without_items::{SeenParts, Suspected};
+use crate::compare_tables::{Source, first_looks};
+use crate::items::api::{KEYS_PER_CALL, TablesApi};
+use crate::items::{Key, export, place};
 use crate::verify::{End, Run};
 
-/// At most this many pages of the tables, of 1 MB each, are in memory at once.
-const PAGES_AT_MOST: usize = 24;
-/// At most this many files of an export are read at once.
-const FILES_AT_MOST: usize = 4;
-/// A row that changed this long before the run began counts as recent: its change may be applied
-/// only now. It saves reads and decides nothing.
-const RECENT: time::Duration = time::Duration::minutes(15);
 /// At most this many malformed items, and parts that still change, are named.
 const NAMED: usize = 20;
-
-/// Where the items come from.
-enum Source {
-    Scan { segments: u16, items: u64 },
-    Exports(Exports),
-}
-
-/// A source that is read from its first item to its last.
-enum Work {
-    Segment(Segment),
-    File(ExportFile),
-}
 
 pub(crate) async fn compare(
     projector: &Projector,
@@ -107,33 +76,12 @@ pub(crate) async fn compare(
     Ok((against, ended))
 }
 
-/// The items of one piece of work, batch by batch.
-fn batches(api: &TablesApi, work: Work) -> LocalBoxStream<'_, anyhow::Result<Vec<Item>>> {
-    match work {
-        Work::Segment(segment) => {
-            let next = move |start| async move {
-                let Some(start) = start else { return Ok(None) };
-                let page = api.page(segment, start).await?;
-                Ok(Some((page.items, page.next.map(Some))))
-            };
-            stream::try_unfold(Some(None), next).boxed_local()
-        }
-        Work::File(file) => {
-            let next = |mut batches: export::Batches| async move {
-                Ok(batches.next().await?.map(|items| (items, batches)))
-            };
-            stream::try_unfold(file.batches(), next).boxed_local()
-        }
-    }
-}
-
 /// The comparison, and what it has found so far.
 struct Comparing<'c, 'r> {
     run: &'c mut Run<'r>,
     looker: &'c Looker<'c>,
-    hashes: Hashes,
     /// Until the rows are added up.
-    buckets: Option<Buckets>,
+    seen: Option<SeenParts>,
     pending: AllPending,
     /// How many items are malformed, and the first of them.
     malformed: (u64, Vec<String>),
@@ -147,8 +95,7 @@ impl<'c, 'r> Comparing<'c, 'r> {
         Self {
             run,
             looker,
-            hashes: Hashes::new(RandomState::new(), RandomState::new()),
-            buckets: Some(Buckets::new()),
+            seen: Some(SeenParts::new()),
             pending: AllPending::default(),
             malformed: (0, Vec::new()),
             still_changing: Vec::new(),
@@ -157,13 +104,10 @@ impl<'c, 'r> Comparing<'c, 'r> {
     }
 
     async fn until_done(&mut self, source: Source) -> anyhow::Result<End> {
-        let read_until = match &source {
-            Source::Scan { .. } => self.looker.started,
-            Source::Exports(exports) => exports.time,
-        };
+        let recent_since = source.recent_since(self.looker.started);
         let mut end = self.items(source).await?;
         if end == End::AllCompared {
-            end = self.rows_without_items(read_until - RECENT).await?;
+            end = self.rows_without_items(recent_since).await?;
         }
         self.look_until_settled().await?;
         Ok(end)
@@ -171,22 +115,9 @@ impl<'c, 'r> Comparing<'c, 'r> {
 
     /// Compares every item with its row.
     async fn items(&mut self, source: Source) -> anyhow::Result<End> {
-        let (works, at_once, total, estimated) = match source {
-            Source::Scan { segments, items } => {
-                let segment = |of_sessions, number| Segment { of_sessions, number, of: segments };
-                let of_both = |number| [segment(true, number), segment(false, number)];
-                let works = (0..segments).flat_map(of_both).map(Work::Segment);
-                (works.collect::<Vec<_>>(), PAGES_AT_MOST, items, true)
-            }
-            Source::Exports(Exports { files, items, .. }) => {
-                (files.into_iter().map(Work::File).collect(), FILES_AT_MOST, items, false)
-            }
-        };
+        let (total, estimated) = source.items();
         let mut progress = Progress::start(total, estimated);
-        let (api, looker) = (self.looker.api, self.looker);
-        let batches = stream::iter(works).map(|work| batches(api, work));
-        let looks = batches.flatten_unordered(at_once).map_ok(|items| looker.at(items));
-        let mut looks = looks.try_buffer_unordered(looker.database.connections());
+        let mut looks = first_looks(self.looker, source);
         while let Some(Looks { of_parts, without_key, items }) = looks.try_next().await? {
             for look in of_parts {
                 self.first_look(look);
@@ -195,7 +126,7 @@ impl<'c, 'r> Comparing<'c, 'r> {
                 self.add_malformed("an item without a valid key", &reason);
             }
             self.run.report.tally.compared += items;
-            progress.advance(items, self.pending.len(), Some(api.read_units()));
+            progress.advance(items, self.pending.len(), Some(self.looker.api.read_units()));
             self.run.rate.take(items as f64).await;
             if self.too_many_differ().await? {
                 return Ok(End::TooManyDiffer);
@@ -205,9 +136,8 @@ impl<'c, 'r> Comparing<'c, 'r> {
     }
 
     fn first_look(&mut self, look: Look) {
-        let (part, session_id) = &look.key;
-        if let Some(buckets) = self.buckets.as_mut().filter(|_| look.in_both) {
-            buckets.seen(self.hashes.of(*part, session_id));
+        if let Some(seen) = self.seen.as_mut().filter(|_| look.in_both) {
+            seen.add(&look.key);
         }
         match &look.verdict {
             Verdict::Equal => {}
@@ -239,94 +169,40 @@ impl<'c, 'r> Comparing<'c, 'r> {
     }
 
     /// Finds the parts that rows hold and that have no item.
-    async fn rows_without_items(
-        &mut self,
-        recent_since: time::OffsetDateTime,
-    ) -> anyhow::Result<End> {
-        let looker = self.looker;
-        let sweep = || Sweep::new(looker.database, recent_since, &looker.ttl_attributes);
-        let mut keys = sweep();
-        let mut buckets = self.buckets.take().unwrap_or_else(Buckets::new);
+    async fn rows_without_items(&mut self, recent_since: OffsetDateTime) -> anyhow::Result<End> {
+        let seen = self.seen.take().unwrap_or_else(SeenParts::new);
+        let mut adding_up = seen.add_up(self.looker, recent_since);
         let mut progress = RowProgress::start("adding up the keys of all rows");
-        loop {
-            let rows = keys.next().await?;
-            if rows.is_empty() {
-                break;
-            }
-            for row in &rows {
-                for part in Part::ALL {
-                    let state = &row.parts[part];
-                    let key = self.hashes.of(part, &row.session_id);
-                    if state.present && !looker.is_kept(state.ttl.as_deref()) {
-                        buckets.held(key, state.recent);
-                    } else if state.recent && !state.present {
-                        buckets.removed(key);
-                    }
-                }
-            }
-            progress.advance(rows.len());
-            self.run.rate.take(rows.len() as f64).await;
+        while let Some(rows) = adding_up.next().await? {
+            progress.advance(rows);
+            self.run.rate.take(rows as f64).await;
         }
         drop(progress);
-        let suspects = buckets.suspects();
-        if suspects.is_empty() {
-            return Ok(End::AllCompared);
-        }
-        self.check_suspects(sweep(), &suspects).await
+        self.check_suspects(adding_up.suspected()).await
     }
 
     /// Asks for the items of all suspects.
-    async fn check_suspects(
-        &mut self,
-        mut rows: Sweep<'_>,
-        suspects: &Suspects,
-    ) -> anyhow::Result<End> {
+    async fn check_suspects(&mut self, mut suspected: Suspected<'_>) -> anyhow::Result<End> {
+        if suspected.is_empty() {
+            return Ok(End::AllCompared);
+        }
         let mut progress = RowProgress::start("asking for items that were not seen");
-        let mut keys: Vec<Key> = Vec::new();
-        loop {
-            let page = rows.next().await?;
-            for row in &page {
-                let held = Part::ALL.into_iter().filter(|part| {
-                    let state = &row.parts[*part];
-                    state.present && !self.looker.is_kept(state.ttl.as_deref())
-                });
-                let suspected =
-                    held.filter(|part| suspects.has(self.hashes.of(*part, &row.session_id)));
-                keys.extend(suspected.map(|part| (part, row.session_id.clone())));
-            }
-            let last = page.is_empty();
-            while keys.len() >= KEYS_PER_CALL || (last && !keys.is_empty()) {
-                let rest = keys.split_off(keys.len().min(KEYS_PER_CALL));
-                self.check(&std::mem::replace(&mut keys, rest)).await?;
-                if self.too_many_differ().await? {
-                    return Ok(End::TooManyDiffer);
+        while let Some(checked) = suspected.next().await? {
+            self.asked_by_key += checked.asked as u64;
+            for look in checked.looks {
+                // What came back meanwhile and differs is as new as any other change.
+                if let Verdict::Differs(kind, detail) = &look.verdict {
+                    let (kind, detail) = (*kind, detail.clone());
+                    self.pending.add(look, kind, detail);
                 }
             }
-            if last {
-                return Ok(End::AllCompared);
+            if self.too_many_differ().await? {
+                return Ok(End::TooManyDiffer);
             }
-            progress.advance(page.len());
-            self.run.rate.take(page.len() as f64).await;
+            progress.advance(checked.rows);
+            self.run.rate.take(checked.rows as f64).await;
         }
-    }
-
-    /// Asks for the items of parts that rows hold.
-    async fn check(&mut self, keys: &[Key]) -> anyhow::Result<()> {
-        let all: Vec<&Key> = keys.iter().collect();
-        self.asked_by_key += all.len() as u64;
-        let present = self.looker.api.present(&all).await?;
-        let gone: Vec<&Key> = all.into_iter().filter(|key| !present.contains(*key)).collect();
-        if gone.is_empty() {
-            return Ok(());
-        }
-        for look in self.looker.again(&gone).await? {
-            // What came back meanwhile and differs is as new as any other change.
-            if let Verdict::Differs(kind, detail) = &look.verdict {
-                let (kind, detail) = (*kind, detail.clone());
-                self.pending.add(look, kind, detail);
-            }
-        }
-        Ok(())
+        Ok(End::AllCompared)
     }
 
     /// Looks at what differs until nothing does, or the rounds are over. What differs then is
@@ -356,8 +232,8 @@ impl<'c, 'r> Comparing<'c, 'r> {
                 let key = look.key.clone();
                 match self.pending.look(look) {
                     Settled::Equal { newly_in_both: true } => {
-                        if let Some(buckets) = &mut self.buckets {
-                            buckets.seen(self.hashes.of(key.0, &key.1));
+                        if let Some(seen) = &mut self.seen {
+                            seen.add(&key);
                         }
                     }
                     Settled::Malformed(reason) => self.add_malformed(&name(&key), &reason),

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::compare_tables::verdict::{Look, Verdict};
+use crate::items::Key;
 use crate::verify::difference::{Difference, Kind};
-use crate::verify::items::Key;
-use crate::verify::tables::verdict::{Look, Verdict};
 
 /// If more parts than this differ at once, comparing the rest says nothing new.
 pub(crate) const PENDING_AT_MOST: usize = 100_000;
@@ -99,8 +99,8 @@ mod tests {
     use projector::part::Part;
 
     use super::{AllPending, Settled};
+    use crate::compare_tables::verdict::{Look, Verdict};
     use crate::verify::difference::Kind;
-    use crate::verify::tables::verdict::{Look, Verdict};
 
     fn look(session_id: &str, verdict: Verdict, version: &str) -> Look {
         let in_both = verdict != Verdict::Differs(Kind::Missing, "missing".to_owned());

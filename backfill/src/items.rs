@@ -1,5 +1,5 @@
-//! Items of the two tables as they are compared: decoded as the projector does, a mesh reduced to
-//! its MD5. Pure. One file per source of items.
+//! Items of the two tables, and where they come from. Pure: an item as it is compared, decoded as
+//! the projector does, a mesh reduced to its MD5. One file per source of items.
 
 pub(crate) mod api;
 pub(crate) mod export;

@@ -18,8 +18,8 @@ use tokio::sync::Mutex;
 
 use crate::aws_calls::{Api, CallError, Calls};
 use crate::item_json::of_tables;
+use crate::items::{self, Item, Key};
 use crate::rate::Rate;
-use crate::verify::items::{self, Item, Key};
 
 const API: Api = Api {
     permissions: "the role needs dynamodb:Scan, BatchGetItem and DescribeTable on both tables, and \

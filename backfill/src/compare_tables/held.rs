@@ -14,9 +14,9 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Row as _};
 use time::OffsetDateTime;
 
+use crate::compare_tables::verdict::Held;
 use crate::retry::retry_transient;
 use crate::statement;
-use crate::verify::tables::verdict::Held;
 
 /// Where [`Held::document`] starts among the columns of the statement.
 const FIRST_COLUMN: usize = 3;

@@ -4,9 +4,9 @@ use projector::measurement::Document;
 use projector::part::Part;
 use time::OffsetDateTime;
 
+use crate::compare_tables::columns::differing;
+use crate::items::{Item, Key};
 use crate::verify::difference::Kind;
-use crate::verify::items::{Item, Key};
-use crate::verify::tables::columns::differing;
 
 /// DynamoDB removes no item whose time to live passed longer ago (Developer Guide, "Using time to
 /// live").
@@ -87,8 +87,8 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::{Held, Verdict, has_expired, verdict};
+    use crate::items::{Item, read};
     use crate::verify::difference::Kind;
-    use crate::verify::items::{Item, read};
 
     fn item() -> (Item, Document) {
         let json = br#"{"session_id":{"S":"s1"},"user_id":{"S":"u"},"started_at":{"S":"2026-11-22T08:00:00Z"}}"#;

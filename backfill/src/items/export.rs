@@ -17,9 +17,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use crate::verify::items::manifest::{self, DataFile, Summary};
-use crate::verify::items::place::{Pieces, Place};
-use crate::verify::items::{self, Item};
+use crate::items::manifest::{self, DataFile, Summary};
+use crate::items::place::{Pieces, Place};
+use crate::items::{self, Item};
 
 /// At most this many items are in a batch.
 const BATCH_ITEMS: usize = 1_000;

@@ -59,7 +59,7 @@ mod tests {
     use projector::part::Part;
 
     use super::differing;
-    use crate::verify::items::{Item, read};
+    use crate::items::{Item, read};
 
     fn scan(with: &str) -> Document {
         let json = format!(

@@ -10,10 +10,10 @@ use projector::database::Database;
 use projector::part::{Part, PerPart};
 use time::OffsetDateTime;
 
-use crate::verify::items::api::TablesApi;
-use crate::verify::items::{Item, Key};
-use crate::verify::tables::held::held;
-use crate::verify::tables::verdict::{Held, Look, has_expired, verdict};
+use crate::compare_tables::held::held;
+use crate::compare_tables::verdict::{Held, Look, has_expired, verdict};
+use crate::items::api::TablesApi;
+use crate::items::{Item, Key};
 
 /// How many parts one statement reads at most. A statement reads whole meshes for their MD5.
 const PARTS: usize = 1_000;
