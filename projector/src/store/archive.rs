@@ -125,6 +125,12 @@ impl Archive {
         object::body_bytes(row) > LARGE_BYTES
     }
 
+    /// Where the objects are, for a comparison with where they were: the bucket and the prefix.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.config.bucket, self.config.prefix)
+    }
+
     /// The key of a session's object.
     #[must_use]
     pub fn key(&self, session_id: &str) -> String {

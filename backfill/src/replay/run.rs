@@ -1,0 +1,115 @@
+//! The run of a replay that is prepared: a task per stream that reads its shards, one that finds new
+//! streams, and one collector of their pages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use projector::change::Tables;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::console;
+use crate::deliver::Delivery;
+use crate::replay::checkpoint::Checkpoints;
+use crate::replay::collect::{Collector, Ended, Times, start_progress};
+use crate::replay::context::{ReplayContext, StreamRun};
+use crate::replay::follow::{self, Following};
+use crate::replay::page::Message;
+use crate::replay::progress::StreamProgress;
+use crate::replay::readers;
+use crate::replay::shards::read_stream;
+use crate::replay::source::Stream;
+use crate::stop::Stop;
+
+/// How much is read at once, and how long is waited for the streams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// How long an open shard must return only empty pages to count as caught up.
+    pub(crate) idle: Duration,
+    /// The same for a shard that has returned no record at all yet.
+    pub(crate) first_record: Duration,
+    /// How long to wait until a closed shard's child is listed.
+    pub(crate) child_wait: Duration,
+    /// At most this many pages are asked for, or wait to be applied, at once.
+    pub(crate) parallel: usize,
+    /// At most this many records are applied at once.
+    pub(crate) batch_size: usize,
+}
+
+/// A replay that may begin.
+pub(crate) struct Replay {
+    pub(crate) aws: SdkConfig,
+    pub(crate) tables: Tables,
+    pub(crate) context: Arc<ReplayContext>,
+    pub(crate) streams: Vec<Arc<StreamRun>>,
+    pub(crate) delivery: Delivery,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) pace: Pace,
+}
+
+/// What a run came to.
+pub(crate) struct Ran {
+    pub(crate) ended: anyhow::Result<Ended>,
+    /// By the stream's ARN, in the order in which the streams were found.
+    pub(crate) progress: Vec<(String, StreamProgress)>,
+    pub(crate) times: Times,
+    pub(crate) duration: Duration,
+}
+
+impl Replay {
+    /// Runs until all is read, something fails, or the run is asked to stop.
+    pub(crate) async fn run(&mut self, stop: &Stop) -> Ran {
+        let start = Instant::now();
+        let mut progress = start_progress(&self.streams);
+        let (sender, mut messages) = mpsc::channel(self.pace.parallel);
+        let readers = self.start_readers(sender);
+        let streams = self.streams.iter().map(|run| (*run.stream).clone()).collect();
+        let asking = tokio::spawn(report_readers(self.aws.clone(), streams));
+
+        let mut times = Times::default();
+        let mut collector = Collector {
+            batch_size: self.pace.batch_size,
+            delivery: &mut self.delivery,
+            checkpoints: &mut self.checkpoints,
+            progress: &mut progress,
+            times: &mut times,
+            reached_cutoff: false,
+        };
+        let ended = collector.run_to_the_end(&mut messages, readers, stop).await;
+        asking.abort();
+        Ran { ended, progress, times, duration: start.elapsed() }
+    }
+
+    /// The channel closes once all of them have ended.
+    fn start_readers(&self, sender: mpsc::Sender<Message>) -> JoinSet<anyhow::Result<()>> {
+        let mut readers = JoinSet::new();
+        for run in &self.streams {
+            let (context, run) = (Arc::clone(&self.context), Arc::clone(run));
+            readers.spawn(read_stream(context, run, self.pace.child_wait, sender.clone()));
+        }
+        if self.context.follow {
+            readers.spawn(follow::new_streams(Following {
+                context: Arc::clone(&self.context),
+                tables: self.tables.clone(),
+                known: self.streams.iter().map(|run| (*run.stream).clone()).collect(),
+                child_patience: self.pace.child_wait,
+                messages: sender,
+            }));
+        }
+        readers
+    }
+}
+
+/// Says who else reads the streams, as soon as that is known.
+async fn report_readers(aws: SdkConfig, streams: Vec<Stream>) {
+    for (stream, readers) in streams.iter().zip(readers::ask(&aws, &streams).await) {
+        let of_table = streams.iter().filter(|other| other.table == stream.table).count();
+        let name = if of_table > 1 { stream.full_name() } else { stream.table.clone() };
+        console::line(&format!("{name}: readers: {}", readers.brief()));
+        for line in readers.problem().into_iter().chain(readers.notes()) {
+            console::line(&format!("{name}: {line}"));
+        }
+    }
+}
