@@ -30,13 +30,18 @@ pub(crate) struct Lock {
     commands: &'static str,
 }
 
-/// Of the one `stream` of a database.
+/// Of the one run that replays the streams into a database.
 pub(crate) const STREAM: Lock =
-    Lock { key: i64::from_be_bytes(*b"backfill"), commands: "`backfill stream`" };
+    Lock { key: i64::from_be_bytes(*b"backfill"), commands: "`backfill stream` or `repair`" };
 
 /// Of the one run that applies what was read elsewhere than from a stream.
 pub(crate) const REPAIR: Lock =
     Lock { key: i64::from_be_bytes(*b"repairs\0"), commands: "`backfill merge` or `redrive`" };
+
+/// Another run holds the lock: which one, and how to end it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct HeldByAnother(String);
 
 /// A lock that is held, over a connection of its own.
 pub(crate) struct Held {
@@ -62,7 +67,7 @@ impl Held {
         let owner = take(lock, &mut connection)
             .await
             .with_context(|| format!("cannot take the lock of {}", lock.commands))?
-            .map_err(anyhow::Error::msg)?;
+            .map_err(HeldByAnother)?;
         Ok(Self { lock, connection, owner })
     }
 

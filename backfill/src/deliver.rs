@@ -106,14 +106,20 @@ pub(crate) struct NotStored {
 }
 
 impl Delivery {
-    pub(crate) fn new(mut projector: Projector) -> Self {
-        projector.all_refused_at_least = ALL_REFUSED_AT_LEAST;
-        Self::of(projector)
+    pub(crate) fn new(projector: Projector) -> Self {
+        Self::shared(Self::share(projector))
     }
 
-    fn of(projector: Projector) -> Self {
+    /// A projector for several users of one command, one of which delivers records of a stream.
+    pub(crate) fn share(mut projector: Projector) -> Arc<Projector> {
+        projector.all_refused_at_least = ALL_REFUSED_AT_LEAST;
+        Arc::new(projector)
+    }
+
+    /// The delivery of one user of [`Delivery::share`].
+    pub(crate) fn shared(projector: Arc<Projector>) -> Self {
         Self {
-            projector: Arc::new(projector),
+            projector,
             counts: Counts::default(),
             reasons: Reasons::default(),
             durations: Durations::default(),
@@ -125,7 +131,7 @@ impl Delivery {
     /// table.
     pub(crate) fn of_rejected(mut projector: Projector) -> Self {
         projector.all_refused_at_least = usize::MAX;
-        Self::of(projector)
+        Self::shared(Arc::new(projector))
     }
 
     pub(crate) fn projector(&self) -> &Projector {

@@ -20,6 +20,21 @@ const SUMMARY: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub(crate) struct Stop(watch::Receiver<Option<Instant>>);
 
+/// Gives the stop of [`Stop::by_hand`].
+#[derive(Debug)]
+pub(crate) struct StopSwitch(watch::Sender<Option<Instant>>);
+
+impl StopSwitch {
+    /// Asks for the end, from now on.
+    pub(crate) fn stop(&self) {
+        self.0.send_if_modified(|stop| {
+            let first = stop.is_none();
+            stop.get_or_insert_with(Instant::now);
+            first
+        });
+    }
+}
+
 impl Stop {
     /// Listens for SIGINT and SIGTERM from now on.
     ///
@@ -46,6 +61,12 @@ impl Stop {
             }
         });
         Ok(Self(stopped))
+    }
+
+    /// A stop that a command gives to a part of itself: the work under way ends as after a signal.
+    pub(crate) fn by_hand() -> (StopSwitch, Self) {
+        let (stop, stopped) = watch::channel(None);
+        (StopSwitch(stop), Self(stopped))
     }
 
     /// A signal has come: begin nothing new.
@@ -103,6 +124,17 @@ mod tests {
             stop.overdue().await;
         };
         timeout(GRACE / 2, over).await.expect("it is over already");
+    }
+
+    #[tokio::test]
+    async fn a_switch_stops_as_a_signal_does() {
+        let (switch, stop) = Stop::by_hand();
+        assert!(!stop.requested());
+        switch.stop();
+        let first = stop.signalled().await;
+        switch.stop();
+        assert!(stop.requested());
+        assert_eq!(stop.signalled().await, first, "the grace counts from the first");
     }
 
     #[tokio::test]

@@ -62,7 +62,9 @@ async fn following_ends_by_a_signal_and_a_database_takes_one_run_at_a_time() {
     assert_code(&second, 1);
     let error = text(&second.stderr);
     assert!(
-        error.contains("another `backfill stream` is at work on this database (server process"),
+        error.contains(
+            "another `backfill stream` or `repair` is at work on this database (server process"
+        ),
         "{error}"
     );
 

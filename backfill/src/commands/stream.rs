@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use projector::start;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use crate::cli::{Settings, StreamArguments};
 use crate::outcome::Outcome;
@@ -70,7 +71,8 @@ async fn replay_to_the_end(
     stop: &Stop,
     output: &Output,
 ) -> anyhow::Result<Outcome> {
-    let Ran { ended, progress, times, duration } = replay.run(stop).await;
+    let Ran { ended, progress, times, duration } =
+        replay.run(stop, &watch::Sender::new(false)).await;
     let tally = Tally {
         ended: &ended,
         context: &replay.context,

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::console;
 use crate::deliver::{BATCH_BYTES, Delivery};
 use crate::replay::checkpoint::{CheckpointUpdate, Checkpoints};
-use crate::replay::context::StreamRun;
+use crate::replay::context::{ReplayContext, StreamRun};
 use crate::replay::page::{Message, Page, ShardStatus};
 use crate::replay::progress::{ShardProgress, StreamProgress};
 use crate::stop::{GRACE, Stop};
@@ -73,8 +73,11 @@ pub(crate) struct Collector<'a> {
     /// By the stream's ARN, in the order in which the streams were found.
     pub(crate) progress: &'a mut Vec<(String, StreamProgress)>,
     pub(crate) times: &'a mut Times,
+    pub(crate) context: &'a ReplayContext,
     /// All that was created before the cutoff is stored, whatever comes after.
-    pub(crate) reached_cutoff: bool,
+    pub(crate) reached_cutoff: &'a watch::Sender<bool>,
+    /// When the connection that holds the lock was last heard from.
+    pub(crate) lock_seen: Instant,
 }
 
 /// The progress of the streams that a run begins with.
@@ -120,7 +123,11 @@ impl Batch {
         self.bytes += records.iter().map(Vec::len).sum::<usize>();
         self.records.extend(records);
         let key = (page.run.stream.arn.clone(), Arc::clone(&page.shard));
-        let earlier = self.shards.get(&key).map_or(0, |(_, count)| *count);
+        let mut earlier = 0;
+        if let Some((before, count)) = self.shards.get(&key) {
+            page.checkpoint |= before.checkpoint;
+            earlier = *count;
+        }
         self.shards.insert(key, (page, earlier + count));
     }
 }
@@ -178,9 +185,7 @@ impl Collector<'_> {
             let waiting = Instant::now();
             let first = tokio::select! {
                 biased;
-                () = stop.wait() => {
-                    return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
-                }
+                () = stop.wait() => return Ok(self.stopped()),
                 first = timeout(console::LINE_EVERY, messages.recv()) => first,
             };
             self.times.waiting += waiting.elapsed();
@@ -188,15 +193,18 @@ impl Collector<'_> {
             match first {
                 Ok(Some(message)) => self.take(message, &mut batch),
                 Ok(None) => return Ok(Ended::Complete),
-                Err(_) => {
-                    self.reached_cutoff |= self.is_done();
-                    self.show();
-                    tokio::select! {
-                        kept = self.checkpoints.keep_lock(&self.delivery.projector().database) => kept?,
-                        () = stop.wait() => {}
-                    }
-                    continue;
+                Err(_) => {}
+            }
+            if self.lock_seen.elapsed() >= console::LINE_EVERY {
+                tokio::select! {
+                    kept = self.checkpoints.keep_lock(&self.delivery.projector().database) => kept?,
+                    () = stop.wait() => {}
                 }
+                self.lock_seen = Instant::now();
+            }
+            if batch.shards.is_empty() {
+                self.update_progress();
+                continue;
             }
             let waiting = Instant::now();
             while batch.records.len() < self.batch_size && batch.bytes < BATCH_BYTES {
@@ -210,13 +218,14 @@ impl Collector<'_> {
             tokio::select! {
                 stored = store => stored?,
                 // What is not stored by then is read again by the next run.
-                () = stop.grace_over() => {
-                    return Ok(Ended::Stopped { at_cutoff: self.reached_cutoff });
-                }
+                () = stop.grace_over() => return Ok(self.stopped()),
             }
-            self.reached_cutoff |= self.is_done();
-            self.show();
+            self.update_progress();
         }
+    }
+
+    fn stopped(&self) -> Ended {
+        Ended::Stopped { at_cutoff: *self.reached_cutoff.borrow() }
     }
 
     fn take(&mut self, message: Message, batch: &mut Batch) {
@@ -245,19 +254,29 @@ impl Collector<'_> {
             .values()
             // What was trimmed away unread is looked for again by the next run.
             .filter(|(page, _)| {
-                page.status != ShardStatus::TrimmedAway
-                    || page.run.resumed.contains_key(&*page.shard)
+                page.checkpoint
+                    && (page.status != ShardStatus::TrimmedAway
+                        || page.run.resumed.contains_key(&*page.shard))
             })
             .map(|(page, _)| CheckpointUpdate {
                 stream_arn: page.run.stream.arn.clone(),
                 shard_id: page.shard.to_string(),
                 position: page.position.clone(),
                 complete_since: page.complete_since,
-                finished: matches!(page.status, ShardStatus::Finished | ShardStatus::TrimmedAway),
+                finished: page.status.is_finished(),
             })
             .collect();
-        self.checkpoints.save(&self.delivery.projector().database, &updates).await?;
+        if !updates.is_empty() {
+            self.checkpoints.save(&self.delivery.projector().database, &updates).await?;
+            self.lock_seen = Instant::now();
+        }
         self.times.checkpoints += start.elapsed();
+        let mut through = self.context.through();
+        for (page, _) in batch.shards.values() {
+            let (finished, of) = (page.status.is_finished(), through.of(&page.run.stream));
+            of.stored(&page.shard, &page.position, finished);
+        }
+        drop(through);
         for ((arn, shard), (page, records)) in batch.shards {
             let reached = page.position.last_created;
             let progress = self.progress.iter_mut().find(|(of, _)| *of == arn);
@@ -270,7 +289,14 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn show(&mut self) {
+    /// Sees whether the cutoff is reached, and shows how far the streams are.
+    fn update_progress(&mut self) {
+        let is_done = self.is_done();
+        self.reached_cutoff.send_if_modified(|reached| {
+            let reaches = is_done && !*reached;
+            *reached |= is_done;
+            reaches
+        });
         for (_, progress) in self.progress.iter_mut() {
             progress.show();
         }

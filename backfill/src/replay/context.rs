@@ -11,9 +11,10 @@ use tokio::sync::Semaphore;
 
 use crate::replay::checkpoint::Checkpoint;
 use crate::replay::lineage::Shard;
-use crate::replay::position::Lost;
+use crate::replay::position::{Lost, LostInRepair};
 use crate::replay::progress::ShardCount;
 use crate::replay::source::{ShardName, Source, Stream};
+use crate::replay::through::Through;
 
 /// The terms of a run, and what its tasks report to its summary.
 #[derive(Debug)]
@@ -29,13 +30,29 @@ pub(crate) struct ReplayContext {
     pub(crate) first_record: Duration,
     /// Goes on after the cutoff.
     pub(crate) follow: bool,
+    /// How often the collector is told how far a quiet shard has been read, while it is followed.
+    pub(crate) report_every: time::Duration,
     pub(crate) snapshot_time: Option<OffsetDateTime>,
+    /// What was created before is in the database whatever the streams hold, or comes from
+    /// elsewhere: that it is trimmed loses nothing.
+    pub(crate) baseline: Option<OffsetDateTime>,
     /// Since when every change could be read as the run began, if that was checked: the time of the
     /// snapshot.
     pub(crate) complete_since: Option<OffsetDateTime>,
-    /// Goes on if records are lost.
-    pub(crate) allow_gap: bool,
+    pub(crate) if_lost: IfLost,
     pub(crate) findings: Mutex<Findings>,
+    /// How far the streams have been read and stored.
+    pub(crate) through: Mutex<Through>,
+}
+
+/// What becomes of a run that has lost records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IfLost {
+    Fail,
+    /// The operator allowed it.
+    GoOn,
+    /// It fails, and the remedy is another repair.
+    FailRepair,
 }
 
 /// What a run found out that its summary has to name.
@@ -63,13 +80,20 @@ impl ReplayContext {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How far the streams have been read and stored.
+    pub(crate) fn through(&self) -> MutexGuard<'_, Through> {
+        self.through.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Records were trimmed that nobody is known to have applied.
     ///
     /// # Errors
-    /// [`Lost`], unless the run may go on without them.
+    /// [`Lost`] or [`LostInRepair`], unless the run may go on without them.
     pub(crate) fn lose(&self, lost: Lost) -> anyhow::Result<()> {
-        if !self.allow_gap {
-            return Err(lost.into());
+        match self.if_lost {
+            IfLost::Fail => return Err(lost.into()),
+            IfLost::FailRepair => return Err(LostInRepair(lost).into()),
+            IfLost::GoOn => {}
         }
         let mut findings = self.findings();
         let new = findings.gaps.insert(lost.shard.clone(), lost.since).is_none();

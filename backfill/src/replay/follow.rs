@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use projector::change::{Misconfigured, Tables};
+use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -63,6 +64,7 @@ impl Following {
         let mut new = Vec::new();
         let Tables { sessions, scans } = self.tables.clone();
         for table in [sessions, scans] {
+            let asked_at = OffsetDateTime::now_utc();
             let Some(streams) = self.context.source.list_streams(&table).await? else {
                 if remind {
                     console::line(&format!(
@@ -75,13 +77,20 @@ impl Following {
             if streams.is_empty() && remind {
                 console::line(&format!("{table}: has no stream: what is written now is in none"));
             }
-            for stream in streams {
-                if !self.known.contains(&stream)
-                    && let Some(run) = self.begin(&stream).await?
-                {
-                    self.known.push(stream);
-                    new.push(run);
+            let (mut all_known, mut known) = (true, Vec::new());
+            for stream in streams.into_iter().filter(|stream| !self.known.contains(stream)) {
+                match self.begin(&stream).await? {
+                    Some(run) => {
+                        self.context.through().of(&stream);
+                        known.push(stream);
+                        new.push(run);
+                    }
+                    None => all_known = false,
                 }
+            }
+            self.known.append(&mut known);
+            if all_known {
+                self.context.through().listed(&table, asked_at);
             }
         }
         Ok(new)
@@ -101,7 +110,8 @@ impl Following {
             .map_or_else(String::new, |since| format!(", enabled at {}", clock(since)));
         let remark = format!(
             "{}: a new stream{since}, is followed too. What was written between the end of the old \
-             stream and then is in no stream: write those items again",
+             stream and then is in no stream: run `backfill repair --scan`, which reads the items \
+             themselves",
             stream.table
         );
         console::line(&remark);

@@ -21,6 +21,13 @@ pub(crate) enum ShardStatus {
     TrimmedAway,
 }
 
+impl ShardStatus {
+    /// Nothing more of it will come.
+    pub(crate) fn is_finished(self) -> bool {
+        matches!(self, Self::Finished | Self::TrimmedAway)
+    }
+}
+
 /// Some records of a shard, in order.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -33,6 +40,8 @@ pub(crate) struct Page {
     /// Since when no change of the shard and its ancestors is missing, if that is known.
     pub(crate) complete_since: Option<OffsetDateTime>,
     pub(crate) status: ShardStatus,
+    /// The position is to be kept as a checkpoint, beside being known to this run.
+    pub(crate) checkpoint: bool,
     /// Given back when the page is part of a batch.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }

@@ -11,6 +11,10 @@ use time::OffsetDateTime;
 use crate::console::clock;
 use crate::replay::source::ShardName;
 
+/// Creation times are approximate, and rounded down to the second: only a record this much younger
+/// than a time shows that all records from before that time have been read.
+pub(crate) const CREATION_SLACK: time::Duration = time::Duration::seconds(5);
+
 /// A stream keeps its records for 24 hours (DynamoDB Developer Guide, "Change data capture for
 /// DynamoDB Streams").
 pub(crate) const RETENTION: time::Duration = time::Duration::hours(24);
@@ -42,6 +46,13 @@ impl Position {
     /// Everything created up to this time has been read.
     pub(crate) fn through(&mut self, time: OffsetDateTime) {
         self.read_through = self.read_through.max(Some(time));
+    }
+
+    /// The same as `read_through` without what only the approximate creation time of a record
+    /// shows.
+    pub(crate) fn surely_through(&self) -> Option<OffsetDateTime> {
+        let by_records = self.last_created.map(|created| created - CREATION_SLACK);
+        self.read_through.filter(|through| Some(*through) > self.last_created).max(by_records)
     }
 }
 
@@ -123,6 +134,15 @@ pub(crate) struct Lost {
     pub(crate) since: Option<OffsetDateTime>,
 }
 
+/// The same of a run of `repair`, whose replay reads what was created since it began.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "{}. The replay of this repair fell more than 24 hours behind. Run `backfill repair` again: it \
+     begins anew, and reads the items concerned from the tables",
+    .0.brief()
+)]
+pub(crate) struct LostInRepair(pub(crate) Lost);
+
 impl Lost {
     /// What is lost, without the remedy.
     pub(crate) fn brief(&self) -> String {
@@ -141,7 +161,9 @@ impl Lost {
 
 #[cfg(test)]
 mod tests {
-    use super::{Evidence, Missing, Position, RETENTION, can_be_lost, judge_missing};
+    use super::{
+        CREATION_SLACK, Evidence, Missing, Position, RETENTION, can_be_lost, judge_missing,
+    };
     use time::Duration;
     use time::macros::datetime;
 
@@ -240,5 +262,17 @@ mod tests {
         assert_eq!((position.last_created, position.read_through), (Some(late), Some(late)));
         position.through(early);
         assert_eq!(position.read_through, Some(late));
+    }
+
+    #[test]
+    fn a_record_shows_less_for_certain_than_an_empty_page() {
+        let created = datetime!(2026-11-23 10:00 UTC);
+        let mut position = Position::default();
+        assert_eq!(position.surely_through(), None);
+        position.created(created);
+        assert_eq!(position.surely_through(), Some(created - CREATION_SLACK));
+        let empty_up_to = created + Duration::SECOND;
+        position.through(empty_up_to);
+        assert_eq!(position.surely_through(), Some(empty_up_to));
     }
 }

@@ -14,8 +14,9 @@ use tokio::sync::Semaphore;
 use crate::console::{self, span};
 use crate::deliver::Delivery;
 use crate::replay::checkpoint::Checkpoints;
-use crate::replay::context::{ReplayContext, StreamRun};
+use crate::replay::context::{IfLost, ReplayContext, StreamRun};
 use crate::replay::coverage::{self, Report};
+use crate::replay::reader::CHECKPOINT_EVERY;
 use crate::replay::resume::{self, Sorted};
 use crate::replay::run::{Pace, Replay};
 use crate::replay::source::{Description, Source, Stream};
@@ -77,10 +78,13 @@ pub(crate) async fn prepare(
         idle: plan.pace.idle,
         first_record: plan.pace.first_record,
         follow: plan.follow,
+        report_every: CHECKPOINT_EVERY,
         snapshot_time: snapshot,
+        baseline: snapshot,
         complete_since: snapshot.filter(|_| !plan.allow_gap),
-        allow_gap: plan.allow_gap,
+        if_lost: if plan.allow_gap { IfLost::GoOn } else { IfLost::Fail },
         findings: Mutex::default(),
+        through: Mutex::default(),
     };
 
     let readable = found.readable()?;

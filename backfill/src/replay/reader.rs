@@ -15,16 +15,15 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::aws_calls::CallError;
-use crate::replay::context::{ReplayContext, StreamRun};
+use crate::replay::context::{IfLost, ReplayContext, StreamRun};
 use crate::replay::page::{Message, Page, ShardStatus};
-use crate::replay::position::{Evidence, Lost, Missing, Position, can_be_lost, judge_missing};
+use crate::replay::position::{
+    CREATION_SLACK, Evidence, Lost, Missing, Position, can_be_lost, judge_missing,
+};
 use crate::replay::record::lambda_json;
 use crate::replay::source::{ShardName, made_at};
 use crate::replay::tip::EmptyPages;
 
-/// Creation times are approximate, and rounded down to the second: only a record this much younger
-/// than the cutoff shows that all records from before it have been read.
-const CUTOFF_SLACK: time::Duration = time::Duration::seconds(5);
 /// Maximum consecutive iterators that gave no answer.
 const MAX_ITERATOR_ATTEMPTS: u32 = 16;
 /// A refusal may pass: the horizon moves on between the call for an iterator and the call that uses
@@ -35,7 +34,7 @@ const MAX_REFUSALS: u32 = 7;
 const MAX_TRIMMED_REFUSALS: u32 = 3;
 const FIRST_REFUSAL_PAUSE: Duration = Duration::from_millis(250);
 /// How often the checkpoint of a quiet shard is renewed while it is followed.
-const REPORT_EVERY: time::Duration = time::Duration::minutes(10);
+pub(crate) const CHECKPOINT_EVERY: time::Duration = time::Duration::minutes(10);
 
 /// How a shard's reading ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +77,8 @@ pub(crate) struct ShardReader {
     at_cutoff: bool,
     /// Up to when the collector knows it to be read.
     reported_through: Option<OffsetDateTime>,
+    /// Up to when its checkpoint says so.
+    checkpointed_through: Option<OffsetDateTime>,
     /// A page has been read.
     opened: bool,
     /// Something is known from before this run: a snapshot, a checkpoint, or one of the parent.
@@ -118,13 +119,14 @@ impl ShardReader {
         (position, complete_since): (Position, Option<OffsetDateTime>),
         messages: mpsc::Sender<Message>,
     ) -> Self {
-        let has_baseline = context.snapshot_time.is_some() || position.read_through.is_some();
+        let has_baseline = context.baseline.is_some() || position.read_through.is_some();
         Self {
             context,
             run,
             shard: Arc::from(shard),
             known,
             reported_through: position.read_through,
+            checkpointed_through: position.read_through,
             position,
             complete_since,
             messages,
@@ -184,7 +186,7 @@ impl ShardReader {
         let idle = self.known == Known::Open && !ended && self.empty_pages.enough(wait, now);
         let cutoff = self.context.cutoff;
         let passed =
-            self.position.last_created.is_some_and(|newest| newest > cutoff + CUTOFF_SLACK);
+            self.position.last_created.is_some_and(|newest| newest > cutoff + CREATION_SLACK);
         if idle {
             self.position.through(cutoff);
             if self.context.follow {
@@ -194,8 +196,11 @@ impl ShardReader {
         self.update_assumed(idle, passed || ended || !records.is_empty(), had_records);
         // A quiet shard is read up to later and later: its checkpoint must say so before the day is
         // over.
-        let report_due = idle
-            && self.position.read_through > self.reported_through.map(|told| told + REPORT_EVERY);
+        let due = |told: Option<OffsetDateTime>, every| {
+            idle && self.position.read_through > told.map(|told| told + every)
+        };
+        let checkpoint_due = due(self.checkpointed_through, CHECKPOINT_EVERY);
+        let report_due = due(self.reported_through, self.context.report_every);
         let reaches_cutoff = !self.at_cutoff && (idle || passed);
         self.at_cutoff |= reaches_cutoff;
         let status = match (ended, self.at_cutoff) {
@@ -206,9 +211,13 @@ impl ShardReader {
         if ended {
             self.run.shards.children_not_listed.fetch_add(1, Ordering::SeqCst);
         }
-        if !records.is_empty() || reaches_cutoff || report_due || ended {
+        let checkpoint = !records.is_empty() || reaches_cutoff || checkpoint_due || ended;
+        if checkpoint || report_due {
             self.reported_through = self.position.read_through;
-            self.send(records, status, Some(permit)).await;
+            if checkpoint {
+                self.checkpointed_through = self.position.read_through;
+            }
+            self.send((records, checkpoint), status, Some(permit)).await;
         }
         match (ended, self.at_cutoff && !self.context.follow) {
             (true, _) => Some(ReadOutcome::Finished(self.position.clone())),
@@ -229,7 +238,7 @@ impl ShardReader {
 
     async fn send(
         &self,
-        records: Vec<Vec<u8>>,
+        (records, checkpoint): (Vec<Vec<u8>>, bool),
         status: ShardStatus,
         permit: Option<OwnedSemaphorePermit>,
     ) {
@@ -243,6 +252,7 @@ impl ShardReader {
                 .filter(|_| !self.context.findings().gaps.contains_key(&self.name())),
             records,
             status,
+            checkpoint,
             permit,
         };
         // The other side goes away only when the run ends, and this reader with it.
@@ -378,7 +388,7 @@ impl ShardReader {
             return Err(CallError::Gone).with_context(|| self.unreadable());
         }
         let now = OffsetDateTime::now_utc();
-        let snapshot = self.context.snapshot_time;
+        let baseline = self.context.baseline;
         let shards = description.as_ref().map_or(&[][..], |description| &description.shards);
         let children = shards.iter().filter(|shard| shard.parent.as_deref() == Some(&*self.shard));
         let evidence = Evidence {
@@ -389,15 +399,19 @@ impl ShardReader {
         // What is only named has the snapshot alone for a baseline, and the evidence answers for
         // that.
         let has_baseline = self.has_baseline && !self.is_unseen();
-        match judge_missing(&self.position, has_baseline, evidence, snapshot, now) {
-            Missing::TooYoung if self.context.allow_gap => {
+        match judge_missing(&self.position, has_baseline, evidence, baseline, now) {
+            Missing::TooYoung if self.context.if_lost == IfLost::GoOn => {
                 self.context.lose(self.lost())?;
                 Ok(self.trimmed_away().await)
             }
             Missing::TooYoung => Err(CallError::Gone).with_context(|| {
+                let or_else = match self.context.if_lost {
+                    IfLost::FailRepair => "",
+                    _ => ", or add --allow-gap to go on without it",
+                };
                 format!(
                     "{}: what it holds is younger than 24 hours, so that it cannot have been \
-                     trimmed; run the same command again, or add --allow-gap to go on without it",
+                     trimmed; run the same command again{or_else}",
                     self.unreadable()
                 )
             }),
@@ -418,7 +432,7 @@ impl ShardReader {
         self.context.findings().gone.insert(self.name());
         self.context.findings().assumed.remove(&self.name());
         self.run.shards.children_not_listed.fetch_add(1, Ordering::SeqCst);
-        self.send(Vec::new(), ShardStatus::TrimmedAway, None).await;
+        self.send((Vec::new(), true), ShardStatus::TrimmedAway, None).await;
         ReadOutcome::Finished(self.position)
     }
 
@@ -434,7 +448,7 @@ impl ShardReader {
         Lost {
             shard: self.name(),
             position: self.position.clone(),
-            since: self.position.read_through.max(self.context.snapshot_time),
+            since: self.position.read_through.max(self.context.baseline),
         }
     }
 
@@ -444,8 +458,8 @@ impl ShardReader {
     /// # Errors
     /// [`Lost`] if that matters.
     fn check_trimmed(&self, refused: bool) -> anyhow::Result<()> {
-        let (snapshot, now) = (self.context.snapshot_time, OffsetDateTime::now_utc());
-        if self.has_baseline && can_be_lost(&self.position, refused, snapshot, now) {
+        let (baseline, now) = (self.context.baseline, OffsetDateTime::now_utc());
+        if self.has_baseline && can_be_lost(&self.position, refused, baseline, now) {
             return self.context.lose(self.lost());
         }
         Ok(())
@@ -456,6 +470,10 @@ impl ShardReader {
         let (what, why) =
             match (self.opened || self.position.sequence_number.is_some(), self.has_baseline) {
                 (false, _) => ("not there any more", "nothing of it was read"),
+                (true, true) if self.context.if_lost == IfLost::FailRepair => (
+                    "trimmed away in part",
+                    "older than this repair, which reads the items from the tables",
+                ),
                 (true, true) => (
                     "trimmed away in part",
                     "older than what is known to be stored: nothing is lost",

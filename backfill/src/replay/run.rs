@@ -1,12 +1,12 @@
-//! The run of a replay that is prepared: a task per stream that reads its shards, one that finds new
-//! streams, and one collector of their pages.
+//! The run of a replay that is prepared: a task per stream that reads its shards, one that finds
+//! new streams, and one collector of their pages.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::SdkConfig;
 use projector::change::Tables;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -59,8 +59,9 @@ pub(crate) struct Ran {
 }
 
 impl Replay {
-    /// Runs until all is read, something fails, or the run is asked to stop.
-    pub(crate) async fn run(&mut self, stop: &Stop) -> Ran {
+    /// Runs until all is read, something fails, or the run is asked to stop. `reached_cutoff` turns
+    /// true once all that was created before the cutoff is stored.
+    pub(crate) async fn run(&mut self, stop: &Stop, reached_cutoff: &watch::Sender<bool>) -> Ran {
         let start = Instant::now();
         let mut progress = start_progress(&self.streams);
         let (sender, mut messages) = mpsc::channel(self.pace.parallel);
@@ -75,7 +76,9 @@ impl Replay {
             checkpoints: &mut self.checkpoints,
             progress: &mut progress,
             times: &mut times,
-            reached_cutoff: false,
+            context: &self.context,
+            reached_cutoff,
+            lock_seen: start,
         };
         let ended = collector.run_to_the_end(&mut messages, readers, stop).await;
         asking.abort();

@@ -21,6 +21,7 @@ use crate::replay::page::Message;
 use crate::replay::position::Position;
 use crate::replay::reader::{Known, ReadOutcome, ShardReader};
 use crate::replay::source::{Description, Stream};
+use crate::replay::through::StreamThrough;
 
 /// How often a stream is described while a closed shard's child is looked for, or when nothing is
 /// under way any more; and otherwise.
@@ -78,6 +79,8 @@ struct StreamReading {
     /// Shards that go on after the cutoff: what comes after them is not asked for.
     past_cutoff: HashSet<String>,
     described: Instant,
+    /// Records are still added, as far as is known.
+    enabled: bool,
     /// The last description came when nothing was under way, and showed nothing new.
     shown_complete: bool,
 }
@@ -103,6 +106,7 @@ impl StreamReading {
             not_there: HashSet::new(),
             past_cutoff: HashSet::new(),
             described: Instant::now(),
+            enabled: true,
             shown_complete: false,
         };
         let run = Arc::clone(&reading.run);
@@ -117,6 +121,9 @@ impl StreamReading {
         reading.extend(run.listed.iter().cloned().chain(unlisted).collect());
         for (shard, checkpoint) in &run.resumed {
             reading.read_through.insert(shard.clone(), checkpoint.position.read_through);
+            if reading.lineage.contains(shard) {
+                reading.through(|of| of.stored(shard, &checkpoint.position, checkpoint.finished));
+            }
             if checkpoint.finished && reading.lineage.contains(shard) {
                 reading.lineage.finish(shard);
                 if !reading.lineage.has_children(shard) {
@@ -130,15 +137,26 @@ impl StreamReading {
 
     /// Adds what is listed, and what a listed shard names as its parent without its being listed.
     fn extend(&mut self, shards: Vec<Shard>) {
+        self.through(|of| {
+            for shard in shards.iter().filter(|shard| !self.not_there.contains(&shard.id)) {
+                of.list(&shard.id, shard.parent.as_deref());
+            }
+        });
         self.lineage.extend(shards);
         for id in self.lineage.unlisted_parents() {
             let finished = self.run.resumed.get(&id).is_some_and(|before| before.finished);
             if !finished {
+                self.through(|of| of.list(&id, None));
                 self.lineage.start_named(&id);
                 self.read(id, Known::AsParent, Position::default());
             }
         }
         self.count_listed();
+    }
+
+    /// Says something of the stream to who asks up to when all of it is stored.
+    fn through(&self, say: impl FnOnce(&mut StreamThrough)) {
+        say(self.context.through().of(&self.run.stream));
     }
 
     fn count_listed(&self) {
@@ -199,7 +217,9 @@ impl StreamReading {
     }
 
     fn is_complete(&self) -> bool {
-        self.nothing_under_way() && self.childless.is_empty() && self.shown_complete
+        // A stream that is just being enabled lists its first shard a little later.
+        let goes_on = self.context.follow && self.enabled;
+        !goes_on && self.nothing_under_way() && self.childless.is_empty() && self.shown_complete
     }
 
     /// Sees that no shard is left that nobody will read.
@@ -231,13 +251,14 @@ impl StreamReading {
             }
             ReadOutcome::NotThere => {
                 self.lineage.finish(&id);
+                self.through(|of| of.not_there(&id));
                 self.not_there.insert(id);
                 self.count_listed();
             }
             ReadOutcome::Finished(position) => {
-                // Without a snapshot or checkpoint, children inherit no time up to which all was
+                // Without a baseline or checkpoint, children inherit no time up to which all was
                 // read.
-                if self.context.snapshot_time.is_some() || self.read_through.contains_key(&id) {
+                if self.context.baseline.is_some() || self.read_through.contains_key(&id) {
                     self.read_through.insert(id.clone(), position.read_through);
                 }
                 self.lineage.finish(&id);
@@ -257,9 +278,12 @@ impl StreamReading {
         let nothing_under_way = self.nothing_under_way();
         let few = self.childless.len() <= self.lineage.len().div_ceil(SHARDS_PER_PAGE);
         if self.childless.is_empty() || !few || !self.describe_children().await {
+            // A shard is listed within the time that is allowed for its first record.
+            let complete_up_to = OffsetDateTime::now_utc() - self.context.first_record;
             let described = self.context.source.describe(&self.run.stream).await?;
             self.shown_complete = nothing_under_way;
             self.on_described(described);
+            self.through(|of| of.described(self.enabled, complete_up_to));
         }
         self.described = Instant::now();
         Ok(())
@@ -281,6 +305,7 @@ impl StreamReading {
     /// read of it ends by itself.
     fn on_described(&mut self, description: Option<Description>) {
         let enabled = description.as_ref().is_some_and(|description| description.enabled);
+        self.enabled = enabled;
         let shards = description.map(|description| description.shards).unwrap_or_default();
         self.extend(shards);
         // Listed or not: a shard that is closed now is read to its end after all.
@@ -292,12 +317,14 @@ impl StreamReading {
             }
         }
         let (lineage, run, patience) = (&self.lineage, &self.run, self.child_patience);
+        let mut through = self.context.through();
         self.childless.retain(|shard, since| {
             let patient = since.elapsed() < patience;
             let keep = !lineage.has_children(shard)
                 && waits_for_child(&run.stream, shard, enabled, patient);
             if !keep {
                 run.shards.children_not_listed.fetch_sub(1, Ordering::SeqCst);
+                through.of(&run.stream).is_last(shard);
             }
             keep
         });

@@ -67,10 +67,8 @@ impl Tally<'_> {
         };
         let Delivery { counts, not_counted, reasons, .. } = self.delivery;
         let mut text = summary::text(end, counts, *not_counted, reasons, self.duration);
-        for (arn, progress) in self.progress {
-            let (read, listed, records) = progress.totals();
-            let name = self.stream_name(arn, progress.table());
-            let _ = writeln!(text, "  {name}: {read} of {listed} shards read, {records} records");
+        for line in self.streams() {
+            let _ = writeln!(text, "  {line}");
         }
         for line in self.times.lines(self.delivery, self.duration) {
             let _ = writeln!(text, "  {line}");
@@ -82,6 +80,16 @@ impl Tally<'_> {
             let _ = writeln!(text, "{line}");
         }
         text.trim_end().to_owned()
+    }
+
+    /// A line per stream: how much of it was read.
+    pub(crate) fn streams(&self) -> Vec<String> {
+        let line = |(arn, progress): &(String, StreamProgress)| {
+            let (read, listed, records) = progress.totals();
+            let name = self.stream_name(arn, progress.table());
+            format!("{name}: {read} of {listed} shards read, {records} records")
+        };
+        self.progress.iter().map(line).collect()
     }
 
     /// The table, and the stream's label if the table has several.
