@@ -33,13 +33,18 @@ pub(crate) fn read(json: &[u8], of_sessions: bool) -> Item {
         Err(malformed) => return Item::Malformed(None, malformed.without_values()),
     };
     match document {
-        Ok(document) => Item::Whole((part, session_id), without_bytes(document)),
+        Ok(document) => Item::Whole((part, session_id), comparable(document)),
         Err(malformed) => Item::Malformed(Some((part, session_id)), malformed.without_values()),
     }
 }
 
+/// The part of a session, for people.
+pub(crate) fn name((part, session_id): &Key) -> String {
+    format!("{session_id} {}", part.name())
+}
+
 /// Bytes become their MD5, in the form in which PostgreSQL gives it.
-fn without_bytes(document: Document) -> Document {
+pub(crate) fn comparable(document: Document) -> Document {
     let short = |value| match value {
         Value::Bytes(bytes) => Value::Text(hex(&Md5::digest(bytes))),
         other => other,

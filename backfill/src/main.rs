@@ -111,6 +111,9 @@ async fn run(command: &Command, output: &Output) -> anyhow::Result<Outcome> {
             Command::Merge(arguments) => {
                 Box::pin(commands::merge::run(settings, arguments, stop, output)).await
             }
+            Command::Repair(arguments) => {
+                Box::pin(commands::repair::run(settings, arguments, stop, output)).await
+            }
             Command::Verify(arguments) => {
                 Box::pin(commands::verify::run(settings, arguments, stop, output)).await
             }

@@ -1,7 +1,6 @@
 //! A replay of the live streams: who reads which shard when, how far, and what is known of it in
 //! the end. `stream` runs it; `check` and `doctor` ask its pure parts.
 
-#[expect(dead_code, reason = "the command that starts it is still to come")]
 pub(crate) mod background;
 pub(crate) mod checkpoint;
 pub(crate) mod collect;

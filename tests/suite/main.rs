@@ -30,6 +30,7 @@ mod races;
 mod ready;
 mod redrive;
 mod rejects;
+mod repair;
 mod replay;
 mod runbook;
 mod status;

@@ -3,7 +3,7 @@
 //!
 //! `MOVE_BY_MERGE_FACTOR=20` makes it longer: that many times the sessions and the proofs.
 
-mod world;
+pub(crate) mod world;
 
 use std::process::{Output, Stdio};
 use std::sync::Arc;

@@ -30,6 +30,7 @@ use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::rejected_records::{self, BATCH, Filter, Rejected};
 use crate::repair::ledger;
+use crate::repair::reread::{Replay, replay};
 use crate::retry::retry_transient;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
@@ -66,12 +67,14 @@ pub(crate) async fn run(
         let discarding = Discarding::new(database, filter, why, arguments.dry_run);
         return discarding.run(stop, output).await;
     }
-    if retry_transient("ask whether this database has had a repair", async || {
+    let had_repair = retry_transient("ask whether this database has had a repair", async || {
         ledger::any(database).await
-    })
-    .await?
-    {
-        return reread::run(delivery, arguments, filter, rows, stop, output).await;
+    });
+    match replay(had_repair.await?) {
+        Replay::ApplyByVersion => {}
+        Replay::ReRead => {
+            return reread::run(delivery, arguments, filter, rows, stop, output).await;
+        }
     }
     let lock = if arguments.dry_run {
         None

@@ -79,11 +79,11 @@ async fn open<'a>(
 ) -> anyhow::Result<(Source<'a>, u64)> {
     let now = OffsetDateTime::now_utc();
     let (candidates, length) = if let Some(places) = &arguments.export {
-        Candidates::export(looker, places, arguments.gap_start, s3, now).await?
+        Candidates::export(&looker.rows_and_items, places, arguments.gap_start, s3, now).await?
     } else if let Some(path) = &arguments.keys {
         Candidates::keys(path)?
     } else {
-        Candidates::scan(looker, arguments.segments, now).await?
+        Candidates::scan(&looker.rows_and_items, arguments.segments, now).await?
     };
     Ok((Source::Tables(candidates), length))
 }

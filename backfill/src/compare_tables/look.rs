@@ -39,7 +39,7 @@ pub(crate) struct Looks {
 }
 
 /// What rows hold, by part and session.
-type Rows = PerPart<HashMap<String, Held>>;
+pub(crate) type Rows = PerPart<HashMap<String, Held>>;
 
 impl Looker<'_> {
     /// The attribute that holds the time to live of a part.
@@ -85,7 +85,7 @@ impl Looker<'_> {
         Ok(keys.iter().map(look).collect())
     }
 
-    async fn rows(&self, keys: impl Iterator<Item = &Key> + Clone) -> anyhow::Result<Rows> {
+    pub(crate) async fn rows(&self, keys: impl Iterator<Item = &Key> + Clone) -> anyhow::Result<Rows> {
         let mut rows = Rows::default();
         for part in Part::ALL {
             let of_part = keys.clone().filter(|(of, _)| *of == part);

@@ -6,7 +6,7 @@ use projector::part::{Part, PerPart};
 use projector::stored::{NotOfChanges, changes_of};
 use time::OffsetDateTime;
 
-use crate::repair::reread::is_image;
+use crate::repair::reread::{FromPeer, from_peer, is_image};
 
 /// How many parts are newer there than what our row holds.
 pub(crate) fn newer_parts(theirs: &Versions, held: Option<&Versions>) -> u64 {
@@ -14,7 +14,8 @@ pub(crate) fn newer_parts(theirs: &Versions, held: Option<&Versions>) -> u64 {
 }
 
 fn is_newer(theirs: &Versions, part: Part, held: Option<&Versions>) -> bool {
-    theirs[part] > held.and_then(|held| held[part].clone())
+    let ours = held.and_then(|held| held[part].as_deref());
+    from_peer((theirs[part].as_deref(), &()), (ours, &())) == FromPeer::Upsert
 }
 
 /// What a row there has that is newer than what our row holds.

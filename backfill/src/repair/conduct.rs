@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::advisory_lock::{self, Held};
 use crate::cli::ReReadArguments;
+use crate::compare_tables;
 use crate::console::{self, Progress, span};
 use crate::items::api::TablesApi;
 use crate::replay::background::{Background, Terms};
@@ -185,5 +186,8 @@ pub(crate) async fn looker<'a>(
         connection.fetch_one("SELECT clock_timestamp()", bind![]).await?;
     let clock_ahead = (now - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
     let archive = projector.archive.as_ref();
-    Ok(Looker { database: &projector.database, archive, api, ttl_attributes, clock_ahead })
+    let started = OffsetDateTime::now_utc();
+    let rows_and_items =
+        compare_tables::look::Looker { database: &projector.database, api, ttl_attributes, started };
+    Ok(Looker { rows_and_items, archive, clock_ahead })
 }

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value as Json, json};
 
+use crate::items::api::TableSize;
+
 /// List prices in us-east-1, in dollars (aws.amazon.com/dynamodb/pricing/on-demand and
 /// aws.amazon.com/s3/pricing, November 2026): a million read request units, a thousand HEAD
 /// requests, a GB of export.
@@ -15,13 +17,6 @@ const EXPORT_GB: f64 = 0.10;
 /// A consistent read takes one unit per 4 KB of each item, or part of them, if items are read by
 /// key; of the sum of a page if they are scanned (DynamoDB Developer Guide, "Read consistency").
 const UNIT_BYTES: u64 = 4096;
-
-/// What a table says of itself, counted within the last six hours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TableSize {
-    pub(crate) items: u64,
-    pub(crate) bytes: u64,
-}
 
 /// Which keys are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

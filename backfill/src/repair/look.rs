@@ -5,34 +5,27 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use projector::apply::{Pace, object_versions};
+use projector::apply::object_versions;
 use projector::archive::Archive;
-use projector::database::Database;
 use projector::measurement::{Document, Versions};
 use projector::object::dominates;
-use projector::part::{Part, PerPart};
+use projector::part::Part;
 use time::OffsetDateTime;
 
+use crate::compare_tables;
 use crate::compare_tables::columns::differing;
-use crate::compare_tables::held::held;
+use crate::compare_tables::look::Rows;
 use crate::compare_tables::verdict::{Held, has_expired};
-use crate::items::api::{CurrentItem, TablesApi};
+use crate::items::api::CurrentItem;
 use crate::items::{Key, comparable};
 use crate::repair::reread::{AfterRead, Seen};
 use crate::repair::waiting::WaitingImage;
 use crate::retry::retry_transient;
 
-/// How many parts one statement reads at most. A statement reads whole meshes for their MD5.
-const PARTS: usize = 1_000;
-
 /// Both stores and the tables.
 pub(crate) struct Looker<'a> {
-    pub(crate) database: &'a Database,
+    pub(crate) rows_and_items: compare_tables::look::Looker<'a>,
     pub(crate) archive: Option<&'a Archive>,
-    pub(crate) api: &'a TablesApi,
-    /// The attributes that hold the time to live of sessions and of scans, if rows may keep what
-    /// expired.
-    pub(crate) ttl_attributes: [Option<String>; 2],
     /// How far the database's clock is ahead of this machine's; 0 if it is behind.
     pub(crate) clock_ahead: time::Duration,
 }
@@ -83,9 +76,6 @@ impl PartialEq for Content {
     }
 }
 
-/// What rows hold, by part and session.
-type Rows = PerPart<HashMap<String, Held>>;
-
 impl Looker<'_> {
     /// Looks at these parts, at most as many as one call of the API takes.
     ///
@@ -94,7 +84,7 @@ impl Looker<'_> {
     pub(crate) async fn look(&self, keys: &[Key]) -> anyhow::Result<Looks> {
         let rows = self.rows(keys).await?;
         let objects = self.objects_of(keys.iter().map(|(_, session_id)| session_id)).await?;
-        let items = self.api.get_current(&keys.iter().collect::<Vec<_>>()).await?;
+        let items = self.rows_and_items.api.get_current(&keys.iter().collect::<Vec<_>>()).await?;
         let now = OffsetDateTime::now_utc();
         let mut items: HashMap<Key, CurrentItem> =
             items.into_iter().map(|item| (item.key.clone(), item)).collect();
@@ -137,17 +127,7 @@ impl Looker<'_> {
     }
 
     async fn rows(&self, keys: &[Key]) -> anyhow::Result<Rows> {
-        let mut rows = Rows::default();
-        for part in Part::ALL {
-            let of_part = keys.iter().filter(|(of, _)| *of == part);
-            let session_ids: Vec<&str> = of_part.map(|(_, id)| id.as_str()).collect();
-            let ttl_attribute =
-                self.ttl_attributes[usize::from(part != Part::Session)].as_deref();
-            let mut pace = Pace::new(PARTS);
-            rows[part] =
-                held(self.database, &mut pace, (part, ttl_attribute), &session_ids).await?;
-        }
-        Ok(rows)
+        self.rows_and_items.rows(keys.iter()).await
     }
 
     /// The versions that the objects of these sessions hold; one that is not there is left out.
@@ -194,7 +174,6 @@ impl Looks {
             }
             None => (None, None),
             Some(CurrentItem { document: Err(reason), json, .. }) => {
-                let reason = reason.reason;
                 self.malformed.push(MalformedItem { key: key.clone(), reason, json });
                 return;
             }

@@ -44,7 +44,10 @@ pub(crate) struct Image<C> {
     pub(crate) content: C,
 }
 
-/// What becomes of an image once its hold is over.
+/// What becomes of an image once its hold is over. In a run, the statement of
+/// [`projector::read_model::upsert_unmoved`] decides it, with the row locked; here it is for the
+/// search.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterHold {
     /// The row has moved: the stream has brought what the image shows, or something newer.
@@ -73,6 +76,7 @@ impl<C: PartialEq> Seen<C> {
 
 /// What becomes of an image that was made while the row had the version `row`, now that it has the
 /// version `row_now`.
+#[cfg(test)]
 pub(crate) fn after_hold(row: Option<&str>, row_now: Option<&str>) -> AfterHold {
     if row == row_now { AfterHold::Upsert } else { AfterHold::Drop }
 }

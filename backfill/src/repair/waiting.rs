@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use projector::part::Part;
@@ -52,7 +52,7 @@ pub(crate) struct ReadThrough {
 /// All images that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    file: Option<(Rc<File>, u64)>,
+    file: Option<(Arc<File>, u64)>,
     batches: Vec<Stored>,
     bytes: u64,
     parts: usize,
@@ -66,7 +66,7 @@ struct Stored {
     is_over: bool,
     read_at: OffsetDateTime,
     parts: usize,
-    file: Rc<File>,
+    file: Arc<File>,
     offset: u64,
     bytes: u64,
 }
@@ -134,13 +134,13 @@ impl Waiting {
         }
         let (file, offset) = match self.file.take() {
             Some((file, length)) if length < FILE_BYTES => (file, length),
-            _ => (Rc::new(tempfile::tempfile()?), 0),
+            _ => (Arc::new(tempfile::tempfile()?), 0),
         };
         let bytes = text.len() as u64;
         let mut writer: &File = &file;
         writer.seek(SeekFrom::Start(offset))?;
         writer.write_all(&text)?;
-        self.file = Some((Rc::clone(&file), offset + bytes));
+        self.file = Some((Arc::clone(&file), offset + bytes));
         let (hold, parts) = (Hold::new(read_at), images.len());
         self.batches.push(Stored {
             hold,

@@ -107,11 +107,6 @@ impl Background {
         Ok(Self { reads, reached_cutoff, stop, task, failed: None })
     }
 
-    /// When the replay began, by the later of this machine's clock and the database's.
-    pub(crate) fn cutoff(&self) -> OffsetDateTime {
-        self.reads.context.cutoff
-    }
-
     /// Waits until everything that was created before the cutoff is stored.
     ///
     /// # Errors
@@ -126,11 +121,6 @@ impl Background {
     /// can be said of it.
     pub(crate) fn read_through(&self, of_sessions: bool) -> Vec<Option<OffsetDateTime>> {
         self.reads.read_through(of_sessions)
-    }
-
-    /// The same, for who asks while [`Background::failed`] is waited for.
-    pub(crate) fn reads(&self) -> Reads {
-        self.reads.clone()
     }
 
     /// Returns only if the replay fails, with the reason. May be dropped and called again.

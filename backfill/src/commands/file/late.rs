@@ -10,6 +10,7 @@ use projector::rejected::{self, Rejection, Stored};
 use crate::console;
 use crate::deliver::Delivery;
 use crate::repair::ledger;
+use crate::repair::reread::{Replay, replay};
 use crate::retry::retry_transient;
 
 const REASON: &str = "Lambda gave up on it, and this database has had a repair: `backfill redrive` \
@@ -23,14 +24,14 @@ pub(crate) async fn are_kept(database: &Database) -> anyhow::Result<bool> {
     let had = retry_transient("ask whether this database has had a repair", async || {
         ledger::any(database).await
     });
-    let had = had.await?;
-    if had {
+    let re_read = replay(had.await?) == Replay::ReRead;
+    if re_read {
         console::line(
             "this database has had a repair: batches that Lambda gave up on go to rejected_records, \
                 and `backfill redrive` reads their items again",
         );
     }
-    Ok(had)
+    Ok(re_read)
 }
 
 /// Keeps these records in `rejected_records`, and counts them.
