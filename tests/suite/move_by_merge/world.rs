@@ -51,6 +51,16 @@ impl World {
         self.dynamodb.write_all(&self.tables[0], &sessions).await;
     }
 
+    /// Removes sessions whole.
+    pub(crate) async fn remove_sessions(&self, numbers: std::ops::Range<usize>) {
+        for number in numbers {
+            let [session, left, right] = parts(number, 0);
+            let scans = [left, right].map(|part| Write::Delete(part.key()));
+            self.dynamodb.write_all(&self.tables[1], &scans).await;
+            self.dynamodb.write_all(&self.tables[0], &[Write::Delete(session.key())]).await;
+        }
+    }
+
     /// Changes, removes and adds: `steps` batches, or as many as there is time for until `done`.
     pub(crate) async fn write(&self, sessions: usize, steps: usize, done: &AtomicBool) {
         for step in 0..steps {

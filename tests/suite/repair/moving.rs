@@ -20,9 +20,15 @@ use crate::live::sample;
 use crate::move_by_merge::world::{From, Side, World};
 
 /// Written before the test begins.
-const SESSIONS: usize = 120;
+const SESSIONS: usize = 60;
 /// Batches of changes that the database lacks.
-const STEPS_OF_TWO_DAYS: usize = 30;
+const STEPS_OF_TWO_DAYS: usize = 20;
+/// Sessions that nobody writes again: removed while nobody read the streams.
+const REMOVED: std::ops::Range<usize> = SESSIONS..SESSIONS + 10;
+/// The stand-in's creation times are those of the minute, so that only a pause in the writes shows
+/// within seconds that a shard is caught up.
+const STEPS_OF_A_BURST: usize = 20;
+const PAUSE: Duration = Duration::from_millis(2_500);
 
 /// The tables, the side that is repaired, and everything that runs beside it.
 struct Moving {
@@ -38,13 +44,17 @@ struct Moving {
 impl Moving {
     async fn begin() -> Self {
         let (world, stores) = (World::new().await, Stores::fresh().await);
-        world.write_sessions(0..SESSIONS).await;
+        world.write_sessions(0..REMOVED.end).await;
         // The function of two days ago, which ends after what it had got.
-        let ended = Arc::new(AtomicBool::new(true));
-        Side::attach(&world, &stores, From::Beginning, &ended).await.drained().await;
+        let ended = Arc::new(AtomicBool::new(false));
+        let side = Side::attach(&world, &stores, From::Beginning, &ended).await;
+        side.has_read(world.tips().await).await;
+        ended.store(true, Ordering::Relaxed);
+        side.drained().await;
         stores.forbid_going_back().await;
 
         world.write(SESSIONS, STEPS_OF_TWO_DAYS, &AtomicBool::new(false)).await;
+        world.remove_sessions(REMOVED).await;
         let streams = TrimmedStreams::start(&service("DYNAMODB_LOCAL_URL")).await;
         for (table, tip) in world.tables.iter().zip(world.tips().await) {
             streams.trim(table, tip);
@@ -53,7 +63,12 @@ impl Moving {
         let side = Side::attach(&world, &stores, From::Now, &done).await;
         let writer = tokio::spawn({
             let (world, done) = (Arc::clone(&world), Arc::clone(&done));
-            async move { world.write(SESSIONS, usize::MAX, &done).await }
+            async move {
+                while !done.load(Ordering::Relaxed) {
+                    world.write(SESSIONS, STEPS_OF_A_BURST, &done).await;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
         });
         let sampler = tokio::spawn(sample(stores.clone(), Arc::clone(&done)));
         Self { world, stores, streams, side, writer, sampler, done }
