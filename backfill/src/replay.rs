@@ -8,6 +8,7 @@ pub(crate) mod context;
 pub(crate) mod coverage;
 pub(crate) mod follow;
 pub(crate) mod lineage;
+pub(crate) mod outage;
 pub(crate) mod page;
 pub(crate) mod position;
 pub(crate) mod prepare;

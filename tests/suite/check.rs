@@ -103,6 +103,41 @@ async fn the_check_says_whether_the_gap_is_covered_and_who_reads() {
     assert!(text(&unknown.stdout).contains("AccessDenied"), "{unknown:?}");
 }
 
+/// Writes made while a stream was off are in no stream; nobody would look for them otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_between_two_streams_of_a_table_is_named_with_its_remedy() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let (enabled, anew) = (now() - 3 * 24 * 3600, now() - 2 * 3600);
+    let old = server.add_stream(Table::Sessions, &label(enabled));
+    let last_made = now() - 5 * 3600;
+    server.open_shard(&old, &format!("shardId-{:020}-a", last_made * 1000), None);
+    server.disable(&old);
+    server.add_stream(Table::Sessions, &label(anew));
+    server.add_stream(Table::Scans, &label(enabled));
+
+    let check = output(command(&stores, &server, &["check"])).await;
+    assert_code(&check, 0);
+    let said = text(&check.stdout);
+    let clock = |time| rfc3339(time).replace('T', " ");
+    for part in [
+        format!("not before {}", clock(last_made)),
+        format!("this one at {}", clock(anew)),
+        "`backfill repair --scan` closes that gap".to_owned(),
+    ] {
+        assert!(said.contains(&part), "{part}: {said}");
+    }
+    let json = output(command(&stores, &server, &["check", "--json"])).await;
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let outages: Vec<_> = (0..3).map(|index| &json["streams"][index]["outage"]).collect();
+    assert_eq!((outages[0], outages[2]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    assert_eq!(outages[1]["after"], rfc3339(last_made));
+    assert_eq!(outages[1]["until"], rfc3339(anew));
+    // The replay says so as well, before it reads.
+    let replay = output(stream(&stores, &server, &[])).await;
+    assert_code(&replay, 0);
+    assert!(text(&replay.stderr).contains("`backfill repair --scan`"), "{replay:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gap_that_is_not_covered_is_refused_before_anything_is_read() {
     let (stores, server) = (Stores::fresh().await, StreamServer::start().await);

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use crate::console::{clock, span};
 use crate::layout;
+use crate::replay::outage::Outage;
 use crate::replay::position::RETENTION;
 use crate::replay::readers::Readers;
 use crate::replay::source::{Description, Source, Stream};
@@ -44,6 +45,15 @@ impl Found {
             }
         }
         Ok(readable)
+    }
+
+    /// The time without a stream before the stream at this index: its table's streams are listed
+    /// one after another, the oldest first.
+    fn outage_before(&self, index: usize) -> Option<Outage> {
+        let older = &self.0[index.checked_sub(1)?];
+        let newer = &self.0[index];
+        (older.stream.table == newer.stream.table)
+            .then(|| Outage::between(&older.description, &newer.description))
     }
 
     /// All streams, in order.
@@ -140,6 +150,9 @@ struct StreamReport {
     readers_limit: Option<usize>,
     /// The table has replicas in other Regions. `null`: unknown.
     global_table: Option<bool>,
+    /// Before it was enabled the table had an older stream, and then none. `null`: it is the oldest
+    /// that AWS still lists.
+    outage: Option<Outage>,
     #[serde(skip)]
     full_name: String,
     #[serde(skip)]
@@ -158,8 +171,11 @@ pub(crate) fn judge(
     now: OffsetDateTime,
 ) -> Report {
     let left = snapshot_time.map(|snapshot| snapshot + RETENTION - now);
-    let streams: Vec<StreamReport> =
-        found.0.iter().map(|found| judge_stream(found, snapshot_time, margin, now)).collect();
+    let judged = |(index, stream): (usize, &FoundStream)| {
+        let outage = found.outage_before(index);
+        judge_stream(stream, outage, snapshot_time, margin, now)
+    };
+    let streams: Vec<StreamReport> = found.0.iter().enumerate().map(judged).collect();
     Report {
         safe: snapshot_time.map(|_| streams.iter().all(|stream| stream.problems.is_empty())),
         snapshot_time,
@@ -172,6 +188,7 @@ pub(crate) fn judge(
 
 fn judge_stream(
     found: &FoundStream,
+    outage: Option<Outage>,
     snapshot_time: Option<OffsetDateTime>,
     margin: time::Duration,
     now: OffsetDateTime,
@@ -194,6 +211,7 @@ fn judge_stream(
             format!("an older stream of the table, of {}: it is not read", description.view_type)
         });
     }
+    notes.extend(outage.map(Outage::text));
     if snapshot_time.is_none() && !replaced {
         problems.extend(stream_faults(None, description, now));
     }
@@ -224,6 +242,7 @@ fn judge_stream(
         global_table: readers
             .as_ref()
             .and_then(|readers| readers.replicas.as_ref().ok().map(|replicas| *replicas > 0)),
+        outage,
         full_name: stream.full_name(),
         readers: readers.as_ref().map(Readers::brief),
         problems,
@@ -249,7 +268,7 @@ fn stream_faults(
             Some(since) if since < snapshot_time => {}
             Some(since) => faults.push(format!(
                 "it was enabled at {}, after the snapshot: no stream holds everything that \
-                    changed before that",
+                    changed before that; `backfill repair --scan` closes that gap",
                 clock(since)
             )),
             None => faults.push("it does not say when it was enabled".to_owned()),
@@ -257,8 +276,8 @@ fn stream_faults(
     }
     if !description.enabled {
         faults.push(format!(
-            "it is {}: what changes now is in no stream; enable the stream, and take a new \
-                snapshot after that",
+            "it is {}: what changes now is in no stream; enable the stream, and run `backfill \
+                repair --scan` or take a new snapshot after that",
             description.status
         ));
     }
@@ -507,6 +526,37 @@ mod tests {
         let report = judge(&found, Some(NOW - Duration::hours(5)), MARGIN, NOW);
         assert!(report.safe == Some(false) && report.streams[0].problems.is_empty());
         assert!(report.streams[1].problems[0].contains("after the snapshot"));
+    }
+
+    #[test]
+    fn what_was_written_between_two_streams_of_a_table_is_said_to_be_in_none() {
+        let streams = |table: &'static str, count: i64| {
+            (0..count).map(move |index| {
+                let mut found = stream(NOW - Duration::days(9 - index));
+                found.stream.table = table.to_owned();
+                found.replaced = index + 1 < count;
+                found
+            })
+        };
+        for (name, sessions, scans, expected) in [
+            ("one each", 1, 1, vec![false, false]),
+            ("sessions anew", 2, 1, vec![false, true, false]),
+            ("scans anew, twice", 1, 3, vec![false, false, true, true]),
+        ] {
+            let of = streams("sessions", sessions).chain(streams("scans", scans));
+            let found = Found(of.collect());
+            for snapshot in [None, Some(NOW - Duration::HOUR)] {
+                let report = judge(&found, snapshot, MARGIN, NOW);
+                let said = |stream: &super::StreamReport| {
+                    let said = stream.notes.iter().any(|note| note.contains("repair --scan"));
+                    assert_eq!(said, stream.outage.is_some(), "{name}: {:?}", stream.notes);
+                    said
+                };
+                assert_eq!(report.streams.iter().map(said).collect::<Vec<_>>(), expected, "{name}");
+                // It may be closed already: a check that is safe stays so.
+                assert_eq!(report.safe, snapshot.map(|_| true), "{name}");
+            }
+        }
     }
 
     #[test]
