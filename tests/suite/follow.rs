@@ -42,7 +42,22 @@ async fn a_stream_that_is_turned_off_and_on_is_followed() {
     signal(&following, "INT");
     let ended = following.wait_with_output().await.expect("it ends");
     assert_code(&ended, 0);
-    assert!(text(&ended.stdout).contains("is in no stream"), "{ended:?}");
+    let said = text(&ended.stdout);
+    assert!(said.contains("is in no stream") && said.contains("backfill repair"), "{ended:?}");
+}
+
+/// A stream that is just being enabled lists its first shard a little later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_first_shard_comes_late_is_followed() {
+    let (stores, server) = (Stores::fresh().await, StreamServer::start().await);
+    let arn = server.add_stream(Table::Sessions, LABEL);
+    server.add_stream(Table::Scans, LABEL);
+    let _following = stream(&stores, &server, &["--follow"]).spawn().expect("backfill runs");
+    // Each stream is described at the start, and once nothing is under way.
+    until("the descriptions", async || server.count("DescribeStream") > 4).await;
+    server.open_shard(&arn, "shardId-a", None);
+    server.put(&arn, "shardId-a", &[session("s1", "u").place(LABEL, 1)]);
+    until("the row", async || stores.rows().await.len() == 1).await;
 }
 
 /// The tables are quiet, and the connection that holds the lock is ended by somebody.

@@ -283,7 +283,7 @@ impl StreamReading {
             let described = self.context.source.describe(&self.run.stream).await?;
             self.shown_complete = nothing_under_way;
             self.on_described(described);
-            self.through(|of| of.described(self.enabled, complete_up_to));
+            self.through(|of| of.all_listed(complete_up_to));
         }
         self.described = Instant::now();
         Ok(())
@@ -306,6 +306,7 @@ impl StreamReading {
     fn on_described(&mut self, description: Option<Description>) {
         let enabled = description.as_ref().is_some_and(|description| description.enabled);
         self.enabled = enabled;
+        self.through(|of| of.enabled(enabled));
         let shards = description.map(|description| description.shards).unwrap_or_default();
         self.extend(shards);
         // Listed or not: a shard that is closed now is read to its end after all.

@@ -57,15 +57,11 @@ pub(crate) struct StreamThrough {
     shards: HashMap<String, ShardThrough>,
     /// The shards that a listed shard names as its parent.
     parents: HashSet<String>,
-    described: Option<Described>,
-}
-
-/// What the last description said of the stream.
-#[derive(Clone, Copy, Debug)]
-struct Described {
-    enabled: bool,
-    /// What was created up to then is in the shards that it lists, or in their ancestors.
-    complete_up_to: OffsetDateTime,
+    /// Records are still added; `None` if nobody has asked yet.
+    enabled: Option<bool>,
+    /// What was created up to then is in the shards that the last description listed, or in their
+    /// ancestors.
+    complete_up_to: Option<OffsetDateTime>,
 }
 
 #[derive(Debug, Default)]
@@ -108,9 +104,15 @@ impl StreamThrough {
         self.shards.remove(id);
     }
 
-    /// The whole stream was described, and its shards were given to [`StreamThrough::list`].
-    pub(crate) fn described(&mut self, enabled: bool, complete_up_to: OffsetDateTime) {
-        self.described = Some(Described { enabled, complete_up_to });
+    /// The stream was described as enabled or not.
+    pub(crate) fn enabled(&mut self, enabled: bool) {
+        self.enabled = Some(enabled);
+    }
+
+    /// All of its shards were given to [`StreamThrough::list`], those at least that hold what was
+    /// created up to this time.
+    pub(crate) fn all_listed(&mut self, complete_up_to: OffsetDateTime) {
+        self.complete_up_to = self.complete_up_to.max(Some(complete_up_to));
     }
 
     /// Up to when all of it is stored, if its table's streams were listed at `listed_at`.
@@ -127,11 +129,8 @@ impl StreamThrough {
                 }
             }
         }
-        if no_shard_counts {
-            let described = self.described?;
-            if described.enabled {
-                through = through.min(described.complete_up_to);
-            }
+        if no_shard_counts && self.enabled? {
+            through = through.min(self.complete_up_to?);
         }
         Some(through)
     }
@@ -183,9 +182,10 @@ mod tests {
         End(&'static str),
         IsLast(&'static str),
         NotThere(&'static str),
-        Described(bool, i64),
+        Enabled(bool),
+        AllListed(i64),
     }
-    use Told::{Described, Empty, End, IsLast, List, NotThere, Record};
+    use Told::{AllListed, Empty, Enabled, End, IsLast, List, NotThere, Record};
 
     fn at(seconds: i64) -> OffsetDateTime {
         OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds)
@@ -213,7 +213,8 @@ mod tests {
                 End(id) => of.stored(id, &position, true),
                 IsLast(id) => of.is_last(id),
                 NotThere(id) => of.not_there(id),
-                Described(enabled, up_to) => of.described(enabled, at(up_to)),
+                Enabled(enabled) => of.enabled(enabled),
+                AllListed(up_to) => of.all_listed(at(up_to)),
             }
         }
     }
@@ -227,7 +228,7 @@ mod tests {
         let family = [List("a", None), List("b", Some("a"))];
         for (name, before, told, expected) in [
             ("nothing is known of it", &[][..], &[][..], None),
-            ("a shard is not opened", &one, &[Described(true, 900)], None),
+            ("a shard is not opened", &one, &[Enabled(true), AllListed(900)], None),
             ("a shard was found empty", &one, &[Empty("a", 700)], Some(700)),
             ("a record came", &one, &[Record("a", 700)], Some(695)),
             ("later it was found empty", &one, &[Record("a", 700), Empty("a", 800)], Some(800)),
@@ -250,23 +251,23 @@ mod tests {
             (
                 "no child will come, of a disabled stream",
                 &one,
-                &[Empty("a", 700), Described(false, 800), IsLast("a"), End("a")],
+                &[Empty("a", 700), AllListed(800), Enabled(false), IsLast("a"), End("a")],
                 Some(1000),
             ),
             (
                 "… of a stream that is enabled",
                 &one,
-                &[Empty("a", 700), Described(true, 800), IsLast("a"), End("a")],
+                &[Empty("a", 700), AllListed(800), Enabled(true), IsLast("a"), End("a")],
                 Some(800),
             ),
             (
                 "… and the end is not stored yet",
                 &one,
-                &[Empty("a", 700), Described(false, 800), IsLast("a")],
+                &[Empty("a", 700), Enabled(false), IsLast("a")],
                 Some(700),
             ),
-            ("no shard is listed", &[], &[Described(true, 800)], Some(800)),
-            ("no shard, and disabled", &[], &[Described(false, 800)], Some(1000)),
+            ("no shard is listed", &[], &[AllListed(800), Enabled(true)], Some(800)),
+            ("no shard, and disabled", &[], &[Enabled(false)], Some(1000)),
             (
                 "a parent that is not there",
                 &[List("b", Some("a")), List("a", None)],
@@ -308,7 +309,7 @@ mod tests {
         tell(&mut through, "L2", &[]);
         assert_eq!(through.read_through("sessions"), [Some(at(700)), None]);
         tell(&mut through, "L2", &[List("a", None), Empty("a", 950)]);
-        tell(&mut through, "L1", &[End("a"), IsLast("a"), Described(false, 800)]);
+        tell(&mut through, "L1", &[End("a"), IsLast("a"), Enabled(false)]);
         assert_eq!(through.read_through("sessions"), [Some(at(1000)), Some(at(950))]);
     }
 }
