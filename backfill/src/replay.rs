@@ -1,5 +1,5 @@
 //! A replay of the live streams: who reads which shard when, how far, and what is known of it in
-//! the end. `stream` runs it; `check` and `doctor` ask its pure parts.
+//! the end. `stream` runs it, and a repair beside itself; `check` and `doctor` ask its pure parts.
 
 pub(crate) mod background;
 pub(crate) mod checkpoint;

@@ -302,3 +302,45 @@ impl Collector<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use super::Batch;
+    use crate::replay::context::StreamRun;
+    use crate::replay::page::{Page, ShardStatus};
+    use crate::replay::position::Position;
+    use crate::replay::source::Stream;
+
+    /// A shard that only reports after its records still needs their checkpoint.
+    #[test]
+    fn a_checkpoint_that_is_due_stays_due_until_the_batch_is_stored() {
+        let (arn, table, label) = ("arn".to_owned(), "sessions".to_owned(), "1".to_owned());
+        let stream = Stream { arn, table, label };
+        let run = Arc::new(StreamRun::new(stream, Vec::new(), HashMap::new()));
+        let page = |shard: &str, records: usize, checkpoint| Page {
+            run: Arc::clone(&run),
+            shard: Arc::from(shard),
+            records: vec![b"{}".to_vec(); records],
+            position: Position::default(),
+            complete_since: None,
+            status: ShardStatus::AtCutoff,
+            checkpoint,
+            permit: None,
+        };
+        let mut batch = Batch::default();
+        for page in [page("a", 2, true), page("b", 0, false), page("a", 0, false)] {
+            batch.add(page);
+        }
+        let mut shards: Vec<(&str, bool, u64)> = batch
+            .shards
+            .iter()
+            .map(|((_, shard), (page, records))| (&**shard, page.checkpoint, *records))
+            .collect();
+        shards.sort_unstable();
+        assert_eq!(shards, [("a", true, 2), ("b", false, 0)]);
+        assert_eq!(batch.records.len(), 2);
+    }
+}

@@ -28,13 +28,13 @@ pub(super) fn render(status: &Status, width: usize) -> String {
 
 fn lock(holder: Option<&Holder>) -> String {
     let Some(Holder { pid, address, connected_at }) = holder else {
-        return "lock: free, no `backfill stream` runs on this database\n".to_owned();
+        return "lock: free, no `backfill stream` or `repair` runs on this database\n".to_owned();
     };
     let address = address.as_ref().map(|address| format!(" from {address}")).unwrap_or_default();
     let since = connected_at.map(|at| format!(" since {}", clock(at))).unwrap_or_default();
     format!(
-        "lock: held by a `backfill stream` (server process {pid}{address}{since}); to end it: \
-            `SELECT pg_terminate_backend({pid})`\n"
+        "lock: held by a `backfill stream` or `repair` (server process {pid}{address}{since}); to \
+            end it: `SELECT pg_terminate_backend({pid})`\n"
     )
 }
 
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_fresh_database_says_that_there_is_nothing() {
         let expected = "\
-lock: free, no `backfill stream` runs on this database
+lock: free, no `backfill stream` or `repair` runs on this database
 checkpoints: none; `backfill stream` begins at TRIM_HORIZON
 rejected records: none
 rows of measurements: not known until PostgreSQL has analyzed the table
@@ -167,7 +167,7 @@ rows of measurements: not known until PostgreSQL has analyzed the table
             ..status(vec![shard(false), shard(true)])
         };
         let expected = "\
-lock: held by a `backfill stream` (server process 42 from 10.0.0.7 since 2026-11-23 20:00:00Z); to end it: `SELECT pg_terminate_backend(42)`
+lock: held by a `backfill stream` or `repair` (server process 42 from 10.0.0.7 since 2026-11-23 20:00:00Z); to end it: `SELECT pg_terminate_backend(42)`
 checkpoints of arn:sessions: 2 shards, 1 finished
   SHARD      READ THROUGH          LAG        UPDATED               SEQUENCE NUMBER
   shardId-a  2026-11-23 20:00:00Z  1 min 5 s  2026-11-23 20:00:05Z  4200
