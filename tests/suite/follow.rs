@@ -54,7 +54,8 @@ async fn a_stream_whose_first_shard_comes_late_is_followed() {
     server.add_stream(Table::Scans, LABEL);
     let _following = stream(&stores, &server, &["--follow"]).spawn().expect("backfill runs");
     // Each stream is described at the start, and once nothing is under way.
-    until("the descriptions", async || server.count("DescribeStream") > 4).await;
+    until("the descriptions", async || server.count("DescribeStream") >= 4).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     server.open_shard(&arn, "shardId-a", None);
     server.put(&arn, "shardId-a", &[session("s1", "u").place(LABEL, 1)]);
     until("the row", async || stores.rows().await.len() == 1).await;

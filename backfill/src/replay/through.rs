@@ -142,7 +142,7 @@ impl StreamThrough {
         }
         let parent = shard.parent.as_ref().and_then(|parent| self.shards.get(parent));
         // A child begins after the last record of its parent.
-        let inherited = parent.filter(|parent| parent.finished).and_then(|parent| parent.through);
+        let inherited = parent.and_then(|parent| parent.through);
         match (shard.through.max(inherited), parent) {
             (Some(through), _) => Claim::UpTo(through),
             // It is not read yet, and nothing in it is older than what is unread in its parent.
@@ -226,6 +226,7 @@ mod tests {
         let one = [List("a", None)];
         let two = [List("a", None), List("b", None)];
         let family = [List("a", None), List("b", Some("a"))];
+        let three = [List("a", None), List("b", Some("a")), List("c", Some("b"))];
         for (name, before, told, expected) in [
             ("nothing is known of it", &[][..], &[][..], None),
             ("a shard is not opened", &one, &[Enabled(true), AllListed(900)], None),
@@ -239,6 +240,7 @@ mod tests {
             ("a child waits for its parent", &family, &[Empty("a", 700)], Some(700)),
             ("… which is read to its end", &family, &[Empty("a", 700), End("a")], Some(700)),
             ("… and is read itself", &family, &[End("a"), Empty("b", 800)], Some(800)),
+            ("a grandchild waits, too", &three, &[Empty("a", 700), End("a")], Some(700)),
             ("a parent without a time says nothing of the child", &family, &[End("a")], None),
             ("an unfinished parent counts beside its child", &family, &[Empty("b", 800)], None),
             ("the child is not listed yet", &one, &[Empty("a", 700), End("a")], None),
