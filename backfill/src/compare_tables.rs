@@ -29,8 +29,9 @@ const RECENT: time::Duration = time::Duration::minutes(15);
 
 /// Where the items come from.
 pub(crate) enum Source {
-    /// The tables; `items` is how many there are by DynamoDB's count.
-    Scan { segments: u16, items: u64 },
+    /// The tables; `items` is how many there are by DynamoDB's count. `consistent`: each item as it
+    /// is now, at twice the cost.
+    Scan { segments: u16, items: u64, consistent: bool },
     /// One full export of each table.
     Exports(Exports),
 }
@@ -61,8 +62,9 @@ impl Source {
     /// Its pieces, and how many of them are read at once.
     fn works(self) -> (Vec<Work>, usize) {
         match self {
-            Self::Scan { segments, .. } => {
-                let segment = |of_sessions, number| Segment { of_sessions, number, of: segments };
+            Self::Scan { segments, consistent, .. } => {
+                let segment =
+                    |of_sessions, number| Segment { of_sessions, number, of: segments, consistent };
                 let of_both = |number| [segment(true, number), segment(false, number)];
                 let works = (0..segments).flat_map(of_both).map(Work::Segment);
                 (works.collect(), PAGES_AT_MOST)

@@ -9,6 +9,7 @@ pub(crate) mod place;
 use std::fmt::Write as _;
 
 use md5::{Digest as _, Md5};
+use projector::change::Malformed;
 use projector::item::{self, TableItem};
 use projector::measurement::{Document, Value};
 use projector::part::Part;
@@ -24,6 +25,38 @@ pub(crate) enum Item {
     /// The projector rejects it, for this reason, which holds no value. Without a key no row can
     /// hold it.
     Malformed(Option<Key>, String),
+}
+
+/// An item as it is now, with all its values.
+#[cfg_attr(not(test), expect(dead_code, reason = "`repair` is still to come"))]
+#[derive(Debug)]
+pub(crate) struct CurrentItem {
+    pub(crate) key: Key,
+    /// The values of its part, or why the projector would reject them.
+    pub(crate) document: Result<Document, Fault>,
+    /// The item in DynamoDB's JSON, for `rejected_records`.
+    pub(crate) json: Vec<u8>,
+}
+
+/// Why the projector rejects an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// For `rejected_records`; it may quote a value.
+    pub(crate) reason: String,
+    /// The same for logs and messages, without values.
+    pub(crate) logged: String,
+}
+
+impl From<Malformed> for Fault {
+    fn from(malformed: Malformed) -> Self {
+        Self { reason: malformed.to_string(), logged: malformed.without_values() }
+    }
+}
+
+/// Reads an item whose key is known, without reducing a value.
+pub(crate) fn current(key: Key, json: Vec<u8>, of_sessions: bool) -> CurrentItem {
+    let document = item::decode(&json, of_sessions).and_then(|item| item.document);
+    CurrentItem { key, document: document.map_err(Fault::from), json }
 }
 
 /// Reads an item of the table of sessions or of the table of scans from DynamoDB's JSON.
@@ -65,7 +98,26 @@ mod tests {
     use projector::measurement::Value;
     use projector::part::Part;
 
-    use super::{Item, read};
+    use super::{Item, current, read};
+
+    #[test]
+    fn a_current_item_is_whole_and_its_fault_is_logged_without_values() {
+        let scan = r#"{"session_id":{"S":"s1"},"side":{"S":"left"},"scanned_at":{"S":"2026-11-22T08:00:00Z"},
+            "foot_length_mm":{"N":"245.30"},"foot_breadth_mm":{"N":"98"},"ball_girth_mm":{"N":"243"},"mesh":{"B":"YWJj"}}"#;
+        let read = |json: &str| {
+            let item = current((Part::Left, "s1".to_owned()), json.as_bytes().to_vec(), false);
+            assert_eq!(item.key, (Part::Left, "s1".to_owned()));
+            assert_eq!(item.json, json.as_bytes());
+            item.document
+        };
+        let document = read(scan).expect("values");
+        assert_eq!(document[7], Some(Value::Bytes(b"abc".to_vec())));
+        // The names of attributes that the model does not know may be anything, too.
+        let unknown = scan.replace(r#""mesh":{"B":"YWJj"}"#, r#""nickname":{"UNKNOWN":null}"#);
+        let fault = read(&unknown).expect_err("an attribute of an unknown type");
+        let named = |text: &str| text.contains("nickname");
+        assert!(named(&fault.reason) && !named(&fault.logged), "{fault:?}");
+    }
 
     #[test]
     fn a_mesh_is_its_md5_as_postgresql_gives_it() {

@@ -1,5 +1,5 @@
-//! A limit on how much is read per second, so that a long comparison or merge leaves room for the
-//! readers.
+//! A limit on how much is read per second, so that a long comparison, merge or repair leaves room
+//! for the readers. One that gives way follows what DynamoDB allows.
 
 use std::time::Duration;
 
@@ -39,11 +39,139 @@ impl Rate {
     }
 }
 
+/// A rate that is slowed is never slower than this, in units per second.
+const SLOWEST: f64 = 10.0;
+/// Calls that were under way at once are throttled at once: they slow the rate once.
+const SLOWED_AT_MOST_EVERY: Duration = Duration::from_secs(2);
+/// A slowed rate doubles after this long without a throttled call.
+const DOUBLES_AFTER: Duration = Duration::from_secs(30);
+/// What was taken is measured over this long at least.
+const MEASURED_FOR: Duration = Duration::from_secs(1);
+
+/// A [`Rate`] that gives way: it is halved when a call is throttled, and doubles again, step by
+/// step, up to its own limit, or to what was taken per second before.
+#[derive(Debug)]
+pub(crate) struct YieldingRate {
+    rate: Rate,
+    limit: Option<f64>,
+    slowed: Option<Slowed>,
+    /// Since when `taken` counts.
+    measured_since: Instant,
+    taken: f64,
+    /// What was taken per second, when it was last measured.
+    measured: f64,
+}
+
+/// A rate below its limit.
+#[derive(Clone, Copy, Debug)]
+struct Slowed {
+    per_second: f64,
+    since: Instant,
+    /// What it was before: once it is as fast again, only the limit holds.
+    before: f64,
+}
+
+impl YieldingRate {
+    /// At most this many units per second; `None` is no limit until a call is throttled.
+    pub(crate) fn new(per_second: Option<u32>) -> Self {
+        Self {
+            rate: Rate::new(per_second),
+            limit: per_second.map(f64::from),
+            slowed: None,
+            measured_since: Instant::now(),
+            taken: 0.0,
+            measured: 0.0,
+        }
+    }
+
+    /// A call was throttled. Returns the new rate per second if that slows it down.
+    pub(crate) fn throttled(&mut self) -> Option<f64> {
+        let slowed = self.slowed_at(Instant::now())?;
+        self.slowed = Some(slowed);
+        Some(slowed.per_second)
+    }
+
+    /// Takes this many units, and waits until they are paid for.
+    pub(crate) async fn take(&mut self, units: f64) {
+        let now = Instant::now();
+        self.measure(now, units);
+        self.rate.per_second = self.per_second_at(now);
+        self.rate.take(units).await;
+    }
+
+    /// What becomes of the rate if a call is throttled at this time.
+    fn slowed_at(&self, now: Instant) -> Option<Slowed> {
+        if self.slowed.is_some_and(|slowed| now - slowed.since < SLOWED_AT_MOST_EVERY) {
+            return None;
+        }
+        let current = self.per_second_at(now).unwrap_or(self.measured);
+        let before = match self.slowed {
+            Some(slowed) if current < slowed.before => slowed.before,
+            _ => current,
+        };
+        Some(Slowed { per_second: (current / 2.0).max(SLOWEST), since: now, before })
+    }
+
+    /// The rate at this time; `None` is no limit.
+    fn per_second_at(&self, now: Instant) -> Option<f64> {
+        let Some(Slowed { per_second, since, before }) = self.slowed else { return self.limit };
+        let doubled = (now - since).as_secs_f64() / DOUBLES_AFTER.as_secs_f64();
+        let per_second = per_second * doubled.floor().min(64.0).exp2();
+        if per_second >= before { self.limit } else { Some(per_second) }
+    }
+
+    fn measure(&mut self, now: Instant, units: f64) {
+        self.taken += units;
+        let passed = now - self.measured_since;
+        if passed >= MEASURED_FOR {
+            self.measured = self.taken / passed.as_secs_f64();
+            (self.taken, self.measured_since) = (0.0, now);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{BURST, Rate};
+    use super::{BURST, DOUBLES_AFTER, Rate, SLOWEST, YieldingRate};
+
+    #[test]
+    fn a_throttled_rate_is_halved_and_recovers() {
+        for limit in [Some(400), None] {
+            let mut rate = YieldingRate::new(limit);
+            let start = rate.measured_since;
+            let after = |seconds| start + Duration::from_secs(seconds);
+            let limit = limit.map(f64::from);
+            assert_eq!(rate.per_second_at(start), limit);
+            // 400 units per second are taken, which is what a rate without a limit starts from.
+            rate.measure(after(2), 800.0);
+            rate.slowed = rate.slowed_at(after(2));
+            assert_eq!(rate.per_second_at(after(2)), Some(200.0), "{limit:?}");
+            // The other calls of that moment were throttled as well.
+            assert!(rate.slowed_at(after(3)).is_none());
+            rate.slowed = rate.slowed_at(after(4));
+            assert_eq!(rate.per_second_at(after(5)), Some(100.0));
+            let (once, twice) = (after(4) + DOUBLES_AFTER, after(4) + 2 * DOUBLES_AFTER);
+            assert_eq!(rate.per_second_at(once), Some(200.0));
+            assert_eq!(rate.per_second_at(twice), limit, "as fast as before");
+            // Throttled again on the way up, it is halved again.
+            rate.slowed = rate.slowed_at(once);
+            assert_eq!(rate.per_second_at(once), Some(100.0));
+            assert_eq!(rate.per_second_at(once + 2 * DOUBLES_AFTER), limit);
+        }
+    }
+
+    #[test]
+    fn a_rate_that_is_always_throttled_does_not_stop() {
+        let mut rate = YieldingRate::new(None);
+        let start = rate.measured_since;
+        for second in 1..1000 {
+            let now = start + 2 * Duration::from_secs(second);
+            rate.slowed = rate.slowed_at(now).or(rate.slowed);
+            assert!(rate.per_second_at(now).is_none_or(|rate| rate >= SLOWEST));
+        }
+    }
 
     #[test]
     fn units_are_paid_for_one_after_the_other_with_one_second_of_credit() {

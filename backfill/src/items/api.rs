@@ -1,8 +1,10 @@
 //! The DynamoDB API: pages of a parallel Scan, and items by key as they are now. A call that
-//! fails for a passing cause is retried, and what it consumed is paid for before the next one.
+//! fails for a passing cause is retried, and what it consumed is paid for before the next one. If
+//! calls are throttled, fewer are made for a while.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
@@ -19,9 +21,10 @@ use projector::part::Part;
 use tokio::sync::Mutex;
 
 use crate::aws_calls::{Api, CallError, Calls};
+use crate::console;
 use crate::item_json::of_tables;
-use crate::items::{self, Item, Key};
-use crate::rate::Rate;
+use crate::items::{self, CurrentItem, Item, Key};
+use crate::rate::YieldingRate;
 
 const API: Api = Api {
     permissions: "the role needs dynamodb:Scan, BatchGetItem and DescribeTable on both tables, and \
@@ -32,6 +35,14 @@ const API: Api = Api {
 /// At most this many keys fit one `BatchGetItem` (DynamoDB API reference, `BatchGetItem`).
 pub(crate) const KEYS_PER_CALL: usize = 100;
 
+/// An answer that is full, 16 MB, consumes twice as much. One that consumes less and leaves keys
+/// unprocessed was throttled.
+const UNITS_OF_HALF_AN_ANSWER: f64 = 2_048.0;
+/// The pause before keys are asked for again that were left unprocessed.
+const UNPROCESSED_PAUSE: Duration = Duration::from_millis(100);
+
+const WITHOUT_KEY: &str = "BatchGetItem returns an item without the key that was asked for";
+
 type Attributes = HashMap<String, AttributeValue>;
 
 /// Both tables.
@@ -39,7 +50,11 @@ pub(crate) struct TablesApi {
     client: Client,
     calls: Calls,
     names: Tables,
-    rate: Mutex<Rate>,
+    rate: Mutex<YieldingRate>,
+    /// How many throttled calls the rate has heard of.
+    throttled_heard: AtomicU64,
+    /// Whether an operator was told that calls are throttled.
+    throttling_said: AtomicBool,
     /// Read units that were consumed, in halves: an eventually consistent read takes half a unit.
     half_units: AtomicU64,
 }
@@ -73,6 +88,8 @@ pub(crate) struct Segment {
     pub(crate) of_sessions: bool,
     pub(crate) number: u16,
     pub(crate) of: u16,
+    /// Whether each item is read as it is now: it costs twice as much.
+    pub(crate) consistent: bool,
 }
 
 impl TablesApi {
@@ -85,7 +102,9 @@ impl TablesApi {
             client: Client::from_conf(config),
             calls: Calls::new(&API),
             names,
-            rate: Mutex::new(Rate::new(read_units)),
+            rate: Mutex::new(YieldingRate::new(read_units)),
+            throttled_heard: AtomicU64::new(0),
+            throttling_said: AtomicBool::new(false),
             half_units: AtomicU64::new(0),
         }
     }
@@ -138,10 +157,11 @@ impl TablesApi {
         segment: Segment,
         start: Option<Attributes>,
     ) -> anyhow::Result<Page> {
-        let Segment { of_sessions, number, of } = segment;
+        let Segment { of_sessions, number, of, consistent } = segment;
         let call = || {
             let request = self.client.scan().table_name(self.name(of_sessions));
             let request = request.segment(number.into()).total_segments(of.into());
+            let request = request.consistent_read(consistent);
             let request = request.return_consumed_capacity(ReturnConsumedCapacity::Total);
             request.set_exclusive_start_key(start.clone()).send()
         };
@@ -161,24 +181,19 @@ impl TablesApi {
         found.iter().map(|(of_sessions, item)| read(item, *of_sessions)).collect()
     }
 
-    /// The items with these keys as they are now, whole; those that are gone are left out.
+    /// The items with these keys, at most [`KEYS_PER_CALL`], as they are now and whole; those that
+    /// are gone are left out.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    #[cfg_attr(not(test), expect(dead_code, reason = "`repair` is still to come"))]
     pub(crate) async fn get_current(&self, keys: &[&Key]) -> anyhow::Result<Vec<CurrentItem>> {
         let found = self.fetch(keys, false).await?;
-        found.iter().map(|(of_sessions, item)| current(item, *of_sessions)).collect()
-    }
-
-    /// What both tables say of their size.
-    pub(crate) async fn sizes(&self) -> anyhow::Result<[TableSize; 2]> {
-        let mut sizes = [TableSize::default(); 2];
-        for (size, of_sessions) in sizes.iter_mut().zip([true, false]) {
-            let call = || self.client.describe_table().table_name(self.name(of_sessions)).send();
-            let answer = self.calls.call("DescribeTable", call).await;
-            let answer = self.answer(answer, "describe", of_sessions)?;
-            let Some(table) = answer.table() else { continue };
-            size.items = table.item_count().unwrap_or(0).unsigned_abs();
-            size.bytes = table.table_size_bytes().unwrap_or(0).unsigned_abs();
-        }
-        Ok(sizes)
+        let current = |(of_sessions, item): (bool, Attributes)| {
+            let key = key_of(&item).context(WITHOUT_KEY)?;
+            Ok(items::current(key, json(&item)?, of_sessions))
+        };
+        found.into_iter().map(current).collect()
     }
 
     /// Which of these keys have an item now. It costs as much as to read the items, and brings none
@@ -186,9 +201,7 @@ impl TablesApi {
     pub(crate) async fn present(&self, keys: &[&Key]) -> anyhow::Result<HashSet<Key>> {
         let found = self.fetch(keys, true).await?;
         let found = found.iter().map(|(_, item)| key_of(item));
-        found
-            .collect::<Option<_>>()
-            .context("BatchGetItem returns an item without the key that was asked for")
+        found.collect::<Option<_>>().context(WITHOUT_KEY)
     }
 
     /// Each item with whether it is one of the table of sessions.
@@ -219,18 +232,24 @@ impl TablesApi {
             };
             let answer = self.calls.call("BatchGetItem", call).await;
             let answer = self.answer(answer, "read items of", true)?;
-            self.pay(answer.consumed_capacity()).await;
+            let units = self.pay(answer.consumed_capacity()).await;
             for (table, found) in answer.responses.unwrap_or_default() {
                 let of_sessions = table == self.names.sessions;
                 items.extend(found.into_iter().map(|item| (of_sessions, item)));
             }
             // What did not fit 16 MB, or was throttled while the rest was not.
             wanted = answer.unprocessed_keys.unwrap_or_default();
+            if !wanted.is_empty() && units < UNITS_OF_HALF_AN_ANSWER {
+                self.calls.troubles.throttled.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(UNPROCESSED_PAUSE).await;
+            }
         }
         Ok(items)
     }
 
-    async fn pay(&self, consumed: &[ConsumedCapacity]) {
+    /// Pays for what a call consumed, and returns how many units that was. Slows down if calls were
+    /// throttled since the last payment.
+    async fn pay(&self, consumed: &[ConsumedCapacity]) -> f64 {
         let units: f64 = consumed.iter().filter_map(ConsumedCapacity::capacity_units).sum();
         #[expect(
             clippy::cast_possible_truncation,
@@ -238,7 +257,19 @@ impl TablesApi {
             reason = "read units of one call"
         )]
         self.half_units.fetch_add((units * 2.0).round() as u64, Ordering::Relaxed);
-        self.rate.lock().await.take(units).await;
+        let mut rate = self.rate.lock().await;
+        let throttled = self.calls.troubles.throttled.load(Ordering::Relaxed);
+        if self.throttled_heard.swap(throttled, Ordering::Relaxed) < throttled
+            && let Some(per_second) = rate.throttled()
+            && !self.throttling_said.swap(true, Ordering::Relaxed)
+        {
+            console::line(&format!(
+                "DynamoDB throttles the reads: at most {per_second:.0} read units per second for \
+                 now, and more again once it allows more"
+            ));
+        }
+        rate.take(units).await;
+        units
     }
 
     fn answer<T>(
@@ -261,8 +292,11 @@ impl TablesApi {
 }
 
 fn read(item: &Attributes, of_sessions: bool) -> anyhow::Result<Item> {
-    let json = serde_json::to_vec(&of_tables::Item(item)).context("an item is no JSON")?;
-    Ok(items::read(&json, of_sessions))
+    Ok(items::read(&json(item)?, of_sessions))
+}
+
+fn json(item: &Attributes) -> anyhow::Result<Vec<u8>> {
+    serde_json::to_vec(&of_tables::Item(item)).context("an item is no JSON")
 }
 
 fn current(item: &Attributes, of_sessions: bool) -> anyhow::Result<CurrentItem> {

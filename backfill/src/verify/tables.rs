@@ -59,7 +59,7 @@ pub(crate) async fn compare(
             let items = api.item_count().await?;
             let (sessions, scans) = (&projector.tables.sessions, &projector.tables.scans);
             (
-                Source::Scan { segments: arguments.segments, items },
+                Source::Scan { segments: arguments.segments, items, consistent: false },
                 format!("the tables {sessions} and {scans}"),
             )
         }
