@@ -1,6 +1,6 @@
-//! Two point-in-time exports, one per table, as batches of items. Nothing is taken for good before
-//! the file's MD5 and its number of items are those of the manifest; a comparison only reads, so it
-//! may begin earlier.
+//! Point-in-time exports: full ones as batches of items, incremental ones as batches of the keys
+//! that changed. Nothing is taken for good before the file's MD5 and its number of items are those
+//! of the manifest; a comparison only reads, so it may begin earlier.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -17,9 +17,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use crate::items::manifest::{self, DataFile, Summary};
+use crate::items::manifest::{self, Covers, DataFile, Summary};
 use crate::items::place::{Pieces, Place};
-use crate::items::{self, Item};
+use crate::items::{self, Item, Key};
 
 /// At most this many items are in a batch.
 const BATCH_ITEMS: usize = 1_000;
@@ -36,7 +36,7 @@ pub(crate) struct ExportFile {
     pub(crate) of_sessions: bool,
 }
 
-/// Both exports.
+/// One full export of each table.
 #[derive(Clone, Debug)]
 pub(crate) struct Exports {
     pub(crate) files: Vec<ExportFile>,
@@ -47,64 +47,130 @@ pub(crate) struct Exports {
     pub(crate) name: String,
 }
 
-fn wrong(problem: String) -> anyhow::Error {
+/// An export whose summary was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Export {
+    pub(crate) place: Place,
+    pub(crate) of_sessions: bool,
+    pub(crate) summary: Summary,
+}
+
+/// A fault of the flag `--export`.
+pub(crate) fn wrong(problem: String) -> anyhow::Error {
     ConfigError { variable: "--export", problem }.into()
 }
 
-/// Reads the manifests of both exports.
+/// Reads the manifests of two full exports, for `verify`.
 ///
-/// # Errors [`ConfigError`] if the places are not one full export of each table; and if a manifest
-/// cannot be read.
+/// # Errors
+/// [`ConfigError`] if the places are not one full export of each table; and if a manifest cannot be
+/// read.
 pub(crate) async fn open(
     places: &[String],
     tables: &Tables,
     client: &Client,
 ) -> anyhow::Result<Exports> {
-    let mut found: [Option<(Place, Summary)>; 2] = [None, None];
+    let found = summaries(places, tables, client).await?;
+    if let Some(export) = found.iter().find(|export| export.full_until().is_none()) {
+        let summary = export.place.name(manifest::SUMMARY);
+        return Err(wrong(format!(
+            "{summary}: it is of type INCREMENTAL_EXPORT: verify needs a full export, which holds \
+             every item"
+        )));
+    }
+    full(found, tables).await
+}
+
+/// Reads the summaries of exports of these tables, in any number.
+///
+/// # Errors
+/// [`ConfigError`] if a place is no export of one of the tables; and if a summary cannot be read.
+pub(crate) async fn summaries(
+    places: &[String],
+    tables: &Tables,
+    client: &Client,
+) -> anyhow::Result<Vec<Export>> {
+    let mut found = Vec::with_capacity(places.len());
     for text in places {
         let place = Place::parse(text, client);
         let json = place.read(manifest::SUMMARY).await?;
         let summary = manifest::summary(&json)
             .map_err(|error| wrong(format!("{}: {error:#}", place.name(manifest::SUMMARY))))?;
-        let slot = match &summary.table {
-            table if *table == tables.sessions => &mut found[0],
-            table if *table == tables.scans => &mut found[1],
-            table => {
-                let Tables { sessions, scans } = tables;
-                return Err(wrong(format!(
-                    "{place} is of table {table:?}, but SESSIONS_TABLE is {sessions:?} and \
-                        SCANS_TABLE is {scans:?}"
-                )));
-            }
-        };
-        if slot.is_some() {
-            return Err(wrong(format!("names two exports of table {:?}", summary.table)));
+        let Tables { sessions, scans } = tables;
+        if ![sessions, scans].contains(&&summary.table) {
+            return Err(wrong(format!(
+                "{place} is of table {:?}, but SESSIONS_TABLE is {sessions:?} and SCANS_TABLE is \
+                 {scans:?}",
+                summary.table
+            )));
         }
-        *slot = Some((place, summary));
+        found.push(Export { place, of_sessions: summary.table == *sessions, summary });
     }
-    let (sessions, scans) = match found {
-        [Some(sessions), Some(scans)] => (sessions, scans),
-        [sessions, _] => {
-            let missing = if sessions.is_none() { &tables.sessions } else { &tables.scans };
-            let problem = format!("names no export of table {missing:?}: give it once per table");
-            return Err(wrong(problem));
-        }
-    };
+    Ok(found)
+}
+
+/// One full export of each table, in any order, with their files.
+///
+/// # Errors
+/// [`ConfigError`] if they are not one of each table; and if a manifest cannot be read.
+pub(crate) async fn full(found: Vec<Export>, tables: &Tables) -> anyhow::Result<Exports> {
+    let [sessions, scans] = one_of_each(found, tables)?;
+    let times = [&sessions, &scans].into_iter().filter_map(Export::full_until);
     let mut exports = Exports {
         files: Vec::new(),
-        items: sessions.1.items + scans.1.items,
-        time: sessions.1.time.min(scans.1.time),
-        name: format!("the exports {} and {}", sessions.0, scans.0),
+        items: sessions.summary.items + scans.summary.items,
+        time: times.min().context("a full export has no time")?,
+        name: format!("the exports {} and {}", sessions.place, scans.place),
     };
-    for (of_sessions, (place, summary)) in [(true, sessions), (false, scans)] {
-        let lines = place.read(&summary.files).await?;
-        let files =
-            manifest::files(&lines, &summary).with_context(|| place.name(&summary.files))?;
-        let files =
-            files.into_iter().map(|file| ExportFile { place: place.clone(), file, of_sessions });
-        exports.files.extend(files);
+    for export in [sessions, scans] {
+        exports.files.extend(export.files().await?);
     }
     Ok(exports)
+}
+
+fn one_of_each(found: Vec<Export>, tables: &Tables) -> anyhow::Result<[Export; 2]> {
+    let [mut sessions, mut scans] = [None, None];
+    for export in found {
+        let slot = if export.of_sessions { &mut sessions } else { &mut scans };
+        if slot.is_some() {
+            let table = &export.summary.table;
+            return Err(wrong(format!("names two exports of table {table:?}")));
+        }
+        *slot = Some(export);
+    }
+    match (sessions, scans) {
+        (Some(sessions), Some(scans)) => Ok([sessions, scans]),
+        (None, _) => Err(none_of(&tables.sessions)),
+        (_, None) => Err(none_of(&tables.scans)),
+    }
+}
+
+/// No place is an export of this table.
+pub(crate) fn none_of(table: &str) -> anyhow::Error {
+    wrong(format!("names no export of table {table:?}: give it once per table"))
+}
+
+impl Export {
+    /// The time of a full export; `None` for an incremental one.
+    pub(crate) fn full_until(&self) -> Option<OffsetDateTime> {
+        match self.summary.covers {
+            Covers::AllUntil(time) => Some(time),
+            Covers::Changes { .. } => None,
+        }
+    }
+
+    /// Its data files, from its other manifest.
+    ///
+    /// # Errors
+    /// If the manifest cannot be read.
+    pub(crate) async fn files(&self) -> anyhow::Result<Vec<ExportFile>> {
+        let Self { place, of_sessions, summary } = self;
+        let lines = place.read(&summary.files).await?;
+        let files = manifest::files(&lines, summary).with_context(|| place.name(&summary.files))?;
+        let of_sessions = *of_sessions;
+        let file = |file| ExportFile { place: place.clone(), file, of_sessions };
+        Ok(files.into_iter().map(file).collect())
+    }
 }
 
 #[derive(Deserialize)]
@@ -113,10 +179,24 @@ struct Line<'a> {
     item: &'a RawValue,
 }
 
-/// The items of a data file, batch by batch.
-pub(crate) struct Batches {
+/// A line of an incremental export; what else it holds is not asked for.
+#[derive(Deserialize)]
+struct ChangeLine<'a> {
+    #[serde(rename = "Keys", borrow)]
+    keys: &'a RawValue,
+}
+
+/// The key of an item that changed, or why no row can hold it.
+pub(crate) type ChangedKey = Result<Key, String>;
+
+/// Reads a line of the table of sessions, or of that of scans.
+type ReadLine<T> = fn(&[u8], bool) -> anyhow::Result<T>;
+
+/// The lines of a data file, batch by batch: items, if nothing else is said.
+pub(crate) struct Batches<T = Item> {
     name: String,
     of_sessions: bool,
+    read: ReadLine<T>,
     expected: DataFile,
     pieces: Pieces,
     input: Input,
@@ -133,12 +213,37 @@ struct Input {
     ended: bool,
 }
 
+fn read_item(line: &[u8], of_sessions: bool) -> anyhow::Result<Item> {
+    let line: Line<'_> = serde_json::from_slice(line).context("it is not {\"Item\": {...}}")?;
+    Ok(items::read(line.item.get().as_bytes(), of_sessions))
+}
+
+fn read_change(line: &[u8], of_sessions: bool) -> anyhow::Result<ChangedKey> {
+    let line: ChangeLine<'_> =
+        serde_json::from_slice(line).context("it is not {\"Keys\": {...}, ...}")?;
+    Ok(match items::read(line.keys.get().as_bytes(), of_sessions) {
+        // The attributes that a key lacks make it a malformed item.
+        Item::Whole(key, _) | Item::Malformed(Some(key), _) => Ok(key),
+        Item::Malformed(None, reason) => Err(reason),
+    })
+}
+
 impl ExportFile {
-    /// Its items, from the first. Nothing is read yet.
+    /// The items of a full export, from the first. Nothing is read yet.
     pub(crate) fn batches(&self) -> Batches {
+        self.lines(read_item)
+    }
+
+    /// The keys of an incremental export, from the first. Nothing is read yet.
+    pub(crate) fn changed_keys(&self) -> Batches<ChangedKey> {
+        self.lines(read_change)
+    }
+
+    fn lines<T>(&self, read: ReadLine<T>) -> Batches<T> {
         Batches {
             name: self.place.name(&self.file.path),
             of_sessions: self.of_sessions,
+            read,
             expected: self.file.clone(),
             pieces: self.place.open(&self.file.path),
             input: Input {
@@ -152,17 +257,18 @@ impl ExportFile {
     }
 }
 
-impl Batches {
-    /// The next items; `None` after the last one, once the file was found to be whole.
+impl<T> Batches<T> {
+    /// The next lines; `None` after the last one, once the file was found to be whole.
     ///
     /// # Errors
     /// If the file cannot be read, or is not the one of the manifest. The error names it.
-    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<Item>>> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<T>>> {
         let mut items = Vec::new();
         let mut bytes = 0;
         let damaged = || format!("{} is damaged", self.name);
+        let read = |line: &[u8]| (self.read)(line, self.of_sessions);
         loop {
-            bytes += self.input.lines(&mut items, self.of_sessions).with_context(damaged)?;
+            bytes += self.input.lines(&mut items, read).with_context(damaged)?;
             if items.len() >= BATCH_ITEMS || bytes >= BATCH_BYTES {
                 return Ok(Some(items));
             }
@@ -204,7 +310,11 @@ impl Input {
     }
 
     /// Takes whole lines that are decompressed, and returns how long they were.
-    fn lines(&mut self, items: &mut Vec<Item>, of_sessions: bool) -> anyhow::Result<usize> {
+    fn lines<T>(
+        &mut self,
+        items: &mut Vec<T>,
+        read: impl Fn(&[u8]) -> anyhow::Result<T>,
+    ) -> anyhow::Result<usize> {
         let text = self.decoder.get_mut();
         let mut start = 0;
         while items.len() < BATCH_ITEMS
@@ -216,9 +326,7 @@ impl Input {
                 continue;
             }
             self.read += 1;
-            let line: Line<'_> = serde_json::from_slice(line)
-                .with_context(|| format!("line {} is not {{\"Item\": {{...}}}}", self.read))?;
-            items.push(items::read(line.item.get().as_bytes(), of_sessions));
+            items.push(read(line).with_context(|| format!("line {}", self.read))?);
         }
         text.drain(..start);
         Ok(start)
@@ -231,5 +339,44 @@ impl Input {
         let (read, listed) = (self.read, expected.items);
         ensure!(read == listed, "it has {read} items, and the manifest says {listed}");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use projector::part::Part;
+
+    use super::{read_change, read_item};
+
+    #[test]
+    fn a_line_of_an_incremental_export_is_a_key_whatever_else_it_holds() {
+        let scan = r#""Keys":{"side":{"S":"left"},"session_id":{"S":"s1"}}"#;
+        let image = r#"{"session_id":{"S":"s1"},"side":{"S":"left"},"mesh":{"B":"YWJj"}}"#;
+        let micros = r#""Metadata":{"WriteTimestampMicros":"#;
+        for line in [
+            format!(r#"{{{micros}{{"N":"1680109764000000"}}}},{scan},"NewImage":{image}}}"#),
+            format!(
+                r#"{{{micros}1680109764000000}},{scan},"NewImage":{image},"OldImage":{image}}}"#
+            ),
+            // A removal.
+            format!(r#"{{{micros}{{"N":"1680109764000000"}}}},{scan},"OldImage":{image}}}"#),
+            format!("{{{scan}}}"),
+        ] {
+            let key = read_change(line.as_bytes(), false).expect("a change");
+            assert_eq!(key, Ok((Part::Left, "s1".to_owned())), "{line}");
+        }
+        let session = br#"{"Keys":{"session_id":{"S":"s1"}}}"#;
+        let key = read_change(session, true).expect("a change");
+        assert_eq!(key, Ok((Part::Session, "s1".to_owned())));
+        let reason = read_change(session, false).expect("a change").expect_err("no side");
+        assert!(reason.contains("side"), "{reason}");
+    }
+
+    #[test]
+    fn a_line_of_the_other_kind_is_refused() {
+        let (item, change) = (r#"{"Item":{}}"#, r#"{"Keys":{}}"#);
+        let error = read_change(item.as_bytes(), true).expect_err("an item");
+        assert!(format!("{error:#}").contains("is not {\"Keys\": {...}, ...}"), "{error:#}");
+        read_item(change.as_bytes(), true).expect_err("a change");
     }
 }

@@ -3,12 +3,16 @@
 //! `manifest-summary.json` names the table, the time and the other manifest; `manifest-files.json`
 //! has one line per data file (Amazon DynamoDB Developer Guide, "DynamoDB table export output
 //! format"). Keys in them are those of the bucket that DynamoDB wrote to; an export may have been
-//! copied since, so files are found by their place beside the summary.
+//! copied since, so files are found by their place beside the summary. All incremental exports of a
+//! prefix share one folder `data`, which is beside the folders of their summaries.
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+/// How the path of a file begins that is beside the folder of the summary.
+pub(crate) const BESIDE: &str = "../";
 
 /// The file that says what an export is.
 pub(crate) const SUMMARY: &str = "manifest-summary.json";
@@ -18,13 +22,21 @@ pub(crate) const SUMMARY: &str = "manifest-summary.json";
 pub(crate) struct Summary {
     /// The table's name.
     pub(crate) table: String,
-    /// Every change up to this time is in it, and none after it.
-    pub(crate) time: OffsetDateTime,
+    pub(crate) covers: Covers,
     pub(crate) items: u64,
     /// The manifest of the files, relative to the summary.
     pub(crate) files: String,
     /// What comes before it, and before the data files, in a key.
     root: String,
+}
+
+/// Which changes an export shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Covers {
+    /// A full export: every item, with every change up to this time and none after it.
+    AllUntil(OffsetDateTime),
+    /// An incremental one: the items that changed from the first time on and before the second one.
+    Changes { from: OffsetDateTime, to: OffsetDateTime },
 }
 
 /// A data file.
@@ -46,6 +58,8 @@ struct SummaryJson {
     #[serde(default)]
     item_count: u64,
     export_time: Option<String>,
+    export_from_time: Option<String>,
+    export_to_time: Option<String>,
     export_type: Option<String>,
 }
 
@@ -64,10 +78,6 @@ struct FileJson {
 pub(crate) fn summary(json: &[u8]) -> anyhow::Result<Summary> {
     let summary: SummaryJson =
         serde_json::from_slice(json).context("it is no summary of an export")?;
-    // An export without a type is from before there were incremental ones.
-    if let Some(kind) = summary.export_type.as_deref().filter(|kind| *kind != "FULL_EXPORT") {
-        bail!("it is of type {kind}: verify needs a full export, which holds every item");
-    }
     let format = &summary.output_format;
     ensure!(
         format == "DYNAMODB_JSON",
@@ -76,8 +86,7 @@ pub(crate) fn summary(json: &[u8]) -> anyhow::Result<Summary> {
     let table = summary.table_arn.split_once(":table/").map(|(_, table)| table);
     let table =
         table.with_context(|| format!("{:?} is not the ARN of a table", summary.table_arn))?;
-    let time = summary.export_time.context("it has no exportTime")?;
-    let time = OffsetDateTime::parse(&time, &Rfc3339);
+    let covers = covers(&summary)?;
     let key = &summary.manifest_files_s3_key;
     let (root, files) = match key.rsplit_once('/') {
         Some((root, files)) => (format!("{root}/"), files),
@@ -85,11 +94,50 @@ pub(crate) fn summary(json: &[u8]) -> anyhow::Result<Summary> {
     };
     Ok(Summary {
         table: table.to_owned(),
-        time: time.context("its exportTime is not an RFC 3339 time")?,
+        covers,
         items: summary.item_count,
         files: files.to_owned(),
         root,
     })
+}
+
+impl Summary {
+    /// The path of a key, relative to the summary; `None` if the file is no part of the export.
+    /// Incremental exports share one folder for their data, beside their own ones.
+    fn path_of(&self, key: &str) -> Option<String> {
+        if key.split('/').any(|step| step == "..") {
+            return None;
+        }
+        if let Some(path) = key.strip_prefix(&self.root) {
+            return Some(path.to_owned());
+        }
+        let own = self.root.trim_end_matches('/');
+        let beside = own.rsplit_once('/').map_or("", |(beside, _)| beside);
+        let path = key.strip_prefix(beside)?.trim_start_matches('/');
+        let shared = matches!(self.covers, Covers::Changes { .. }) && path.starts_with("data/");
+        shared.then(|| format!("{BESIDE}{path}"))
+    }
+}
+
+fn covers(summary: &SummaryJson) -> anyhow::Result<Covers> {
+    let time = |name: &str, text: &Option<String>| {
+        let text = text.as_deref().with_context(|| format!("it has no {name}"))?;
+        OffsetDateTime::parse(text, &Rfc3339)
+            .with_context(|| format!("its {name} is not an RFC 3339 time"))
+    };
+    match summary.export_type.as_deref() {
+        // An export without a type is from before there were incremental ones.
+        None | Some("FULL_EXPORT") => {
+            Ok(Covers::AllUntil(time("exportTime", &summary.export_time)?))
+        }
+        Some("INCREMENTAL_EXPORT") => {
+            let from = time("exportFromTime", &summary.export_from_time)?;
+            let to = time("exportToTime", &summary.export_to_time)?;
+            ensure!(from < to, "its exportToTime is not after its exportFromTime");
+            Ok(Covers::Changes { from, to })
+        }
+        Some(kind) => bail!("it is of type {kind}, which this version does not know"),
+    }
 }
 
 /// Reads `manifest-files.json`.
@@ -102,13 +150,10 @@ pub(crate) fn files(lines: &[u8], summary: &Summary) -> anyhow::Result<Vec<DataF
         let place = || format!("line {}", index + 1);
         let file: FileJson = serde_json::from_str(line).with_context(place)?;
         let key = &file.data_file_s3_key;
-        let path = key
-            .strip_prefix(&summary.root)
-            .filter(|path| !path.split('/').any(|step| step == ".."));
-        let path = path.with_context(|| {
+        let path = summary.path_of(key).with_context(|| {
             format!("line {}: {key:?} is not below {:?}", index + 1, summary.root)
         })?;
-        Ok(DataFile { path: path.to_owned(), items: file.item_count, md5: file.md5_checksum })
+        Ok(DataFile { path, items: file.item_count, md5: file.md5_checksum })
     };
     let lines = lines.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let files = lines.map(file).collect::<anyhow::Result<Vec<_>>>()?;
@@ -119,12 +164,20 @@ pub(crate) fn files(lines: &[u8], summary: &Summary) -> anyhow::Result<Vec<DataF
 
 #[cfg(test)]
 mod tests {
-    use super::{files, summary};
+    use time::macros::datetime;
+
+    use super::{Covers, files, summary};
 
     const SUMMARY: &str = r#"{"version":"2020-06-30","exportArn":"arn:aws:dynamodb:r:1:table/scans/export/01-a",
         "tableArn":"arn:aws:dynamodb:r:1:table/scans","exportTime":"2026-11-22T08:00:00.000Z","s3Bucket":"b",
         "s3Prefix":"p","manifestFilesS3Key":"p/AWSDynamoDB/01-a/manifest-files.json","itemCount":3,
         "outputFormat":"DYNAMODB_JSON"}"#;
+    const INCREMENTAL: &str = r#"{"version":"2023-08-01","exportArn":"arn:aws:dynamodb:r:1:table/scans/export/01-a",
+        "tableArn":"arn:aws:dynamodb:r:1:table/scans","exportFromTime":"2026-11-22T08:00:00.000Z",
+        "exportToTime":"2026-11-22T09:00:00.000Z","s3Bucket":"b","s3Prefix":"p",
+        "manifestFilesS3Key":"p/AWSDynamoDB/01-a/manifest-files.json","itemCount":3,
+        "outputFormat":"DYNAMODB_JSON","outputView":"NEW_AND_OLD_IMAGES",
+        "exportType":"INCREMENTAL_EXPORT"}"#;
     const FILES: &str = "{\"itemCount\":1,\"md5Checksum\":\"x==\",\"etag\":\"e-1\",\"dataFileS3Key\":\"p/AWSDynamoDB/01-a/data/a.json.gz\"}\n{\"itemCount\":2,\"md5Checksum\":\"y==\",\"etag\":\"f-1\",\"dataFileS3Key\":\"p/AWSDynamoDB/01-a/data/b.json.gz\"}\n";
 
     #[test]
@@ -132,19 +185,41 @@ mod tests {
         let summary = summary(SUMMARY.as_bytes()).expect("a summary");
         assert_eq!((summary.table.as_str(), summary.items), ("scans", 3));
         assert_eq!(summary.files, "manifest-files.json");
+        assert_eq!(summary.covers, Covers::AllUntil(datetime!(2026-11-22 08:00 UTC)));
         let files = files(FILES.as_bytes(), &summary).expect("files");
         let listed: Vec<_> = files.iter().map(|file| (file.path.as_str(), file.items)).collect();
         assert_eq!(listed, [("data/a.json.gz", 1), ("data/b.json.gz", 2)]);
     }
 
     #[test]
+    fn an_incremental_export_has_its_data_beside_its_folder() {
+        let summary = summary(INCREMENTAL.as_bytes()).expect("a summary");
+        let (from, to) = (datetime!(2026-11-22 08:00 UTC), datetime!(2026-11-22 09:00 UTC));
+        assert_eq!(summary.covers, Covers::Changes { from, to });
+        let lines = FILES.replace("01-a/data", "data");
+        let found = files(lines.as_bytes(), &summary).expect("files");
+        assert_eq!(found[1].path, "../data/b.json.gz");
+        let mut full = summary.clone();
+        full.covers = Covers::AllUntil(to);
+        for (lines, summary) in [
+            (&lines, &full),
+            (&lines.replace("AWSDynamoDB/data", "AWSDynamoDB/01-b"), &summary),
+            (&lines.replace("AWSDynamoDB/data", "data"), &summary),
+            (&lines.replace("data/b", "data/../01-b/data/b"), &summary),
+        ] {
+            let error = files(lines.as_bytes(), summary).expect_err("not of this export");
+            assert!(format!("{error:#}").contains("is not below"), "{error:#}");
+        }
+    }
+
+    #[test]
     fn an_export_that_cannot_be_compared_is_refused_with_its_reason() {
         let json = |from: &str, to: &str| SUMMARY.replace(from, to);
         for (json, said) in [
-            (
-                json("\"version\"", "\"exportType\":\"INCREMENTAL_EXPORT\",\"version\""),
-                "needs a full export",
-            ),
+            (json("\"version\"", "\"exportType\":\"NEW_EXPORT\",\"version\""), "type NEW_EXPORT"),
+            (INCREMENTAL.replace("exportToTime", "exportTime"), "no exportToTime"),
+            (INCREMENTAL.replace("09:00:00", "08:00:00"), "not after its exportFromTime"),
+            (INCREMENTAL.replace("09:00:00", "nine"), "exportToTime is not an RFC 3339 time"),
             (json("DYNAMODB_JSON", "ION"), "format is ION"),
             (json("exportTime", "exportFromTime"), "no exportTime"),
             (json("table/scans\",\"exportTime", "scans\",\"exportTime"), "not the ARN"),

@@ -14,6 +14,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
 use projector::archive;
 
+use crate::items::manifest::BESIDE;
 use crate::retry::pause_after;
 
 /// How often a read is resumed without any progress.
@@ -65,7 +66,7 @@ impl Place {
     pub(crate) fn name(&self, path: &str) -> String {
         match self {
             Self::Folder(folder) => folder.join(path).display().to_string(),
-            Self::Bucket(_, bucket, prefix) => format!("s3://{bucket}/{prefix}{path}"),
+            Self::Bucket(_, bucket, prefix) => format!("s3://{bucket}/{}", key(prefix, path)),
         }
     }
 
@@ -90,6 +91,14 @@ impl Place {
             ended: false,
         }
     }
+}
+
+/// A file's key in a bucket; its path may begin beside the folder. Above the bucket's root there is
+/// nothing, so the key stays at the root.
+fn key(prefix: &str, path: &str) -> String {
+    let Some(path) = path.strip_prefix(BESIDE) else { return format!("{prefix}{path}") };
+    let beside = prefix.trim_end_matches('/').rsplit_once('/');
+    beside.map_or_else(|| path.to_owned(), |(beside, _)| format!("{beside}/{path}"))
 }
 
 enum Source {
@@ -161,7 +170,7 @@ impl Pieces {
             Place::Folder(folder) => return Ok(Source::File(File::open(folder.join(&self.path))?)),
             Place::Bucket(client, bucket, prefix) => (client, bucket, prefix),
         };
-        let mut request = client.get_object().bucket(bucket).key(format!("{prefix}{}", self.path));
+        let mut request = client.get_object().bucket(bucket).key(key(prefix, &self.path));
         if let Some(etag) = &self.etag {
             request = request.if_match(etag).range(format!("bytes={}-", self.offset));
         }
@@ -180,5 +189,18 @@ impl Pieces {
                 (None, _) => Err(error.into()),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::key;
+
+    #[test]
+    fn a_path_may_begin_beside_the_folder() {
+        assert_eq!(key("p/AWSDynamoDB/01-a/", "data/a"), "p/AWSDynamoDB/01-a/data/a");
+        assert_eq!(key("p/AWSDynamoDB/01-a/", "../data/a"), "p/AWSDynamoDB/data/a");
+        assert_eq!(key("01-a/", "../data/a"), "data/a");
+        assert_eq!(key("", "data/a"), "data/a");
     }
 }

@@ -1,6 +1,7 @@
 //! What a difference between two sides is, for people and as JSON. Pure.
 
 use projector::part::Part;
+use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 /// How the two sides differ. `ours` are the rows of `DATABASE_URL`; `theirs` is what they are
@@ -70,6 +71,27 @@ impl Difference {
     }
 }
 
+#[derive(Deserialize)]
+struct Reported {
+    session_id: String,
+    part: Option<String>,
+}
+
+/// The session that an object of a report names, and its part; `None` if that is the row or object
+/// as a whole. What else the object holds is not asked for.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn reported_key(json: &[u8]) -> Result<(String, Option<Part>), String> {
+    let Reported { session_id, part } = serde_json::from_slice(json)
+        .map_err(|error| format!("it is not JSON with a session_id, as in a report: {error}"))?;
+    let named = |name: String| {
+        let part = Part::ALL.into_iter().find(|part| part.name() == name);
+        part.ok_or("its part is none of session, left, right, null")
+    };
+    Ok((session_id, part.map(named).transpose()?))
+}
+
 /// How many sessions were compared, and how many differences were found of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -109,7 +131,7 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::{Difference, Kind, Tally};
+    use super::{Difference, Kind, Tally, reported_key};
     use projector::part::Part;
     use serde_json::json;
 
@@ -127,6 +149,20 @@ mod tests {
         let expected = json!({ "session_id": "s1", "part": "left", "kind": "content",
             "ours": "L/1", "theirs": null, "detail": "left_mesh" });
         assert_eq!(difference.json(), expected);
+    }
+
+    #[test]
+    fn a_report_names_each_key_so_that_it_can_be_read_back() {
+        let parts = Part::ALL.map(Some).into_iter().chain([None]);
+        for (part, kind) in parts.flat_map(|part| Kind::ALL.map(|kind| (part, kind))) {
+            let session_id = "s-1.a_b".to_owned();
+            let (ours, theirs) = (Some("L/1".to_owned()), None);
+            let detail = "a \"quote\" and a\nline".to_owned();
+            let difference = Difference { session_id, part, kind, ours, theirs, detail };
+            let line = difference.json().to_string();
+            assert!(!line.contains('\n'), "{line}");
+            assert_eq!(reported_key(line.as_bytes()), Ok(("s-1.a_b".to_owned(), part)));
+        }
     }
 
     #[test]

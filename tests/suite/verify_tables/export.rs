@@ -1,81 +1,27 @@
 //! `backfill verify --tables --export`: the files of a point-in-time export, in a folder and in S3.
 
-use std::io::Write as _;
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use md5::{Digest as _, Md5};
-use serde_json::{Value as Json, json};
+use serde_json::json;
+use testkit::exports::{self, Files};
 use testkit::records::{removal, scan, session};
-use testkit::runs::{assert_code, now, rfc3339, text};
+use testkit::runs::{assert_code, text};
 use testkit::services::{s3, service};
 
 use super::{World, id, of_session};
 
-/// The files of an export, by their path beside the summary, as DynamoDB writes them.
-fn files(table: &str, items: &[Json]) -> Vec<(String, Vec<u8>)> {
-    let root = "exports/AWSDynamoDB/01795334400000-a1b2c3d4";
-    let mut files = Vec::new();
-    let mut listed = String::new();
-    for (number, items) in items.chunks(items.len().div_ceil(2).max(1)).enumerate() {
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
-        for item in items {
-            writeln!(gzip, "{}", json!({ "Item": item })).expect("a vector takes all");
-        }
-        let bytes = gzip.finish().expect("a vector takes all");
-        let path = format!("data/{number}abcdefghijklmnop.json.gz");
-        let file = json!({
-            "itemCount": items.len(),
-            "md5Checksum": BASE64.encode(Md5::digest(&bytes)),
-            "etag": format!("{number}-1"),
-            "dataFileS3Key": format!("{root}/{path}"),
-        });
-        listed.push_str(&file.to_string());
-        listed.push('\n');
-        files.push((path, bytes));
-    }
-    let arn = format!("arn:aws:dynamodb:eu-central-1:123456789012:table/{table}");
-    let summary = json!({
-        "version": "2020-06-30",
-        "exportArn": format!("{arn}/export/01795334400000-a1b2c3d4"),
-        "startTime": rfc3339(now()),
-        "endTime": rfc3339(now()),
-        "tableArn": arn,
-        "tableId": "12345a12-abcd-123a-ab12-1234abc12345",
-        "exportTime": rfc3339(now() - 3600),
-        "s3Bucket": "exports-of-production",
-        "s3Prefix": "exports",
-        "s3SseAlgorithm": "AES256",
-        "s3SseKmsKeyId": null,
-        "manifestFilesS3Key": format!("{root}/manifest-files.json"),
-        "billedSizeBytes": 0,
-        "itemCount": items.len(),
-        "outputFormat": "DYNAMODB_JSON",
-    });
-    files.push(("manifest-files.json".to_owned(), listed.into_bytes()));
-    files.push(("manifest-summary.json".to_owned(), summary.to_string().into_bytes()));
-    files
-}
-
 /// Both exports, below a folder of their own each.
-async fn exports(world: &World) -> Vec<(String, Vec<u8>)> {
-    let mut all = Vec::new();
+async fn both(world: &World) -> Files {
+    let mut all = Files::new();
     for (table, folder) in world.tables.iter().zip(["sessions", "scans"]) {
-        let files = files(table, &world.dynamodb.scan(table).await);
+        let files = exports::full(table, &world.dynamodb.scan(table).await);
         all.extend(files.into_iter().map(|(path, bytes)| (format!("{folder}/{path}"), bytes)));
     }
     all
 }
 
 fn write(root: &Path, files: &[(String, Vec<u8>)]) -> [String; 2] {
-    for (path, bytes) in files {
-        let path = root.join(path);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        std::fs::write(path, bytes).expect("a file");
-    }
+    exports::write(root, files);
     ["sessions", "scans"].map(|folder| root.join(folder).to_str().expect("a path").to_owned())
 }
 
@@ -83,7 +29,7 @@ fn write(root: &Path, files: &[(String, Vec<u8>)]) -> [String; 2] {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_that_is_older_than_the_rows_finds_the_faults_and_nothing_else() {
     let world = World::with_sessions(50).await;
-    let files = exports(&world).await;
+    let files = both(&world).await;
     let folder = tempfile::tempdir().expect("a folder");
     let in_folder = write(folder.path(), &files);
     let client = s3(&service("AWS_ENDPOINT_URL")).await;
@@ -124,7 +70,7 @@ async fn an_export_that_is_older_than_the_rows_finds_the_faults_and_nothing_else
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_that_is_damaged_or_unfit_is_refused_by_name() {
     let world = World::with_sessions(10).await;
-    let files = exports(&world).await;
+    let files = both(&world).await;
     let damaged = |name: &str, damage: &dyn Fn(&mut Vec<u8>)| {
         let mut files = files.clone();
         let (_, bytes) = files.iter_mut().find(|(path, _)| path == name).expect("the file");
@@ -142,7 +88,9 @@ async fn an_export_that_is_damaged_or_unfit_is_refused_by_name() {
     let summary = "sessions/manifest-summary.json";
     let manifest = "scans/manifest-files.json";
     let missing = files.iter().filter(|(path, _)| path != data).cloned().collect();
-    let incremental = "\"exportType\":\"INCREMENTAL_EXPORT\",\"version\"";
+    let incremental = "\"exportType\":\"INCREMENTAL_EXPORT\",\
+        \"exportFromTime\":\"2026-11-22T00:00:00Z\",\
+        \"exportToTime\":\"2026-11-23T00:00:00Z\",\"version\"";
     for (files, code, named, said) in [
         (damaged(data, &|bytes| bytes[20] ^= 1), 1, data, "is damaged"),
         (damaged(data, &|bytes| bytes.truncate(60)), 1, data, "is damaged"),

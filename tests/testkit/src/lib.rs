@@ -5,6 +5,7 @@ pub mod aws_server;
 pub mod closed_streams;
 pub mod dynamodb;
 pub mod emulator;
+pub mod exports;
 pub mod gates;
 pub mod generate;
 pub mod mapping;

@@ -1,0 +1,124 @@
+//! Point-in-time exports of a table, file by file, as DynamoDB writes them to a bucket.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use md5::{Digest as _, Md5};
+use serde_json::{Value as Json, json};
+
+use crate::runs::{now, rfc3339};
+
+/// Files by their path.
+pub type Files = Vec<(String, Vec<u8>)>;
+
+/// What comes before the folders of all exports in a key.
+const PREFIX: &str = "exports/AWSDynamoDB";
+
+/// A full export that is an hour old: its files by their path beside the summary.
+#[must_use]
+pub fn full(table: &str, items: &[Json]) -> Files {
+    let id = "01795334400000-a1b2c3d4";
+    let lines: Vec<Json> = items.iter().map(|item| json!({ "Item": item })).collect();
+    let (mut files, listed) = data_files(&format!("{PREFIX}/{id}"), "", &lines);
+    let mut summary = summary(table, id, items.len());
+    summary["version"] = json!("2020-06-30");
+    summary["exportTime"] = json!(rfc3339(now() - 3600));
+    files.push(("manifest-files.json".to_owned(), listed));
+    files.push(("manifest-summary.json".to_owned(), summary.to_string().into_bytes()));
+    files
+}
+
+/// An incremental export of the changes between two times: its files by their path in the folder
+/// that it shares with others. The summary is in a folder named by the export's id.
+#[must_use]
+pub fn incremental(table: &str, id: &str, (from, to): (i64, i64), changes: &[Json]) -> Files {
+    let (mut files, listed) = data_files(PREFIX, id, changes);
+    let mut summary = summary(table, id, changes.len());
+    for (member, value) in [
+        ("version", json!("2023-08-01")),
+        ("exportFromTime", json!(rfc3339(from))),
+        ("exportToTime", json!(rfc3339(to))),
+        ("outputView", json!("NEW_AND_OLD_IMAGES")),
+        ("exportType", json!("INCREMENTAL_EXPORT")),
+    ] {
+        summary[member] = value;
+    }
+    files.push((format!("{id}/manifest-files.json"), listed));
+    files.push((format!("{id}/manifest-summary.json"), summary.to_string().into_bytes()));
+    files
+}
+
+/// A line of an incremental export. Without a new image the item was removed.
+#[must_use]
+pub fn change(keys: &Json, new_image: Option<&Json>, old_image: Option<&Json>) -> Json {
+    let mut change = json!({
+        "Metadata": { "WriteTimestampMicros": { "N": "1795334400000000" } },
+        "Keys": keys,
+    });
+    for (member, image) in [("NewImage", new_image), ("OldImage", old_image)] {
+        if let Some(image) = image {
+            change[member] = image.clone();
+        }
+    }
+    change
+}
+
+/// Writes files below a folder.
+///
+/// # Panics
+/// Where they cannot be written.
+pub fn write(root: &Path, files: &[(String, Vec<u8>)]) {
+    for (path, bytes) in files {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, bytes).expect("a file");
+    }
+}
+
+/// Two data files, whose keys begin with `root`, and the manifest that lists them.
+fn data_files(root: &str, name: &str, lines: &[Json]) -> (Files, Vec<u8>) {
+    let mut files = Files::new();
+    let mut listed = String::new();
+    for (number, lines) in lines.chunks(lines.len().div_ceil(2).max(1)).enumerate() {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+        for line in lines {
+            writeln!(gzip, "{line}").expect("a vector takes all");
+        }
+        let bytes = gzip.finish().expect("a vector takes all");
+        let path = format!("data/{number}{name}abcdefghijklmnop.json.gz");
+        let file = json!({
+            "itemCount": lines.len(),
+            "md5Checksum": BASE64.encode(Md5::digest(&bytes)),
+            "etag": format!("{number}-1"),
+            "dataFileS3Key": format!("{root}/{path}"),
+        });
+        listed.push_str(&file.to_string());
+        listed.push('\n');
+        files.push((path, bytes));
+    }
+    (files, listed.into_bytes())
+}
+
+/// What the summaries of both kinds of export say.
+fn summary(table: &str, id: &str, items: usize) -> Json {
+    let arn = format!("arn:aws:dynamodb:eu-central-1:123456789012:table/{table}");
+    json!({
+        "exportArn": format!("{arn}/export/{id}"),
+        "startTime": rfc3339(now()),
+        "endTime": rfc3339(now()),
+        "tableArn": arn,
+        "tableId": "12345a12-abcd-123a-ab12-1234abc12345",
+        "s3Bucket": "exports-of-production",
+        "s3Prefix": "exports",
+        "s3SseAlgorithm": "AES256",
+        "s3SseKmsKeyId": null,
+        "manifestFilesS3Key": format!("{PREFIX}/{id}/manifest-files.json"),
+        "billedSizeBytes": 0,
+        "itemCount": items,
+        "outputFormat": "DYNAMODB_JSON",
+    })
+}
