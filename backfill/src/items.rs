@@ -28,7 +28,6 @@ pub(crate) enum Item {
 }
 
 /// An item as it is now, with all its values.
-#[cfg_attr(not(test), expect(dead_code, reason = "`repair` is still to come"))]
 #[derive(Debug)]
 pub(crate) struct CurrentItem {
     pub(crate) key: Key,

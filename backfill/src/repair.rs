@@ -2,6 +2,11 @@
 //! one, and corrected.
 
 pub(crate) mod candidates;
+pub(crate) mod conduct;
+pub(crate) mod cost;
+pub(crate) mod function;
+pub(crate) mod ledger;
+pub(crate) mod look;
 pub(crate) mod reread;
 pub(crate) mod run;
 pub(crate) mod source;

@@ -276,7 +276,8 @@ fn log_rejections(rejections: &[Rejection]) {
 
 /// Why PostgreSQL refused: for `rejected_records` its message without its detail, which quotes
 /// values; for the log not even that, since somebody's trigger may quote them, too.
-fn refusal(error: &Error) -> (String, String) {
+#[must_use]
+pub fn refusal(error: &Error) -> (String, String) {
     let Error::Database(error) = error else { return (error.to_string(), error.to_string()) };
     let message = match error.as_database_error() {
         Some(error) => format!("PostgreSQL refuses the row: {}", error.message()),

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
+use projector::change::Tables;
 use projector::start;
 use time::OffsetDateTime;
 
@@ -14,7 +15,7 @@ use crate::items::api::TablesApi;
 use crate::items::place;
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
-use crate::repair::candidates::{self, Candidates};
+use crate::repair::candidates::{Candidates, count_keys, exports};
 use crate::repair::conduct::{self, Conducted, Conductor, Origin};
 use crate::repair::cost::{self, Reads};
 use crate::repair::ledger;
@@ -55,7 +56,7 @@ pub(crate) async fn run(
     };
     let looker = conduct::looker(&conductor.projector, &conductor.api).await?;
     let s3 = place::client(&aws);
-    let open = async |looker| open(arguments, looker, &s3).await;
+    let open = async |looker| open(arguments, looker, &conductor.projector.tables, &s3).await;
     let conducted = Box::pin(conductor.run(origin, open, &looker)).await?;
     report(conducted, origin, output)
 }
@@ -75,22 +76,28 @@ fn origin(arguments: &RepairArguments) -> Origin {
 async fn open<'a>(
     arguments: &'a RepairArguments,
     looker: &'a Looker<'a>,
+    tables: &Tables,
     s3: &aws_sdk_s3::Client,
 ) -> anyhow::Result<(Source<'a>, u64)> {
-    let now = OffsetDateTime::now_utc();
+    let pairs = &looker.rows_and_items;
     let (candidates, length) = if let Some(places) = &arguments.export {
-        Candidates::export(&looker.rows_and_items, places, arguments.gap_start, s3, now).await?
+        let now = OffsetDateTime::now_utc();
+        let exports = exports::open(places, tables, s3, arguments.gap_start, now).await?;
+        console::line(&format!("reading {}", exports.name));
+        let items = exports.items;
+        (Candidates::export(pairs, exports), items)
     } else if let Some(path) = &arguments.keys {
-        Candidates::keys(path)?
+        (Candidates::keys(path)?, count_keys(path)?)
     } else {
-        Candidates::scan(&looker.rows_and_items, arguments.segments, now).await?
+        let items = pairs.api.item_count().await?;
+        (Candidates::scan(pairs, arguments.segments), items)
     };
     Ok((Source::Tables(candidates), length))
 }
 
 fn reads(arguments: &RepairArguments) -> anyhow::Result<Reads> {
     match &arguments.keys {
-        Some(path) => Ok(Reads::ByKey(candidates::count_keys(path)?)),
+        Some(path) => Ok(Reads::ByKey(count_keys(path)?)),
         None => Ok(Reads::All),
     }
 }

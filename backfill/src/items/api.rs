@@ -15,8 +15,6 @@ use aws_sdk_dynamodb::types::{
 };
 use projector::change::Tables;
 use projector::config::ConfigError;
-use projector::item::{self, TableItem};
-use projector::measurement::Document;
 use projector::part::Part;
 use tokio::sync::Mutex;
 
@@ -57,15 +55,6 @@ pub(crate) struct TablesApi {
     throttling_said: AtomicBool,
     /// Read units that were consumed, in halves: an eventually consistent read takes half a unit.
     half_units: AtomicU64,
-}
-
-/// An item as its table holds it now.
-pub(crate) struct CurrentItem {
-    pub(crate) key: Key,
-    /// Its values, or why the projector rejects it.
-    pub(crate) document: Result<Document, String>,
-    /// The item's JSON.
-    pub(crate) json: Vec<u8>,
 }
 
 /// What a table says of itself, counted within the last six hours.
@@ -186,7 +175,6 @@ impl TablesApi {
     ///
     /// # Errors
     /// If they cannot be read.
-    #[cfg_attr(not(test), expect(dead_code, reason = "`repair` is still to come"))]
     pub(crate) async fn get_current(&self, keys: &[&Key]) -> anyhow::Result<Vec<CurrentItem>> {
         let found = self.fetch(keys, false).await?;
         let current = |(of_sessions, item): (bool, Attributes)| {
@@ -194,6 +182,23 @@ impl TablesApi {
             Ok(items::current(key, json(&item)?, of_sessions))
         };
         found.into_iter().map(current).collect()
+    }
+
+    /// What both tables say of their size.
+    ///
+    /// # Errors
+    /// If they cannot be described.
+    pub(crate) async fn sizes(&self) -> anyhow::Result<[TableSize; 2]> {
+        let mut sizes = [TableSize::default(); 2];
+        for (size, of_sessions) in sizes.iter_mut().zip([true, false]) {
+            let call = || self.client.describe_table().table_name(self.name(of_sessions)).send();
+            let answer = self.calls.call("DescribeTable", call).await;
+            let answer = self.answer(answer, "describe", of_sessions)?;
+            let Some(table) = answer.table() else { continue };
+            size.items = table.item_count().unwrap_or(0).unsigned_abs();
+            size.bytes = table.table_size_bytes().unwrap_or(0).unsigned_abs();
+        }
+        Ok(sizes)
     }
 
     /// Which of these keys have an item now. It costs as much as to read the items, and brings none
@@ -297,15 +302,6 @@ fn read(item: &Attributes, of_sessions: bool) -> anyhow::Result<Item> {
 
 fn json(item: &Attributes) -> anyhow::Result<Vec<u8>> {
     serde_json::to_vec(&of_tables::Item(item)).context("an item is no JSON")
-}
-
-fn current(item: &Attributes, of_sessions: bool) -> anyhow::Result<CurrentItem> {
-    let json = serde_json::to_vec(&of_tables::Item(item)).context("an item is no JSON")?;
-    let found = item::decode(&json, of_sessions);
-    let found = found.map_err(|malformed| anyhow::anyhow!("{}", malformed.without_values()))?;
-    let TableItem { session_id, part, document } = found;
-    let document = document.map_err(|malformed| malformed.to_string());
-    Ok(CurrentItem { key: (part, session_id), document, json })
 }
 
 fn key_attributes((part, session_id): &Key) -> Attributes {

@@ -72,6 +72,18 @@ enum Stage<'a> {
     Nothing,
 }
 
+/// How many keys a file names.
+///
+/// # Errors
+/// As [`Candidates::keys`].
+pub(crate) fn count_keys(path: &Path) -> anyhow::Result<u64> {
+    let (mut file, mut count) = (KeysFile::open(path)?, 0);
+    while let Some(keys) = file.next()? {
+        count += keys.len() as u64;
+    }
+    Ok(count)
+}
+
 /// What a [`SeenParts`] needs to become an [`AddingUp`].
 #[derive(Clone, Copy)]
 struct AddsUp<'a> {

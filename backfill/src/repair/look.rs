@@ -16,8 +16,7 @@ use crate::compare_tables;
 use crate::compare_tables::columns::differing;
 use crate::compare_tables::look::Rows;
 use crate::compare_tables::verdict::{Held, has_expired};
-use crate::items::api::CurrentItem;
-use crate::items::{Key, comparable};
+use crate::items::{CurrentItem, Fault, Key, comparable};
 use crate::repair::reread::{AfterRead, Seen};
 use crate::repair::waiting::WaitingImage;
 use crate::retry::retry_transient;
@@ -34,8 +33,8 @@ pub(crate) struct Looker<'a> {
 #[derive(Debug)]
 pub(crate) struct MalformedItem {
     pub(crate) key: Key,
-    /// For `rejected_records`.
-    pub(crate) reason: String,
+    /// Why.
+    pub(crate) fault: Fault,
     pub(crate) json: Vec<u8>,
 }
 
@@ -173,8 +172,8 @@ impl Looks {
                 (row.and_then(|row| row.document.clone()), None)
             }
             None => (None, None),
-            Some(CurrentItem { document: Err(reason), json, .. }) => {
-                self.malformed.push(MalformedItem { key: key.clone(), reason, json });
+            Some(CurrentItem { document: Err(fault), json, .. }) => {
+                self.malformed.push(MalformedItem { key: key.clone(), fault, json });
                 return;
             }
             Some(CurrentItem { document: Ok(document), json, .. }) => {

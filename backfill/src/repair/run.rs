@@ -295,10 +295,10 @@ impl<'a> Repair<'a> {
                     self.tally.dropped += 1;
                     settled.push(key);
                 }
-                Fate::Refused(reason) => {
+                Fate::Refused(fault) => {
                     let image = batch.images.iter().find(|image| image.key == key);
                     let json = image.and_then(|image| image.item.clone()).unwrap_or_default();
-                    refused.push(MalformedItem { key, reason, json });
+                    refused.push(MalformedItem { key, fault, json });
                 }
             }
         }
@@ -313,11 +313,11 @@ impl<'a> Repair<'a> {
             return Ok(());
         }
         let mut images = Vec::with_capacity(items.len());
-        for MalformedItem { key, reason, json } in items {
+        for MalformedItem { key, fault, json } in items {
             self.under_way.remove(&key);
-            self.tally.add_malformed(&items::name(&key), &reason);
+            self.tally.add_malformed(&items::name(&key), &fault.logged);
             let (part, session_id) = key;
-            images.push(RejectedImage { part, session_id, json, reason });
+            images.push(RejectedImage { part, session_id, json, reason: fault.reason });
         }
         let (database, tables) = (&self.projector.database, &self.projector.tables);
         store_images(database, tables, &images, Deadline::NONE)

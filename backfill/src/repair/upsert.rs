@@ -2,6 +2,7 @@
 //! has lost the lock can write nothing.
 
 use anyhow::Context as _;
+use projector::apply::refusal;
 use projector::change::Change;
 use projector::database::DedicatedConnection;
 use projector::error::{Consequence, Error};
@@ -12,7 +13,7 @@ use projector::part::Part;
 use projector::read_model::upsert_unmoved;
 use time::OffsetDateTime;
 
-use crate::items::Key;
+use crate::items::{Fault, Key};
 use crate::repair::reread::image_version;
 use crate::repair::waiting::{Batch, WaitingImage};
 
@@ -23,8 +24,8 @@ pub(crate) enum Fate {
     Written { removed: bool },
     /// The row had moved: the stream has brought what the image shows, or something newer.
     Dropped,
-    /// PostgreSQL refuses it, for this reason.
-    Refused(String),
+    /// PostgreSQL refuses it.
+    Refused(Fault),
 }
 
 /// Why images are not in their rows: the connection is at fault, or the set-up.
@@ -65,11 +66,11 @@ pub(crate) async fn upsert(
                 pieces.extend([rest, piece]);
             }
             Consequence::Reject => {
-                let reason = projector::error::chain(&error);
+                let fault = fault(&error);
                 let key = |indexed: IndexedChange| {
                     (indexed.change.part, indexed.change.session_id)
                 };
-                fates.extend(piece.into_iter().map(|one| (key(one), Fate::Refused(reason.clone()))));
+                fates.extend(piece.into_iter().map(|one| (key(one), Fate::Refused(fault.clone()))));
             }
             Consequence::Split | Consequence::Retry | Consequence::Reconnect => {
                 return Err(NotUpserted::Connection(error));
@@ -78,6 +79,12 @@ pub(crate) async fn upsert(
         }
     }
     Ok(fates)
+}
+
+/// Why PostgreSQL refuses an item; without values for the log.
+fn fault(error: &Error) -> Fault {
+    let (reason, logged) = refusal(error);
+    Fault { reason, logged }
 }
 
 /// The images as changes, each with its version.
