@@ -11,7 +11,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
 use crate::bind;
-use crate::database::{Database, DedicatedConnection, Lease};
+use crate::database::{Database, Lease};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
@@ -207,53 +207,6 @@ pub async fn versions_by_key(
     let arguments = bind![session_ids];
     let rows = database.fetch(statement::VERSIONS.as_str(), arguments, deadline).await?;
     Ok(found_versions(&rows).map_err(Error::Database)?.into_iter().collect())
-}
-
-/// Writes images: each part only if its row still has exactly the version of it that was seen, in
-/// one statement that locks the row. The answer has, for each session, the versions that its row
-/// holds now, or `None` if nothing was written, because every part has moved.
-///
-/// A session that has no row gets one without any part first, committed by itself: a row that is
-/// not there cannot be locked, and whoever inserted it in between would be overwritten by an image
-/// that is newer only because the object was. A crash leaves a row that holds nothing, as one whose
-/// parts were never seen.
-///
-/// `sessions` are sorted by `session_id`, without repetition, and `seen` has the versions of each.
-/// It writes over this connection alone, whose lock keeps other repairs away.
-///
-/// # Errors
-/// As [`DedicatedConnection::fetch`]. What was written then is known only to the rows.
-pub async fn upsert_unmoved(
-    connection: &mut DedicatedConnection,
-    sessions: &[SessionChanges<'_>],
-    seen: &[Versions],
-) -> Result<Vec<Option<Versions>>, Error> {
-    let all: Vec<&SessionChanges<'_>> = sessions.iter().collect();
-    let never_seen = |(_, seen): &(&SessionChanges<'_>, &Versions)| {
-        seen.values().all(Option::is_none)
-    };
-    let without_row = sessions.iter().zip(seen).filter(never_seen);
-    let keys: Vec<&str> = without_row.map(|(session, _)| session.session_id).collect();
-    if !keys.is_empty() {
-        connection.fetch::<()>(statement::MAKE_ROWS, bind![keys.as_slice()]).await?;
-    }
-    let arguments = || {
-        let mut arguments = upsert_arguments(&all)?;
-        for part in Part::ALL {
-            let seen = seen.iter().map(|versions| versions[part].as_deref());
-            arguments.add(seen.collect::<Vec<_>>())?;
-        }
-        Ok(arguments)
-    };
-    let rows: Vec<(String, Option<String>, Option<String>, Option<String>)> =
-        connection.fetch(statement::UPSERT_UNMOVED.as_str(), arguments).await?;
-    let mut written: Vec<Option<Versions>> = sessions.iter().map(|_| None).collect();
-    for (session_id, session, left, right) in rows {
-        if let Some(place) = place_of(sessions, &session_id) {
-            written[place] = Some([session, left, right].into());
-        }
-    }
-    Ok(written)
 }
 
 fn place_of(sessions: &[SessionChanges<'_>], session_id: &str) -> Option<usize> {
