@@ -180,7 +180,14 @@ mod tests {
             let made = changes.made.iter();
             made.filter(|made| (made.kind, made.table, made.name) == (kind, table, name)).count()
         };
-        for table in ["measurements", "rejected_records", "backfill_checkpoints", "verifications", "repairs"] {
+        let tables = [
+            "measurements",
+            "rejected_records",
+            "backfill_checkpoints",
+            "verifications",
+            "repairs",
+        ];
+        for table in tables {
             assert_eq!(found(Kind::Table, table, table), 1, "{table}");
         }
         let rejected = "rejected_records";

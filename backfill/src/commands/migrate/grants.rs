@@ -31,6 +31,7 @@ pub(crate) const BACKFILL: &[Grant] = &[
         tables: &["rejected_records", "backfill_checkpoints"],
     },
     Grant { privileges: &["SELECT", "INSERT"], tables: &["verifications"] },
+    // No DELETE: a repair that is forgotten would let late records be applied by version again.
     Grant { privileges: &["SELECT", "INSERT", "UPDATE"], tables: &["repairs"] },
 ];
 
