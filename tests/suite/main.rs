@@ -40,6 +40,7 @@ mod terminal;
 mod tidy;
 mod tip;
 mod trimmed;
+mod unmoved;
 mod verify;
 mod verify_objects;
 mod verify_tables;

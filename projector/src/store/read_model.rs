@@ -1,6 +1,7 @@
 //! PostgreSQL: the guarded upsert of a folded batch, and the reading of rows.
 
 mod statement;
+mod unmoved;
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,6 +11,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
+pub use self::unmoved::upsert_unmoved;
 use crate::bind;
 use crate::database::{Database, Lease};
 use crate::deadline::Deadline;

@@ -21,6 +21,12 @@ pub(super) static UPSERT_RETURNING_ROWS: LazyLock<String> = LazyLock::new(|| ups
 /// The upsert, returning keys only: where there is no archive.
 pub(super) static UPSERT: LazyLock<String> = LazyLock::new(|| upsert(false));
 
+/// The insert of images whose sessions have no row.
+pub(super) static INSERT_ABSENT: LazyLock<String> = LazyLock::new(insert_absent);
+
+/// The upsert of images whose parts have not moved.
+pub(super) static UPSERT_UNMOVED: LazyLock<String> = LazyLock::new(upsert_unmoved);
+
 /// The versions that the rows of some keys hold: one row of arrays, which costs the client a fifth
 /// of what as many rows cost.
 pub(super) static VERSIONS: LazyLock<String> = LazyLock::new(|| {
@@ -167,26 +173,7 @@ fn row_columns(inserted: &str, everything: &str) -> String {
 /// holds a part of a later stream than was sent. (To return all versions costs a sixth of the
 /// statement.)
 fn upsert(returning_rows: bool) -> String {
-    let mut given = vec!["unnest($1::text[]) COLLATE \"C\" AS session_id".to_owned()];
-    let mut targets = vec!["session_id".to_owned()];
-    let mut values = vec!["session_id".to_owned()];
-    let mut sets = Vec::new();
-    let mut column = |part: Part, name: String, of: &str, collation: &str, cast: &str| {
-        given.push(format!("unnest(${}::{of}){collation} AS {name}", given.len() + 1));
-        values.push(format!("{name}{cast}"));
-        let newer = sql_part_newer(part, "excluded.", "m.");
-        sets.push(format!("{name} = CASE WHEN {newer} THEN excluded.{name} ELSE m.{name} END"));
-        targets.push(name);
-    };
-    for Column { name, part, kind, .. } in COLUMNS.iter() {
-        column(*part, name.clone(), parameter_type(*kind), "", cast(*kind));
-    }
-    for part in Part::ALL {
-        column(part, format!("{}_version", part.name()), "text[]", " COLLATE \"C\"", "");
-    }
-    for part in Part::ALL {
-        column(part, format!("{}_changed_at", part.name()), "timestamptz[]", "", "");
-    }
+    let Columns { given, targets, values, sets } = Columns::new();
     let returning = if returning_rows {
         row_columns("(m.xmax = 0)", &format!("${}::boolean", given.len() + 1))
     } else {
@@ -229,9 +216,150 @@ RETURNING {returning}
     }
 }
 
+/// The lists that an upsert is made of: a session's key, every column, the versions and the change
+/// times, in the order of the parameters.
+struct Columns {
+    /// The parameters as columns, unpacked.
+    given: Vec<String>,
+    /// The columns of the table.
+    targets: Vec<String>,
+    /// What goes into them.
+    values: Vec<String>,
+    /// What becomes of them if the row is there: each part's are replaced if it is newer.
+    sets: Vec<String>,
+}
+
+impl Columns {
+    fn new() -> Self {
+        let mut given = vec!["unnest($1::text[]) COLLATE \"C\" AS session_id".to_owned()];
+        let mut targets = vec!["session_id".to_owned()];
+        let mut values = vec!["session_id".to_owned()];
+        let mut sets = Vec::new();
+        let mut column = |part: Part, name: String, of: &str, collation: &str, cast: &str| {
+            given.push(format!("unnest(${}::{of}){collation} AS {name}", given.len() + 1));
+            values.push(format!("{name}{cast}"));
+            let newer = sql_part_newer(part, "excluded.", "m.");
+            sets.push(format!("{name} = CASE WHEN {newer} THEN excluded.{name} ELSE m.{name} END"));
+            targets.push(name);
+        };
+        for Column { name, part, kind, .. } in COLUMNS.iter() {
+            column(*part, name.clone(), parameter_type(*kind), "", cast(*kind));
+        }
+        for part in Part::ALL {
+            column(part, format!("{}_version", part.name()), "text[]", " COLLATE \"C\"", "");
+        }
+        for part in Part::ALL {
+            column(part, format!("{}_changed_at", part.name()), "timestamptz[]", "", "");
+        }
+        Self { given, targets, values, sets }
+    }
+}
+
+/// Inserts the sessions that have no row, and leaves those that have one as they are.
+///
+/// Parameters: the keys, sorted; one array per column; the versions; the change times.
+/// Answer: the versions of each row inserted.
+fn insert_absent() -> String {
+    let Columns { given, targets, values, .. } = Columns::new();
+    format!(
+        "INSERT INTO measurements AS m (
+    {targets}
+)
+SELECT
+    {values}
+FROM (SELECT
+    {given}
+) given
+ON CONFLICT (session_id) DO NOTHING
+RETURNING m.session_id, {versions}
+",
+        targets = list(targets, ",\n    "),
+        values = list(values, ",\n    "),
+        given = list(given, ",\n    "),
+        versions = list(Part::ALL.map(|part| format!("m.{}_version", part.name())), ", "),
+    )
+}
+
+/// ONE statement: locks the rows in the order of their keys, compares the version of each part with
+/// the one that was seen, and upserts the parts that have not moved.
+///
+/// Parameters: as those of [`insert_absent`], then the versions that were seen.
+///
+/// A part that has moved gets no version, and so neither the update nor its guard touches it. The
+/// versions come from the locked rows, which PostgreSQL reads anew after it has waited for a lock
+/// (PostgreSQL documentation, "Read Committed Isolation Level"); the statement's own snapshot may
+/// be older. A session without a row is left out.
+///
+/// Answer: the versions of each row as it is afterwards, whether it was written or not.
+fn upsert_unmoved() -> String {
+    let Columns { mut given, targets, values, sets } = Columns::new();
+    let version = |part: Part| format!("{}_version", part.name());
+    let moved_out = |name: &String| {
+        let part = Part::ALL.into_iter().find(|part| *name == version(*part));
+        part.map_or_else(
+            || format!("given.{name}"),
+            |part| {
+                let seen = format!("given.{}_seen", part.name());
+                format!(
+                    "CASE WHEN held.{name} IS NOT DISTINCT FROM {seen} THEN given.{name} END AS \
+                        {name}"
+                )
+            },
+        )
+    };
+    let unmoved = list(targets.iter().map(moved_out), ",\n    ");
+    for part in Part::ALL {
+        let number = given.len() + 1;
+        given.push(format!("unnest(${number}::text[]) COLLATE \"C\" AS {}_seen", part.name()));
+    }
+    let of = |table: &str| list(Part::ALL.map(|part| format!("{table}{}", version(part))), ", ");
+    let afterwards = Part::ALL.map(|part| {
+        let version = version(part);
+        format!(
+            "CASE WHEN written.session_id IS NULL THEN held.{version} ELSE written.{version} END"
+        )
+    });
+    format!(
+        "WITH held AS MATERIALIZED (
+SELECT session_id, {held}
+FROM measurements WHERE session_id = ANY($1::text[])
+ORDER BY session_id
+FOR NO KEY UPDATE
+), written AS (
+INSERT INTO measurements AS m (
+    {targets}
+)
+SELECT
+    {values}
+FROM (SELECT
+    {unmoved}
+FROM (SELECT
+    {given}
+) given JOIN held USING (session_id)
+) unmoved
+WHERE coalesce({held}) IS NOT NULL
+ON CONFLICT (session_id) DO UPDATE SET
+    {sets}
+WHERE {newer_than_row}
+RETURNING m.session_id, {returned}
+)
+SELECT held.session_id, {afterwards}
+FROM held LEFT JOIN written USING (session_id)
+",
+        held = of(""),
+        returned = of("m."),
+        targets = list(targets, ",\n    "),
+        values = list(values, ",\n    "),
+        given = list(given, ",\n    "),
+        sets = list(sets, ",\n    "),
+        newer_than_row = sql_any_part_newer("excluded.", "m."),
+        afterwards = list(afterwards, ",\n    "),
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{READ, UPSERT, UPSERT_RETURNING_ROWS};
+    use super::{INSERT_ABSENT, READ, UPSERT, UPSERT_RETURNING_ROWS, UPSERT_UNMOVED};
 
     /// A change of the statement shows in review as SQL. `UPDATE_GOLDEN=1 cargo test` writes it
     /// anew.
@@ -241,6 +369,8 @@ mod tests {
             ("upsert.golden.sql", &*UPSERT),
             ("upsert_returning_rows.golden.sql", &*UPSERT_RETURNING_ROWS),
             ("read.golden.sql", &*READ),
+            ("insert_absent.golden.sql", &*INSERT_ABSENT),
+            ("upsert_unmoved.golden.sql", &*UPSERT_UNMOVED),
         ];
         for (name, sql) in golden {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
