@@ -4,7 +4,7 @@
 create table repairs (
     id bigint generated always as identity primary key,
     -- Where the keys came from, or the command that applied records or rows from elsewhere.
-    source text not null check (source in ('scan', 'export', 'keys', 'failures', 'redrive', 'merge')),
+    source text not null check (source in ('scan', 'export', 'keys', 'redrive', 'merge')),
     started_at timestamptz not null default clock_timestamp(),
     -- Null while it runs, and for good if it was killed.
     ended_at timestamptz,

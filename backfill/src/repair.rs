@@ -1,7 +1,12 @@
 //! What `backfill repair` is made of: rows are compared with the items of the tables, read one by
 //! one, and corrected.
 
+pub(crate) mod candidates;
+pub(crate) mod conduct;
+pub(crate) mod cost;
+pub(crate) mod function;
 pub(crate) mod ledger;
+pub(crate) mod look;
 pub(crate) mod reread;
 pub(crate) mod run;
 pub(crate) mod source;

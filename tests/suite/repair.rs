@@ -15,14 +15,8 @@ use testkit::trim::TrimmedStreams;
 use tokio::process::Command;
 
 /// Nothing waits longer than it must: nobody else writes to these stores.
-pub(crate) const QUICK: [&str; 6] = [
-    "--function-timeout-seconds",
-    "1",
-    "--idle-seconds",
-    "1",
-    "--first-record-seconds",
-    "1",
-];
+pub(crate) const QUICK: [&str; 6] =
+    ["--function-timeout-seconds", "1", "--idle-seconds", "1", "--first-record-seconds", "1"];
 
 /// Two tables, their streams, and the stores of one side.
 struct World {
@@ -119,8 +113,14 @@ impl World {
 
     /// What the streams still hold is applied, rejections allowed.
     async fn replay(&self) {
-        let replay =
-            self.run(&["stream", "--restart", "--idle-seconds", "1", "--first-record-seconds", "1"]);
+        let replay = self.run(&[
+            "stream",
+            "--restart",
+            "--idle-seconds",
+            "1",
+            "--first-record-seconds",
+            "1",
+        ]);
         let code = replay.await;
         assert!(matches!(code.status.code(), Some(0 | 3)), "{}", text(&code.stderr));
     }
@@ -375,10 +375,8 @@ async fn beside_a_repair_no_other_repair_redrive_or_merge_runs() {
         .command(&["repair", "--scan", "--function-timeout-seconds", "60"])
         .spawn()
         .expect("backfill runs");
-    until("the repair", async || {
-        world.stores.ask("SELECT count(*) FROM repairs").await == "1"
-    })
-    .await;
+    until("the repair", async || world.stores.ask("SELECT count(*) FROM repairs").await == "1")
+        .await;
     let from = ["merge", "--from", &peer.database_url];
     for command in [&["repair", "--scan"][..], &["redrive"], &from] {
         let refused = world.run(command).await;

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use projector::bind;
 use projector::database::Database;
 use projector::deadline::Deadline;
@@ -59,11 +59,11 @@ pub(crate) async fn run(
     let after = arguments.after.clone().unwrap_or_default();
     let mut merge = Merge::new(delivery, lock, (Progress::start(length), repaired), after);
     let ended = merge.all(source, stop).await;
-    let Merge { tally, through, progress, lock, mut repaired, .. } = merge;
-    if let Some(id) = repair {
+    let Merge { tally, through, progress, mut lock, mut repaired, .. } = merge;
+    if let (Some(id), Some(lock)) = (repair, &mut lock) {
         let complete = matches!(ended, Ok(End::AllRead)) && tally.not_merged.count == 0;
         let (candidates, written) = (tally.found.newer_parts, tally.counts.applied);
-        ledger::end(&projector.database, id, complete, candidates, written).await?;
+        ledger::end(lock.connection(), id, complete, candidates, written).await?;
     }
     drop((progress, lock));
     let to_read = repaired.finish()?;
@@ -119,7 +119,7 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
     };
     let delivery = Delivery::of_rejected(projector);
     let database = &delivery.projector().database;
-    let lock = if arguments.dry_run {
+    let mut lock = if arguments.dry_run {
         None
     } else {
         Held::take_unless_pooled(advisory_lock::REPAIR, database).await?
@@ -141,13 +141,14 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
     if without_archive && !arguments.dry_run {
         console::line("ARCHIVE_BUCKET is not set: no object is written");
     }
-    let repair = if arguments.dry_run { None } else { repair_of(peer.as_ref(), database).await? };
+    let repair =
+        if arguments.dry_run { None } else { repair_of(peer.as_ref(), lock.as_mut()).await? };
     Ok(Prepared { delivery, lock, peer, repair })
 }
 
 /// Keeps that this database has a repair, before anything is read, if the other side has had one or
 /// cannot say.
-async fn repair_of(peer: Option<&Peer>, ours: &Database) -> anyhow::Result<Option<i64>> {
+async fn repair_of(peer: Option<&Peer>, lock: Option<&mut Held>) -> anyhow::Result<Option<i64>> {
     let had = match peer {
         Some(peer) => {
             let asking = retry_transient("ask whether the peer has had a repair", async || {
@@ -164,10 +165,12 @@ async fn repair_of(peer: Option<&Peer>, ours: &Database) -> anyhow::Result<Optio
         "the other side has had a repair, or cannot say: from now on this database counts as \
             repaired, and `backfill redrive` reads items again",
     );
-    let keeping = retry_transient("keep that this is a repair", async || {
-        ledger::begin(ours, ledger::Source::Merge).await
-    });
-    keeping.await.map(Some)
+    let lock = lock.context(
+        "such a merge needs the lock of repairs, and a connection pooler keeps no session that \
+         could hold it: DATABASE_URL must lead to the server itself",
+    )?;
+    let begun = ledger::begin(lock.connection(), ledger::Source::Merge).await;
+    Ok(Some(begun.context("cannot keep that this database has a repair")?.id))
 }
 
 /// Says how far a replica is behind: what it does not have yet is not merged.

@@ -110,7 +110,7 @@ pub(crate) fn report(
 ) -> anyhow::Result<Outcome> {
     let Conducted { ended, tally, read_units, records, took } = conducted;
     let how = match &ended {
-        Ok(Some(End::AllSettled)) if tally.failed_objects == 0 => "done",
+        Ok(Some(End::AllSettled)) if tally.failed_objects + tally.locked == 0 => "done",
         Ok(Some(End::AllSettled)) | Err(_) => "failed",
         Ok(Some(End::Stopped) | None) => "stopped",
     };
@@ -123,6 +123,13 @@ pub(crate) fn report(
         Ok(None | Some(End::Stopped)) => {
             output.ended_early(&format!("stopped by a signal: {again}"));
             Ok(Outcome::Interrupted)
+        }
+        Ok(Some(End::AllSettled)) if tally.locked > 0 => {
+            let (count, named) = (tally.locked, tally.locked());
+            let failed =
+                anyhow!("{count} parts could not be written, the lines above say why: {named}");
+            let remedy = "end what locks the rows, and run the same command again";
+            Err(failed.context(Remedy(remedy.to_owned())))
         }
         Ok(Some(End::AllSettled)) if tally.failed_objects > 0 => {
             let failed = anyhow!(

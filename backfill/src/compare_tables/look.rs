@@ -85,7 +85,10 @@ impl Looker<'_> {
         Ok(keys.iter().map(look).collect())
     }
 
-    pub(crate) async fn rows(&self, keys: impl Iterator<Item = &Key> + Clone) -> anyhow::Result<Rows> {
+    pub(crate) async fn rows(
+        &self,
+        keys: impl Iterator<Item = &Key> + Clone,
+    ) -> anyhow::Result<Rows> {
         let mut rows = Rows::default();
         for part in Part::ALL {
             let of_part = keys.clone().filter(|(of, _)| *of == part);

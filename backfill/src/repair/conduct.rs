@@ -17,13 +17,13 @@ use crate::cli::ReReadArguments;
 use crate::compare_tables;
 use crate::console::{self, Progress, span};
 use crate::items::api::TablesApi;
-use crate::replay::background::{Background, Terms};
+use crate::repair::function;
 use crate::repair::ledger;
 use crate::repair::look::Looker;
 use crate::repair::run::{End, Parts, Repair};
 use crate::repair::source::Source;
 use crate::repair::tally::Tally;
-use crate::repair::function;
+use crate::replay::background::{Background, Terms};
 use crate::stop::Stop;
 
 /// The timeout that `infra/projector.yaml` gives the function.
@@ -76,10 +76,10 @@ impl Conductor<'_> {
         let start = Instant::now();
         let database = &self.projector.database;
         let function_timeout = self.function_timeout().await?;
-        let lock = Held::take(advisory_lock::REPAIR, database).await?;
+        let mut lock = Held::take(advisory_lock::REPAIR, database).await?;
         let (source, length) = open(looker).await?;
-        let resume = ledger::is_unfinished(database).await?;
-        let id = ledger::begin(database, origin.ledger).await?;
+        let resume = ledger::unfinished(lock.connection()).await?.is_some();
+        let begun = ledger::begin(lock.connection(), origin.ledger).await?;
         let mut streams = self.follow_streams(resume).await?;
         let parts = Parts {
             looker,
@@ -91,11 +91,12 @@ impl Conductor<'_> {
         };
         let mut repair = Repair::new(parts);
         let ended = self.after_the_streams(&mut repair, source, function_timeout).await;
-        let Repair { lock, tally, progress, .. } = repair;
+        let Repair { mut lock, tally, progress, .. } = repair;
         drop(progress);
         let complete = matches!(ended, Ok(Some(End::AllSettled)));
         let written = tally.written + tally.removed;
-        let kept = ledger::end(database, id, complete, tally.candidates, written).await;
+        let kept =
+            ledger::end(lock.connection(), begun.id, complete, tally.candidates, written).await;
         drop(lock);
         if let Err(error) = kept {
             let error = projector::error::chain(&error);
@@ -187,7 +188,11 @@ pub(crate) async fn looker<'a>(
     let clock_ahead = (now - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
     let archive = projector.archive.as_ref();
     let started = OffsetDateTime::now_utc();
-    let rows_and_items =
-        compare_tables::look::Looker { database: &projector.database, api, ttl_attributes, started };
+    let rows_and_items = compare_tables::look::Looker {
+        database: &projector.database,
+        api,
+        ttl_attributes,
+        started,
+    };
     Ok(Looker { rows_and_items, archive, clock_ahead })
 }

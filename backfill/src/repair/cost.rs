@@ -55,8 +55,7 @@ pub(crate) fn estimate([sessions, scans]: [TableSize; 2], reads: Reads, has_arch
 impl Cost {
     /// Dollars for the reads and the HEAD requests.
     pub(crate) fn dollars(&self) -> f64 {
-        self.read_units as f64 / 1e6 * MILLION_READ_UNITS
-            + self.heads as f64 / 1e3 * THOUSAND_HEADS
+        self.read_units as f64 / 1e6 * MILLION_READ_UNITS + self.heads as f64 / 1e3 * THOUSAND_HEADS
     }
 
     fn export_dollars(&self) -> f64 {

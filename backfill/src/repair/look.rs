@@ -103,10 +103,7 @@ impl Looker<'_> {
     ///
     /// # Errors
     /// If the bucket stays away.
-    pub(crate) async fn objects(
-        &self,
-        equal: &[(Key, Option<String>)],
-    ) -> anyhow::Result<Objects> {
+    pub(crate) async fn objects(&self, equal: &[(Key, Option<String>)]) -> anyhow::Result<Objects> {
         let of_sessions =
             self.objects_of(equal.iter().map(|((_, session_id), _)| session_id)).await?;
         let mut objects = Objects::default();
@@ -114,8 +111,7 @@ impl Looker<'_> {
             return Ok(objects);
         }
         for ((part, session_id), row) in equal {
-            let object =
-                of_sessions.get(session_id).and_then(|versions| versions[*part].as_ref());
+            let object = of_sessions.get(session_id).and_then(|versions| versions[*part].as_ref());
             if object > row.as_ref() {
                 objects.ahead.push((*part, session_id.clone()));
             } else if object < row.as_ref() {

@@ -4,7 +4,7 @@
 //! connection that holds the lock of repairs is lost, everything under way is looked at anew, since
 //! another repair may have run in between.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 
 use crate::advisory_lock::Held;
 use crate::console::{self, Progress};
-use crate::items::{self, Key};
 use crate::items::api::KEYS_PER_CALL;
+use crate::items::{self, Key};
 use crate::rejected_records;
 use crate::repair::candidates::Batch as Candidates;
 use crate::repair::look::{Looker, Looks, MalformedItem, Objects};
@@ -45,6 +45,8 @@ const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 const KEEP_LOCK_EVERY: Duration = Duration::from_mins(1);
 /// How often an object is tried. One that fails is named, and holds up no other.
 const OBJECT_TRIES: u32 = 3;
+/// A part whose row was locked for too long this often is left.
+const LOCKED_AT_MOST: u32 = 5;
 /// If more objects than this cannot be written, S3 is away.
 const OBJECTS_FAILED_AT_MOST: u64 = 10_000;
 
@@ -79,6 +81,8 @@ pub(crate) struct Repair<'a> {
     /// Every part that is to be looked at, is being looked at, or waits.
     under_way: HashSet<Key>,
     todo: VecDeque<Key>,
+    /// How often a part's row was locked for too long.
+    locked: HashMap<Key, u32>,
     /// Equal at a first look: their objects are still to be asked for.
     equal: VecDeque<Vec<(Key, Option<String>)>>,
     /// Grows each time that the lock's connection was lost: what was seen before counts no more.
@@ -112,6 +116,7 @@ impl<'a> Repair<'a> {
             waiting: Waiting::default(),
             under_way: HashSet::new(),
             todo: VecDeque::new(),
+            locked: HashMap::new(),
             equal: VecDeque::new(),
             epoch: 0,
             failures: 0,
@@ -295,6 +300,7 @@ impl<'a> Repair<'a> {
                     self.tally.dropped += 1;
                     settled.push(key);
                 }
+                Fate::Locked(why) => self.again(key, &why),
                 Fate::Refused(fault) => {
                     let image = batch.images.iter().find(|image| image.key == key);
                     let json = image.and_then(|image| image.item.clone()).unwrap_or_default();
@@ -305,6 +311,19 @@ impl<'a> Repair<'a> {
         self.reject(refused).await?;
         self.write_objects(sessions).await?;
         self.settled(settled).await
+    }
+
+    /// Looks once more at a part whose row was locked, later. One that is locked each time is named,
+    /// and holds up no other.
+    fn again(&mut self, key: Key, why: &str) {
+        let tries = self.locked.entry(key.clone()).or_default();
+        *tries += 1;
+        if *tries < LOCKED_AT_MOST {
+            self.todo.push_back(key);
+        } else {
+            self.under_way.remove(&key);
+            self.tally.add_locked(&items::name(&key), why);
+        }
     }
 
     /// Keeps items that cannot be applied, one row per key.
@@ -364,8 +383,7 @@ impl<'a> Repair<'a> {
                 }
             }
         };
-        let mut writes =
-            stream::iter(sessions).map(write).buffer_unordered(archive.concurrency());
+        let mut writes = stream::iter(sessions).map(write).buffer_unordered(archive.concurrency());
         while let Some(failed) = writes.next().await {
             match failed {
                 None => self.tally.objects += 1,

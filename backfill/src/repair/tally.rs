@@ -37,6 +37,9 @@ pub(crate) struct Tally {
     pub(crate) objects: u64,
     pub(crate) failed_objects: u64,
     named_objects: Vec<String>,
+    /// Parts whose rows were locked each time.
+    pub(crate) locked: u64,
+    named_locked: Vec<String>,
     /// Rejected records that are removed, since their parts are settled.
     pub(crate) redriven: u64,
     /// Rejected records whose keys cannot be read.
@@ -70,6 +73,23 @@ impl Tally {
         if self.named_malformed.len() < NAMED {
             self.named_malformed.push((name.to_owned(), reason.to_owned()));
         }
+    }
+
+    /// A part that could not be written, because its row was locked each time.
+    pub(crate) fn add_locked(&mut self, name: &str, why: &str) {
+        self.locked += 1;
+        if self.locked <= LINES {
+            console::line(&format!("not written: {name}: {why}"));
+        }
+        if self.named_locked.len() < NAMED {
+            self.named_locked.push(name.to_owned());
+        }
+    }
+
+    /// The parts that were locked each time, the first by name.
+    pub(crate) fn locked(&self) -> String {
+        let more = if self.locked > NAMED as u64 { ", ..." } else { "" };
+        self.named_locked.join(", ") + more
     }
 
     /// An object that could not be written.
@@ -118,12 +138,17 @@ impl Tally {
         let always = |count: u64| (count, true);
         let if_any = |count: u64| (count, count > 0);
         for (name, (count, shown), meaning) in [
-            ("candidates", always(self.candidates), "parts that were read together with their rows"),
+            (
+                "candidates",
+                always(self.candidates),
+                "parts that were read together with their rows",
+            ),
             ("written", always(self.written), "parts that the rows hold now as the table does"),
             ("removed", always(self.removed), "parts whose item is gone"),
             ("dropped", if_any(self.dropped), "parts that the streams brought meanwhile"),
             ("not settled", if_any(self.waiting), "parts that still waited for the streams"),
             ("cannot apply", if_any(self.malformed), "items, in rejected_records"),
+            ("locked", if_any(self.locked), "parts whose rows were locked each time"),
             ("redriven", if_any(self.redriven), "records removed from rejected_records"),
             ("untried", if_any(self.untried), "rejected records whose keys cannot be read"),
             ("objects", if_any(self.objects), "objects compared with their rows after that"),
@@ -161,6 +186,8 @@ impl Tally {
             "not_settled": self.waiting,
             "malformed": self.malformed,
             "first_malformed": first,
+            "locked": self.locked,
+            "first_locked": self.named_locked,
             "redriven": self.redriven,
             "untried": self.untried,
             "first_untried": self.named_untried,

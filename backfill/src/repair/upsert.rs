@@ -24,6 +24,8 @@ pub(crate) enum Fate {
     Written { removed: bool },
     /// The row had moved: the stream has brought what the image shows, or something newer.
     Dropped,
+    /// The row was locked for too long, for this reason: it is to be looked at again.
+    Locked(String),
     /// PostgreSQL refuses it.
     Refused(Fault),
 }
@@ -67,10 +69,13 @@ pub(crate) async fn upsert(
             }
             Consequence::Reject => {
                 let fault = fault(&error);
-                let key = |indexed: IndexedChange| {
-                    (indexed.change.part, indexed.change.session_id)
-                };
+                let key = |indexed: IndexedChange| (indexed.change.part, indexed.change.session_id);
                 fates.extend(piece.into_iter().map(|one| (key(one), Fate::Refused(fault.clone()))));
+            }
+            Consequence::Split if error.too_much() => {
+                let why = projector::error::chain(&error);
+                let key = |indexed: IndexedChange| (indexed.change.part, indexed.change.session_id);
+                fates.extend(piece.into_iter().map(|one| (key(one), Fate::Locked(why.clone()))));
             }
             Consequence::Split | Consequence::Retry | Consequence::Reconnect => {
                 return Err(NotUpserted::Connection(error));

@@ -91,8 +91,12 @@ impl<'a> Discarding<'a> {
 
     async fn until_done(&mut self, stop: &Stop) -> anyhow::Result<Outcome> {
         loop {
-            let reading =
-                rejected_records::next_reasons(self.database, &self.last, self.filter, &mut self.pace);
+            let reading = rejected_records::next_reasons(
+                self.database,
+                &self.last,
+                self.filter,
+                &mut self.pace,
+            );
             let found = tokio::select! {
                 biased;
                 () = stop.wait() => return Ok(Outcome::Interrupted),

@@ -46,13 +46,11 @@ pub(super) async fn run(
     let aws = Box::pin(start::aws_with_credentials()).await?;
     let projector = delivery.shared_projector();
     let api = TablesApi::new(&aws, projector.tables.clone(), arguments.reading.read_units);
-    let conductor =
-        Conductor { projector, aws: &aws, api, reading: &arguments.reading, stop };
+    let conductor = Conductor { projector, aws: &aws, api, reading: &arguments.reading, stop };
     let looker = conduct::looker(&conductor.projector, &conductor.api).await?;
     let (database, tables) = (&conductor.projector.database, &conductor.projector.tables);
-    let open = async |_| {
-        Ok((Source::Rejected(RejectedKeys::new(database, tables, filter)), records))
-    };
+    let open =
+        async |_| Ok((Source::Rejected(RejectedKeys::new(database, tables, filter)), records));
     let conducted = Box::pin(conductor.run(ORIGIN, open, &looker)).await?;
     report(conducted, ORIGIN, output)
 }
