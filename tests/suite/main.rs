@@ -33,6 +33,7 @@ mod rejects;
 mod repair;
 mod replay;
 mod runbook;
+mod standby;
 mod status;
 mod stream;
 mod templates;

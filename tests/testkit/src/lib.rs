@@ -17,5 +17,6 @@ pub mod runtime_api;
 pub mod s3_gate;
 pub mod services;
 pub mod sql;
+pub mod standby;
 pub mod stream_server;
 pub mod trim;
