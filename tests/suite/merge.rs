@@ -1,6 +1,8 @@
 //! `backfill merge`: from another database and from objects, while both sides move, whatever ends a
 //! run.
 
+mod without_s3;
+
 use std::process::Output;
 use std::time::Duration;
 

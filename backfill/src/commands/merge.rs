@@ -29,6 +29,10 @@ use crate::repair::reread::merge_is_repair;
 use crate::retry::retry_transient;
 use crate::stop::Stop;
 
+/// Ends a remedy.
+const OBJECTS: &str = "; after that run `backfill objects`: some rows are stored without their \
+    objects, and a merge passes over a row that is as new here";
+
 const REPLICA: &str = "SELECT pg_is_in_recovery(),
     extract(epoch FROM now() - pg_last_xact_replay_timestamp())::bigint";
 
@@ -59,12 +63,8 @@ pub(crate) async fn run(
     let after = arguments.after.clone().unwrap_or_default();
     let mut merge = Merge::new(delivery, lock, (Progress::start(length), repaired), after);
     let ended = merge.all(source, stop).await;
-    let Merge { tally, through, progress, mut lock, mut repaired, .. } = merge;
-    if let (Some(id), Some(lock)) = (repair, &mut lock) {
-        let complete = matches!(ended, Ok(End::AllRead)) && tally.not_merged.count == 0;
-        let (candidates, written) = (tally.found.newer_parts, tally.counts.applied);
-        ledger::end(lock.connection(), id, complete, candidates, written).await?;
-    }
+    let objects = if merge.objects_may_be_missing() { OBJECTS } else { "" };
+    let Merge { tally, through, progress, lock, .. } = merge;
     drop((progress, lock));
     let to_read = repaired.finish()?;
     let not_merged = tally.not_merged.count;
@@ -80,10 +80,7 @@ pub(crate) async fn run(
         took: start.elapsed(),
     };
     output.result(|| tally.summary(&summary), || Ok(tally.json(&summary)))?;
-    if let Some(what) = to_read {
-        console::line(&what);
-    }
-    outcome(ended, &tally, &through, output)
+    outcome(ended, &tally, (&through, objects), output)
 }
 
 fn stopped_before(output: &Output) -> Outcome {
@@ -211,11 +208,12 @@ async fn open<'a>(
     Ok((Source::Objects(objects), count))
 }
 
-/// What the run came to and, unless all is done, from where the next one resumes.
+/// What the run came to and, unless all is done, from where the next one resumes, and what else is
+/// to be done then.
 fn outcome(
     ended: anyhow::Result<End>,
     tally: &Tally,
-    through: &str,
+    (through, objects): (&str, &str),
     output: &Output,
 ) -> anyhow::Result<Outcome> {
     let resume = match through {
@@ -228,9 +226,14 @@ fn outcome(
         count => format!("; {count} sessions before that are not merged, and are named above"),
     };
     match ended {
-        Err(error) => Err(error.context(Remedy(format!("the run ended early: {resume}{named}")))),
+        // To resume would come to the same session.
+        Err(error) if error.is::<Repaired>() => Err(error),
+        Err(error) => {
+            let remedy = format!("the run ended early: {resume}{named}{objects}");
+            Err(error.context(Remedy(remedy)))
+        }
         Ok(End::Stopped) => {
-            output.ended_early(&format!("stopped by a signal: {resume}{named}"));
+            output.ended_early(&format!("stopped by a signal: {resume}{named}{objects}"));
             Ok(Outcome::Interrupted)
         }
         Ok(End::AllRead) if not_merged == 0 => Ok(Outcome::Done),
@@ -242,7 +245,7 @@ fn outcome(
             );
             let remedy = format!(
                 "fix the cause, or move away what is no object of ours ({FLAG}), and run the same \
-                 command again: what is merged is unchanged then"
+                 command again: what is merged is unchanged then{objects}"
             );
             Err(failed.context(Remedy(remedy)))
         }
