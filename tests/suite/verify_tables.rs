@@ -1,6 +1,7 @@
 //! `backfill verify --tables`: the items of two real tables and the rows of a real database, while
 //! both move.
 
+mod capacity;
 mod export;
 
 use std::collections::BTreeSet;

@@ -29,6 +29,9 @@ use crate::verify::report::{Remark, Report};
 use crate::verify::verification::{self, Comparison, Verification};
 use crate::verify::{End, Run, objects, rows, tables};
 
+const TOO_MANY_PARTS: &str = "too many parts differ to name them all, so the comparison ended early: \
+    update the rows first, with `backfill stream` or `backfill merge`, and run the same command again";
+
 pub(crate) async fn run(
     settings: &Settings,
     arguments: &VerifyArguments,
@@ -85,8 +88,10 @@ pub(crate) async fn run(
     run.report.flush()?;
     let ended = ended?;
     keep(&projector.database, &verification, stop, output).await?;
-    if ended != End::AllCompared {
-        output.ended_early(&resume(&run, arguments));
+    match ended {
+        End::AllCompared => {}
+        End::TooManyDiffer if arguments.tables => output.ended_early(TOO_MANY_PARTS),
+        End::Stopped | End::TooManyDiffer => output.ended_early(&resume(&run, arguments)),
     }
     let outcome = outcome(ended, run.report.tally.differences());
     if outcome == Outcome::Different {

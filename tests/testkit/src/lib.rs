@@ -4,6 +4,7 @@
 pub mod aws_server;
 pub mod closed_streams;
 pub mod dynamodb;
+pub mod dynamodb_gate;
 pub mod emulator;
 pub mod exports;
 pub mod gates;
