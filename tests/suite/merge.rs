@@ -285,7 +285,7 @@ async fn a_peer_with_other_columns_is_refused_before_anything_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repaired_version_is_refused_and_named() {
+async fn what_a_repair_of_the_other_side_wrote_is_named_and_becomes_a_key_to_read() {
     let peer = Stores::fresh().await;
     let records = [session("s1", "u").place(LABEL, 1), session("s2", "u").place(LABEL, 2)];
     apply(&peer.projector().await, &records).await;
@@ -302,14 +302,42 @@ async fn a_repaired_version_is_refused_and_named() {
     let condition = projector::archive::Condition::Matches(&etag);
     archive.put(&key, &row, &condition).await.expect("it is written");
     let bucket = format!("s3://{}/measurements/", peer.bucket);
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = folder.path().join("keys.jsonl");
+    let keys = keys.to_str().expect("a path");
     for source in [["--from", &peer.database_url], ["--from-archive", &bucket]] {
         let ours = Stores::fresh().await;
-        let refused = merged(&ours, &source).await;
-        assert_code(&refused, 1);
-        let log = text(&refused.stderr);
-        assert!(log.contains("has had a repair: session \"s2\""), "{log}");
-        assert!(!ours.rows().await.contains_key("s2"));
+        let named = merged(&ours, &source).await;
+        assert_code(&named, 1);
+        let log = text(&named.stderr);
+        assert!(log.contains("s2: a repair of the other side wrote its session part"), "{log}");
+        assert!(ours.rows().await.contains_key("s1") && !ours.rows().await.contains_key("s2"));
+
+        let kept = merged(&ours, &[&source[..], &["--repaired", keys]].concat()).await;
+        assert_code(&kept, 0);
+        assert!(text(&kept.stderr).contains("run `backfill repair --keys"), "{kept:?}");
+        let line = std::fs::read_to_string(keys).expect("the keys");
+        assert_eq!(line, "{\"part\":\"session\",\"session_id\":\"s2\"}\n");
     }
+}
+
+/// A repair that wrote nothing leaves no version behind, and a late record could bring back what it
+/// saw removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_from_a_side_that_had_a_repair_or_cannot_say_counts_as_one() {
+    let (peer, ours) = (Stores::fresh().await, Stores::fresh().await);
+    apply(&peer.projector().await, &[session("s1", "u").place(LABEL, 1)]).await;
+    let repairs = "SELECT count(*) || ' ' || count(*) FILTER (WHERE complete) FROM repairs";
+    assert_code(&merged(&ours, &["--from", &peer.database_url]).await, 0);
+    assert_eq!(ours.ask(repairs).await, "0 0");
+    peer.change("INSERT INTO repairs (source) VALUES ('scan')").await;
+    assert_code(&merged(&ours, &["--from", &peer.database_url, "--dry-run"]).await, 0);
+    assert_eq!(ours.ask(repairs).await, "0 0");
+    assert_code(&merged(&ours, &["--from", &peer.database_url]).await, 0);
+    assert_eq!(ours.ask(repairs).await, "1 1");
+    let bucket = format!("s3://{}/measurements/", peer.bucket);
+    assert_code(&merged(&ours, &["--from-archive", &bucket]).await, 0);
+    assert_eq!(ours.ask(repairs).await, "2 2");
 }
 
 #[tokio::test(flavor = "multi_thread")]

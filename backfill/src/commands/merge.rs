@@ -64,7 +64,12 @@ pub(crate) async fn run(
     let mut merge = Merge::new(delivery, lock, (Progress::start(length), repaired), after);
     let ended = merge.all(source, stop).await;
     let objects = if merge.objects_may_be_missing() { OBJECTS } else { "" };
-    let Merge { tally, through, progress, lock, .. } = merge;
+    let Merge { tally, through, progress, mut lock, mut repaired, .. } = merge;
+    if let (Some(id), Some(lock)) = (repair, &mut lock) {
+        let complete = matches!(ended, Ok(End::AllRead)) && tally.not_merged.count == 0;
+        let (candidates, written) = (tally.found.newer_parts, tally.counts.applied);
+        ledger::end(lock.connection(), id, complete, candidates, written).await?;
+    }
     drop((progress, lock));
     let to_read = repaired.finish()?;
     let not_merged = tally.not_merged.count;
@@ -80,6 +85,9 @@ pub(crate) async fn run(
         took: start.elapsed(),
     };
     output.result(|| tally.summary(&summary), || Ok(tally.json(&summary)))?;
+    if let Some(what) = to_read {
+        console::line(&what);
+    }
     outcome(ended, &tally, (&through, objects), output)
 }
 
@@ -226,8 +234,6 @@ fn outcome(
         count => format!("; {count} sessions before that are not merged, and are named above"),
     };
     match ended {
-        // To resume would come to the same session.
-        Err(error) if error.is::<Repaired>() => Err(error),
         Err(error) => {
             let remedy = format!("the run ended early: {resume}{named}{objects}");
             Err(error.context(Remedy(remedy)))

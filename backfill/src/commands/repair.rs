@@ -46,9 +46,8 @@ pub(crate) async fn run(
     if !has_archive {
         console::line("ARCHIVE_BUCKET is not set: no object is written");
     }
-    let delivery = Delivery::new(start::projector_with_credentials(config).await?);
     let conductor = Conductor {
-        projector: delivery.shared_projector(),
+        projector: Delivery::share(start::projector_with_credentials(config).await?),
         aws: &aws,
         api,
         reading: &arguments.reading,
@@ -108,13 +107,14 @@ pub(crate) fn report(
     origin: Origin,
     output: &Output,
 ) -> anyhow::Result<Outcome> {
-    let Conducted { ended, tally, read_units, records, took } = conducted;
+    let Conducted { ended, tally, read_units, streams, took } = conducted;
     let how = match &ended {
         Ok(Some(End::AllSettled)) if tally.failed_objects + tally.locked == 0 => "done",
         Ok(Some(End::AllSettled)) | Err(_) => "failed",
         Ok(Some(End::Stopped) | None) => "stopped",
     };
     let took = took.max(Duration::from_millis(1));
+    let records = streams.records;
     let summary = Ended { how, source: origin.name, took, read_units, records };
     output.result(|| tally.text(&summary), || Ok(tally.json(&summary)))?;
     let again = "run the same command again: what is repaired is equal then";
@@ -140,6 +140,7 @@ pub(crate) fn report(
             );
             Err(failed.context(Remedy("run `backfill objects` once S3 takes them".to_owned())))
         }
+        Ok(Some(End::AllSettled)) if streams.rejected > 0 => Ok(Outcome::DoneWithRejections),
         Ok(Some(End::AllSettled)) => Ok(tally.outcome()),
     }
 }

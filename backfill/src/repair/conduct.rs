@@ -9,6 +9,7 @@ use aws_config::SdkConfig;
 use projector::apply::Projector;
 use projector::bind;
 use projector::config::TtlRemovals;
+use projector::counts::Counts;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -23,7 +24,7 @@ use crate::repair::look::Looker;
 use crate::repair::run::{End, Parts, Repair};
 use crate::repair::source::Source;
 use crate::repair::tally::Tally;
-use crate::replay::background::{Background, Terms};
+use crate::replay::background::{Background, Summary, Terms};
 use crate::stop::Stop;
 
 /// The timeout that `infra/projector.yaml` gives the function.
@@ -46,8 +47,8 @@ pub(crate) struct Conducted {
     pub(crate) ended: anyhow::Result<Option<End>>,
     pub(crate) tally: Tally,
     pub(crate) read_units: f64,
-    /// Records that the streams brought.
-    pub(crate) records: u64,
+    /// What became of the records that the streams brought.
+    pub(crate) streams: Counts,
     pub(crate) took: Duration,
 }
 
@@ -103,13 +104,16 @@ impl Conductor<'_> {
             tracing::warn!(error, "the row in repairs does not say how this repair ended");
         }
         let summary = streams.stop().await;
-        let (records, ended) = match (summary, ended) {
-            (Ok(summary), ended) => (summary.counts.records, ended),
-            (Err(error), Ok(Some(End::AllSettled))) => (0, Err(error)),
-            (Err(_), ended) => (0, ended),
+        let (streams, ended) = match (summary, ended) {
+            (Ok(Summary { counts, lines }), ended) => {
+                lines.iter().for_each(|line| console::line(line));
+                (counts, ended)
+            }
+            (Err(error), Ok(Some(End::AllSettled))) => (Counts::default(), Err(error)),
+            (Err(_), ended) => (Counts::default(), ended),
         };
         let read_units = self.api.read_units();
-        Ok(Conducted { ended, tally, read_units, records, took: start.elapsed() })
+        Ok(Conducted { ended, tally, read_units, streams, took: start.elapsed() })
     }
 
     /// The loop, once the streams have been read up to the beginning and no invocation from before

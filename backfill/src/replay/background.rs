@@ -14,7 +14,6 @@ use projector::archive::Archive;
 use projector::change::Tables;
 use projector::counts::Counts;
 use projector::database::Database;
-use serde_json::Value as Json;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -30,7 +29,6 @@ use crate::replay::run::{Pace, Ran, Replay};
 use crate::replay::source::{Description, Source, Stream};
 use crate::replay::tally::Tally;
 use crate::stop::{Stop, StopSwitch};
-use crate::summary::Reasons;
 
 /// How often a quiet shard says how far it has been read. Whoever waits for it waits at most this
 /// much longer.
@@ -77,13 +75,8 @@ pub(crate) struct Reads {
 /// What the replay came to, for the summary of the repair.
 pub(crate) struct Summary {
     pub(crate) counts: Counts,
-    /// Records of a batch that was not finished: some can be stored.
-    pub(crate) not_counted: u64,
-    /// Why records were rejected.
-    pub(crate) reasons: Reasons,
     /// For people: a line per stream, and what else there is to know.
     pub(crate) lines: Vec<String>,
-    pub(crate) json: Json,
 }
 
 impl Background {
@@ -251,10 +244,9 @@ async fn run(mut replay: Replay, stop: Stop, reached_cutoff: watch::Sender<bool>
         duration,
         gap: false,
     };
-    let (mut lines, json) = (tally.streams(), tally.json());
+    let mut lines = tally.streams();
     lines.extend(replay.context.findings().remarks.iter().cloned());
-    let Delivery { counts, not_counted, reasons, .. } = replay.delivery;
-    (Summary { counts, not_counted, reasons, lines, json }, ended.err())
+    (Summary { counts: replay.delivery.counts, lines }, ended.err())
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub(crate) struct Walk {
     /// The new ones.
     pub(crate) new: Stores,
     /// Where the shell is.
-    pub(crate) folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
 }
 
 impl Walk {
