@@ -206,14 +206,14 @@ async fn an_outage_of_s3_fails_the_batch_soon_and_whole() {
     let projector = stores.projector_at(&s3.url, 1).await;
     s3.set_rule(|_| Fault::Refuse(500));
     // More than one statement's: the rows go on without their objects.
-    let records = records(2_500);
+    let records = records(1_200);
     assert_eq!(reported(&handle(&projector, &records).await), ["999999999999999999998"]);
     let tries = s3.count("PUT") + s3.count("HEAD");
     assert!(tries < 300, "{tries} requests");
-    assert_eq!(stores.rows().await.len(), 2_500);
+    assert_eq!(stores.rows().await.len(), 1_200);
     s3.set_rule(|_| Fault::Pass);
     assert_eq!(reported(&handle(&projector, &records).await), [""; 0]);
-    assert_eq!(stores.objects().await.len(), 2_500);
+    assert_eq!(stores.objects().await.len(), 1_200);
 }
 
 /// S3 takes every request and never answers. A batch of 1,000 sessions takes 40 s under the limits
