@@ -68,7 +68,7 @@ async fn folder_of(stores: &Stores) -> tempfile::TempDir {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_and_an_older_database_become_equal_to_the_peer_by_rows_and_by_objects() {
-    let records = records(120, 3, 3_000);
+    let records = records(40, 3, 3_000);
     let peer = of_records(&records).await;
     let folder = folder_of(&peer).await;
     let bucket = format!("s3://{}/measurements/", peer.bucket);
