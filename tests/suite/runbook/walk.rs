@@ -95,7 +95,7 @@ impl Walk {
         let (old, new) =
             (stores("OLD_DATABASE_URL", "OLD_BUCKET"), stores("NEW_DATABASE_URL", "NEW_BUCKET"));
         let blocks = blocks().into_iter().filter(|block| !block.on_aws).collect();
-        Self { shell, blocks, tables, closed, old, new, folder }
+        Self { shell, blocks, tables, closed, old, new, _folder: folder }
     }
 
     /// Runs the blocks that are left of the section whose heading begins so, and gives what they
