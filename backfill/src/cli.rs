@@ -484,6 +484,7 @@ mod tests {
             ("stream", &VARIABLES),
             ("file", &VARIABLES),
             ("merge", &VARIABLES),
+            ("repair", &VARIABLES),
             ("verify", &VARIABLES),
             ("ready", &sides),
             ("redrive", &VARIABLES),

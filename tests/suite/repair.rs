@@ -14,6 +14,8 @@ use testkit::services::{Stores, parsed, service};
 use testkit::trim::TrimmedStreams;
 use tokio::process::Command;
 
+use crate::terminal::Schema;
+
 /// Nothing waits longer than it must: nobody else writes to these stores.
 pub(crate) const QUICK: [&str; 6] =
     ["--function-timeout-seconds", "1", "--idle-seconds", "1", "--first-record-seconds", "1"];
@@ -274,10 +276,15 @@ async fn a_malformed_item_is_rejected_once_and_applied_once_it_is_right() {
     let mut malformed = left.clone();
     malformed.image.as_mut().expect("an image")["foot_length_mm"] = json!({"N": "1000"});
     world.write_and_forget(&[malformed, changed(&first, "9")]).await;
+    // What is printed is what the reference says.
+    let mut schema = Schema::of("repair");
+    schema.check("", &world.repair(&["--scan", "--dry-run"], 0).await);
     for _ in 0..2 {
         let json = world.repair(&["--scan"], 3).await;
         assert_eq!(json["malformed"], 1, "{json}");
+        schema.check("", &json);
     }
+    schema.everything_was_seen();
     assert_eq!(world.row(&id(1), "app_version").await, "9");
     let identities = "SELECT string_agg(identity, ' ') FROM rejected_records";
     let identity = format!("{}/{}/left/image", world.tables[1], id(1));

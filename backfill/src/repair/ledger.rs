@@ -1,5 +1,6 @@
-//! PostgreSQL: the repairs of a database, in its table `repairs`. A row is written before the repair
-//! reads anything, and says from then on that late records are re-read, never applied by version.
+//! PostgreSQL: the repairs of a database, in its table `repairs`. A row is written before the
+//! repair reads anything, and says from then on that late records are re-read, never applied by
+//! version.
 //!
 //! The rows of a run go over the connection that holds the lock of repairs: a run that has lost the
 //! lock with its connection cannot begin another one.

@@ -313,8 +313,8 @@ impl<'a> Repair<'a> {
         self.settled(settled).await
     }
 
-    /// Looks once more at a part whose row was locked, later. One that is locked each time is named,
-    /// and holds up no other.
+    /// Looks once more, later, at a part whose row was locked. One that is locked each time is
+    /// named, and holds up no other.
     fn again(&mut self, key: Key, why: &str) {
         let tries = self.locked.entry(key.clone()).or_default();
         *tries += 1;

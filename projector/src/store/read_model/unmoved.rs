@@ -1,5 +1,5 @@
-//! PostgreSQL: the upsert of images that were read from the tables. A part is written only if its row
-//! still has the version that was seen before the item was read.
+//! PostgreSQL: the upsert of images that were read from the tables. A part is written only if its
+//! row still has the version that was seen before the item was read.
 //!
 //! The comparison and the write of a session are one statement, because a change that is committed
 //! between the two would be taken back. Two statements share the sessions, and each compares for
@@ -35,11 +35,11 @@ type Found = (String, Option<String>, Option<String>, Option<String>);
 /// held it), and whose new version is greater. Goes over the connection that holds the lock of
 /// repairs. The caller bounds the batch: a scan has a mesh of up to 400 KB.
 ///
-/// `sessions` are sorted by `session_id`, without repetition, and `seen` has one entry for each. The
-/// answer has one entry per session: the versions of its row afterwards if it holds at least one
-/// part of the patch in exactly the version of the patch; otherwise `None`, because every part has
-/// moved. So a call that is repeated after its answer was lost answers the same: a part that it has
-/// written counts as written.
+/// `sessions` are sorted by `session_id`, without repetition, and `seen` has one entry for each.
+/// The answer has one entry per session: the versions of its row afterwards if it holds at least
+/// one part of the patch in exactly the version of the patch; otherwise `None`, because every part
+/// has moved. So a call that is repeated after its answer was lost answers the same: a part that it
+/// has written counts as written.
 ///
 /// # Errors
 /// As [`DedicatedConnection::fetch`]; a row that another writer keeps locked for 5 s is one.
