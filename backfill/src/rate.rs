@@ -99,16 +99,21 @@ impl YieldingRate {
         self.rate.take(units).await;
     }
 
+    /// The rate as it is now; `None` is no limit.
+    #[cfg(test)]
+    pub(crate) fn per_second(&self) -> Option<f64> {
+        self.per_second_at(Instant::now())
+    }
+
     /// What becomes of the rate if a call is throttled at this time.
     fn slowed_at(&self, now: Instant) -> Option<Slowed> {
         if self.slowed.is_some_and(|slowed| now - slowed.since < SLOWED_AT_MOST_EVERY) {
             return None;
         }
         let current = self.per_second_at(now).unwrap_or(self.measured);
-        let before = match self.slowed {
-            Some(slowed) if current < slowed.before => slowed.before,
-            _ => current,
-        };
+        // A run that has just begun, or waited, has measured next to nothing.
+        let before = self.slowed.map_or(0.0, |slowed| slowed.before);
+        let before = if current < before { before } else { current.max(2.0 * SLOWEST) };
         Some(Slowed { per_second: (current / 2.0).max(SLOWEST), since: now, before })
     }
 
@@ -117,7 +122,10 @@ impl YieldingRate {
         let Some(Slowed { per_second, since, before }) = self.slowed else { return self.limit };
         let doubled = (now - since).as_secs_f64() / DOUBLES_AFTER.as_secs_f64();
         let per_second = per_second * doubled.floor().min(64.0).exp2();
-        if per_second >= before { self.limit } else { Some(per_second) }
+        if per_second >= before {
+            return self.limit;
+        }
+        Some(self.limit.map_or(per_second, |limit| limit.min(per_second)))
     }
 
     fn measure(&mut self, now: Instant, units: f64) {
@@ -163,13 +171,17 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_is_always_throttled_does_not_stop() {
-        let mut rate = YieldingRate::new(None);
-        let start = rate.measured_since;
-        for second in 1..1000 {
-            let now = start + 2 * Duration::from_secs(second);
-            rate.slowed = rate.slowed_at(now).or(rate.slowed);
-            assert!(rate.per_second_at(now).is_none_or(|rate| rate >= SLOWEST));
+    fn a_rate_that_is_always_throttled_slows_down_and_does_not_stop() {
+        for (limit, slowest) in [(None, SLOWEST), (Some(5), 5.0), (Some(12), SLOWEST)] {
+            let mut rate = YieldingRate::new(limit);
+            let start = rate.measured_since;
+            for second in 1..100 {
+                let now = start + 2 * Duration::from_secs(second);
+                rate.slowed = rate.slowed_at(now).or(rate.slowed);
+                assert_eq!(rate.per_second_at(now), Some(slowest), "{limit:?}, {second}");
+            }
+            let later = start + Duration::from_mins(60);
+            assert_eq!(rate.per_second_at(later), limit.map(f64::from));
         }
     }
 

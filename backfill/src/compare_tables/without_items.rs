@@ -136,9 +136,11 @@ impl Suspected<'_> {
         if self.keys.len() < KEYS_PER_CALL && !self.all_read {
             return Ok(Some(Checked { rows, asked: 0, looks: Vec::new() }));
         }
-        let rest = self.keys.split_off(self.keys.len().min(KEYS_PER_CALL));
-        let keys = std::mem::replace(&mut self.keys, rest);
-        Ok(Some(Checked { rows, asked: keys.len(), looks: self.check(&keys).await? }))
+        let asked = self.keys.len().min(KEYS_PER_CALL);
+        let looks = self.check(&self.keys[..asked]).await?;
+        // Only now: whoever drops this future half-way loses no key.
+        self.keys.drain(..asked);
+        Ok(Some(Checked { rows, asked, looks }))
     }
 
     /// Asks for the items of parts that rows hold, and looks at those without one.

@@ -2,6 +2,9 @@
 //! fails for a passing cause is retried, and what it consumed is paid for before the next one. If
 //! calls are throttled, fewer are made for a while.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

@@ -210,6 +210,9 @@ struct Input {
     compressed: VecDeque<Vec<u8>>,
     /// How many items were taken.
     read: u64,
+    /// No byte came so far. A partition without items may have a file without bytes, not even those
+    /// of an empty gzip: the manifest says so.
+    empty: bool,
     ended: bool,
 }
 
@@ -251,6 +254,7 @@ impl ExportFile {
                 decoder: MultiGzDecoder::new(Vec::new()),
                 compressed: VecDeque::new(),
                 read: 0,
+                empty: true,
                 ended: false,
             },
         }
@@ -289,6 +293,7 @@ impl<T> Batches<T> {
 
 impl Input {
     fn add(&mut self, piece: &[u8]) {
+        self.empty = false;
         self.md5.update(piece);
         self.compressed.extend(piece.chunks(SLICE_BYTES).map(<[u8]>::to_vec));
     }
@@ -301,7 +306,9 @@ impl Input {
     /// Nothing more comes.
     fn end(&mut self) -> anyhow::Result<()> {
         self.ended = true;
-        self.decoder.try_finish()?;
+        if !self.empty {
+            self.decoder.try_finish()?;
+        }
         let text = self.decoder.get_mut();
         if text.last().is_some_and(|byte| *byte != b'\n') {
             text.push(b'\n');
@@ -344,9 +351,14 @@ impl Input {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD as BASE64;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use md5::{Digest as _, Md5};
     use projector::part::Part;
 
-    use super::{read_change, read_item};
+    use super::{DataFile, ExportFile, Place, read_change, read_item};
 
     #[test]
     fn a_line_of_an_incremental_export_is_a_key_whatever_else_it_holds() {
@@ -370,6 +382,21 @@ mod tests {
         assert_eq!(key, Ok((Part::Session, "s1".to_owned())));
         let reason = read_change(session, false).expect("a change").expect_err("no side");
         assert!(reason.contains("side"), "{reason}");
+    }
+
+    /// A partition without an item has a file, too.
+    #[tokio::test]
+    async fn an_empty_file_has_no_lines() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let empty = GzEncoder::new(Vec::new(), Compression::default());
+        for bytes in [empty.finish().expect("a vector"), Vec::new()] {
+            std::fs::write(folder.path().join("a"), &bytes).expect("a file");
+            let md5 = BASE64.encode(Md5::digest(&bytes));
+            let file = DataFile { path: "a".to_owned(), items: 0, md5 };
+            let place = Place::Folder(folder.path().to_owned());
+            let mut keys = ExportFile { place, file, of_sessions: true }.changed_keys();
+            assert!(keys.next().await.expect("a whole file").is_none(), "{bytes:?}");
+        }
     }
 
     #[test]

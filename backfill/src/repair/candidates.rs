@@ -128,7 +128,8 @@ impl<'a> Candidates<'a> {
         Self { source, waiting: Vec::new() }
     }
 
-    /// The next candidates; `None` after the last ones.
+    /// The next candidates; `None` after the last ones. The future may be dropped: the next call
+    /// then begins where this one did.
     ///
     /// # Errors
     /// If the source or the rows cannot be read.

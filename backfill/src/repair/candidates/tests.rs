@@ -238,6 +238,21 @@ async fn incremental_exports_give_their_keys_and_the_rows_that_changed_since() {
     assert_eq!(found.differing.iter().cloned().collect::<BTreeSet<_>>(), expected);
     assert_eq!((found.items, found.equal.len(), found.without_key.len()), (253, 0, 1));
 
+    // A file that is not the one of the manifest ends the run.
+    let damaged = folder.path().join("data/002-scansabcdefghijklmnop.json.gz");
+    let mut bytes = std::fs::read(&damaged).expect("a file");
+    bytes[9] ^= 1;
+    std::fs::write(&damaged, bytes).expect("a file");
+    let exports = opened(&places, start).await.expect("the manifests are whole");
+    let mut candidates = Candidates::export(&looker, exports);
+    let error = loop {
+        match candidates.next().await {
+            Ok(batch) => assert!(batch.is_some(), "a damaged file is read to the end"),
+            Err(error) => break format!("{error:#}"),
+        }
+    };
+    assert!(error.contains("002-scans") && error.contains("its MD5 is not"), "{error}");
+
     // What does not hold the gap is refused before anything is read.
     let full = exports::full(&tables.scans, &[]);
     exports::write(&folder.path().join("full"), &full);
