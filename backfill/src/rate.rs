@@ -180,7 +180,7 @@ mod tests {
                 rate.slowed = rate.slowed_at(now).or(rate.slowed);
                 assert_eq!(rate.per_second_at(now), Some(slowest), "{limit:?}, {second}");
             }
-            let later = start + Duration::from_mins(60);
+            let later = start + Duration::from_hours(1);
             assert_eq!(rate.per_second_at(later), limit.map(f64::from));
         }
     }

@@ -104,7 +104,7 @@ impl<'a> Candidates<'a> {
         match exports.shows {
             Shows::AllItems(exports) => Self::looks(looker, Source::Exports(exports)),
             Shows::Changes { files, since } => {
-                let batches = stream::iter(files).map(changed_keys);
+                let batches = stream::iter(files).map(|file| changed_keys(&file));
                 let batches = batches.flatten_unordered(FILES_AT_MOST).boxed_local();
                 let rows = ChangedRows::new(looker.database, since);
                 Self { source: Stage::Changes(batches, rows), waiting: Vec::new() }
@@ -238,7 +238,7 @@ fn sort_changes(changes: Vec<ChangedKey>, waiting: &mut Vec<Key>) -> Batch {
 }
 
 /// The keys of a file, batch by batch.
-fn changed_keys(file: ExportFile) -> LocalBoxStream<'static, anyhow::Result<Vec<ChangedKey>>> {
+fn changed_keys(file: &ExportFile) -> LocalBoxStream<'static, anyhow::Result<Vec<ChangedKey>>> {
     let next = |mut batches: Batches<ChangedKey>| async move {
         Ok(batches.next().await?.map(|changes| (changes, batches)))
     };
