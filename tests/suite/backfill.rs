@@ -279,7 +279,11 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
     let redriven = backfill(&as_role, &["redrive"]);
     assert_eq!((redriven.status.code(), stores.rejected().await), (Some(0), 0), "{redriven:?}");
     assert_eq!(stores.rows().await, oracle::rows(&[record]));
-    for forbidden in ["DELETE FROM measurements", "TRUNCATE rejected_records"] {
+    as_role.change("INSERT INTO repairs (source) VALUES ('scan')").await;
+    as_role.change("UPDATE repairs SET ended_at = now(), complete = true").await;
+    for forbidden in
+        ["DELETE FROM measurements", "TRUNCATE rejected_records", "DELETE FROM repairs"]
+    {
         assert!(as_role.connect().await.try_run(forbidden).await.is_err(), "{forbidden}");
     }
 }

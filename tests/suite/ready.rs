@@ -257,6 +257,13 @@ async fn each_fault_of_the_databases_is_named_and_nothing_else() {
         assert_eq!(moved.failed().await, [name], "{fault}");
         moved.new.change(repair).await;
     }
+    // An item that a repair rejects is known by its key, on both sides alike.
+    let image = "INSERT INTO rejected_records (identity, reason, record) VALUES \
+        ('scans/s1/left/image', 'malformed', '{\"table\":\"scans\",\"image\":{}}')";
+    moved.new.change(image).await;
+    assert_eq!(moved.failed().await, ["rejected records"]);
+    moved.old.change(&image.replace("malformed", "another reason")).await;
+    assert_eq!(moved.failed().await, [""; 0]);
     // What the old side rejects, too, is no fault of the new one.
     for stores in [&moved.new, &moved.old] {
         stores.change(rejected).await;
