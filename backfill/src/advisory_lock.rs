@@ -1,5 +1,5 @@
 //! One at a time: an advisory lock of the database for commands that must not run beside each
-//! other. `stream` has one of its own; `merge` and `redrive` share another.
+//! other. `stream` has one of its own; `merge`, `redrive` and `repair` share another.
 //!
 //! The lock is a session's: it ends with its connection (PostgreSQL documentation, "Advisory
 //! Locks"). So it needs a connection to the server itself, which is kept as long as the lock is
@@ -28,15 +28,27 @@ pub(crate) struct Lock {
     key: i64,
     /// The commands that take it, for the message to another one.
     commands: &'static str,
+    /// The one that takes it now: the name of its session, by which another one knows the holder.
+    command: Option<&'static str>,
+}
+
+impl Lock {
+    /// The lock, as this command takes it: `backfill merge`.
+    pub(crate) const fn by(self, command: &'static str) -> Self {
+        Self { command: Some(command), ..self }
+    }
 }
 
 /// Of the one run that replays the streams into a database.
 pub(crate) const STREAM: Lock =
-    Lock { key: i64::from_be_bytes(*b"backfill"), commands: "`backfill stream` or `repair`" };
+    Lock { key: i64::from_be_bytes(*b"backfill"), commands: "`backfill stream`", command: None };
 
 /// Of the one run that applies what was read elsewhere than from a stream.
-pub(crate) const REPAIR: Lock =
-    Lock { key: i64::from_be_bytes(*b"repairs\0"), commands: "`backfill merge` or `redrive`" };
+pub(crate) const REPAIR: Lock = Lock {
+    key: i64::from_be_bytes(*b"repairs\0"),
+    commands: "`backfill merge`, `redrive` or `repair`",
+    command: None,
+};
 
 /// Another run holds the lock: which one, and how to end it.
 #[derive(Debug, thiserror::Error)]
@@ -149,12 +161,13 @@ async fn take(
     lock: Lock,
     connection: &mut DedicatedConnection,
 ) -> Result<Result<Owner, String>, Error> {
-    let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start
+    let sql = "SELECT pg_try_advisory_lock($1), pid, backend_start,
+        set_config('application_name', coalesce($2, application_name), false)
         FROM pg_stat_activity WHERE pid = pg_backend_pid()";
     let start = tokio::time::Instant::now();
     loop {
-        let (taken, pid, since): (bool, i32, OffsetDateTime) =
-            connection.fetch_one(sql, bind![lock.key]).await?;
+        let (taken, pid, since, _): (bool, i32, OffsetDateTime, String) =
+            connection.fetch_one(sql, bind![lock.key, lock.command]).await?;
         if taken {
             return Ok(Ok(Owner { pid, since }));
         }
@@ -179,18 +192,22 @@ async fn end(connection: &mut DedicatedConnection, owner: Owner) {
 
 /// Who holds the lock, and how to end it.
 async fn holder_text(lock: Lock, connection: &mut DedicatedConnection) -> Option<String> {
-    let (pid, address, since): (i32, Option<String>, Option<OffsetDateTime>) =
+    type Found = (i32, Option<String>, Option<OffsetDateTime>, Option<String>);
+    let (pid, address, since, name): Found =
         connection.fetch_first(HOLDER, bind![lock.key]).await.ok()??;
+    let command = name.filter(|name| name.starts_with("backfill "));
+    let command = command.map(|command| format!("`{command}`, ")).unwrap_or_default();
     let address = address.map(|address| format!(" from {address}")).unwrap_or_default();
     let since = since.map(|since| format!(" since {}", console::clock(since))).unwrap_or_default();
     Some(format!(
-        " (server process {pid}{address}{since}): wait until it ends, or end it with SELECT \
+        " ({command}server process {pid}{address}{since}): wait until it ends, or end it with SELECT \
             pg_terminate_backend({pid})"
     ))
 }
 
 /// Who holds a lock. A key of 64 bits is in two columns (PostgreSQL documentation, `pg_locks`).
-const HOLDER: &str = "SELECT l.pid, host(a.client_addr), a.backend_start FROM pg_locks l
+const HOLDER: &str = "SELECT l.pid, host(a.client_addr), a.backend_start,
+    a.application_name FROM pg_locks l
     LEFT JOIN pg_stat_activity a USING (pid)
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

@@ -447,13 +447,40 @@ async fn one_merge_or_redrive_runs_at_a_time_and_the_holder_is_named() {
     for refused in [merged(&ours, &["--from", &peer.database_url]).await, redrive().await] {
         assert_code(&refused, 1);
         let log = text(&refused.stderr);
-        assert!(log.contains("another `backfill merge` or `redrive` is at work"), "{log}");
+        assert!(
+            log.contains("another `backfill merge`, `redrive` or `repair` is at work"),
+            "{log}"
+        );
         assert!(log.contains(&way_out), "{log}");
+        assert!(!log.contains("(`"), "nobody knows which command holds it: {log}");
     }
+    // As a command of ours names its session.
+    holder.run("SET application_name = 'backfill repair'").await;
+    let log = text(&redrive().await.stderr);
+    assert!(log.contains(&format!("(`backfill repair`, server process {pid} ")), "{log}");
     assert_code(&merged(&ours, &["--from", &peer.database_url, "--dry-run"]).await, 0);
     ours.ask(&format!("SELECT pg_terminate_backend({pid})")).await;
     assert_code(&merged(&ours, &["--from", &peer.database_url]).await, 0);
     assert_code(&redrive().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_that_holds_the_lock_is_named_as_the_holder() {
+    let (peer, ours) =
+        (of_records(&[session("s1", "u").place(LABEL, 1)]).await, Stores::fresh().await);
+    // It waits for the peer's rows, with the lock of ours held.
+    let mut user = peer.connect().await;
+    user.run("BEGIN; LOCK TABLE measurements IN ACCESS EXCLUSIVE MODE").await;
+    let merging = merge(&ours, &["--from", &peer.database_url]).spawn().expect("it starts");
+    let named = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = \
+        'advisory' AND granted AND application_name = 'backfill merge' AND datname = current_database()";
+    until("the merge holds its lock", async || ours.ask(named).await == "1").await;
+    let refused = merged(&ours, &["--from", &peer.database_url]).await;
+    assert_code(&refused, 1);
+    let log = text(&refused.stderr);
+    assert!(log.contains("(`backfill merge`, server process "), "{log}");
+    user.run("COMMIT").await;
+    assert_code(&merging.wait_with_output().await.expect("it ends"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -127,7 +127,7 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
     let mut lock = if arguments.dry_run {
         None
     } else {
-        Held::take_unless_pooled(advisory_lock::REPAIR, database).await?
+        Held::take_unless_pooled(advisory_lock::REPAIR.by("backfill merge"), database).await?
     };
     match &peer {
         Some(peer) => {

@@ -79,7 +79,7 @@ pub(crate) async fn run(
     let lock = if arguments.dry_run {
         None
     } else {
-        Held::take_unless_pooled(advisory_lock::REPAIR, database).await?
+        Held::take_unless_pooled(advisory_lock::REPAIR.by("backfill redrive"), database).await?
     };
     if without_archive && !arguments.dry_run {
         console::line(
@@ -108,7 +108,7 @@ enum End {
 
 struct Redrive<'a> {
     delivery: Delivery,
-    /// Keeps a merge and another redrive away; a dry run has none.
+    /// Keeps a merge, a repair and another redrive away; a dry run has none.
     lock: Option<Held>,
     filter: Filter<'a>,
     dry_run: bool,
