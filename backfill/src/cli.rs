@@ -477,7 +477,7 @@ mod tests {
         let stores =
             [LOGIN, &["DATABASE_CONNECTIONS", "ARCHIVE_BUCKET", "ARCHIVE_PREFIX"]].concat();
         let sides = [LOGIN, &["DATABASE_CONNECTIONS"], TABLES].concat();
-        let expected: [(&str, &[&str]); 13] = [
+        let expected: [(&str, &[&str]); 14] = [
             ("doctor", &VARIABLES),
             ("migrate", LOGIN),
             ("check", TABLES),

@@ -1,6 +1,8 @@
 //! `backfill repair`: two real tables whose streams have lost what a database lacks.
 
+mod exports;
 mod moving;
+mod traps;
 
 use std::process::Output;
 
@@ -136,6 +138,13 @@ impl World {
         let output = self.run(&[&[command, "--json"], &QUICK[..], arguments].concat()).await;
         assert_code(&output, code);
         serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Seconds since 1970 by the clock of the stand-in, which is hours ahead.
+    fn now() -> i64 {
+        let ahead = std::fs::read(service("DYNAMODB_LOCAL_CLOCK")).expect("the clock");
+        let ahead = i64::from_ne_bytes(ahead[..8].try_into().expect("eight bytes"));
+        testkit::runs::now() + ahead
     }
 
     /// Sees that the rows are the items, and the objects the rows.
@@ -328,13 +337,14 @@ async fn after_a_repair_a_rejected_record_is_a_key_whatever_its_age() {
 
 /// Puts the last records of the scans' stream into `rejected_records`, as a function that rejects
 /// them does.
-async fn keep_as_rejected(world: &World, count: usize) {
+async fn keep_as_rejected(world: &World, count: usize) -> Vec<Json> {
     let arn = &world.arns[1];
     let shard = world.dynamodb.shards(arn).await.pop().expect("a shard");
     let shard = shard["ShardId"].as_str().expect("an id").to_owned();
-    let (records, _) = world.dynamodb.records(arn, &shard).await;
-    for record in &records[records.len() - count..] {
-        let mut record = record.clone();
+    let (mut records, _) = world.dynamodb.records(arn, &shard).await;
+    let last = records.split_off(records.len() - count);
+    let mut kept = Vec::new();
+    for mut record in last {
         record["eventSourceARN"] = json!(arn);
         record["dynamodb"]["ApproximateCreationDateTime"] = json!(1_795_334_400);
         let number = record["dynamodb"]["SequenceNumber"].as_str().expect("a number");
@@ -347,7 +357,9 @@ async fn keep_as_rejected(world: &World, count: usize) {
             record.to_string().replace('\'', "''")
         );
         assert_eq!(world.stores.change(&sql).await, 1);
+        kept.push(record);
     }
+    kept
 }
 
 /// A database of yesterday beside the objects of today.
@@ -389,6 +401,7 @@ async fn beside_a_repair_no_other_repair_redrive_or_merge_runs() {
         let refused = world.run(command).await;
         assert_code(&refused, 1);
         let said = text(&refused.stderr);
+        assert!(said.contains("`backfill repair`, server process"), "{command:?}: {said}");
         assert!(said.contains("pg_terminate_backend"), "{command:?}: {said}");
     }
     first.kill().await.expect("it is killed");

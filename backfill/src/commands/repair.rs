@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
+use aws_config::SdkConfig;
 use projector::change::Tables;
+use projector::config::ConfigError;
 use projector::start;
 use time::OffsetDateTime;
 
@@ -21,8 +23,10 @@ use crate::repair::cost::{self, Reads};
 use crate::repair::ledger;
 use crate::repair::look::Looker;
 use crate::repair::run::End;
-use crate::repair::source::Source;
+use crate::repair::source;
 use crate::repair::tally::Ended;
+use crate::replay::coverage;
+use crate::replay::source::Source;
 use crate::stop::Stop;
 
 pub(crate) async fn run(
@@ -55,7 +59,8 @@ pub(crate) async fn run(
     };
     let looker = conduct::looker(&conductor.projector, &conductor.api).await?;
     let s3 = place::client(&aws);
-    let open = async |looker| open(arguments, looker, &conductor.projector.tables, &s3).await;
+    let open =
+        async |looker| open(arguments, looker, &conductor.projector.tables, (&aws, &s3)).await;
     let conducted = Box::pin(conductor.run(origin, open, &looker)).await?;
     report(conducted, origin, output)
 }
@@ -68,7 +73,7 @@ fn origin(arguments: &RepairArguments) -> Origin {
     } else {
         (ledger::Source::Keys, "a file of keys")
     };
-    Origin { ledger, name }
+    Origin { command: "backfill repair", ledger, name }
 }
 
 /// Opens what names the keys, and says how many items there are.
@@ -76,12 +81,13 @@ async fn open<'a>(
     arguments: &'a RepairArguments,
     looker: &'a Looker<'a>,
     tables: &Tables,
-    s3: &aws_sdk_s3::Client,
-) -> anyhow::Result<(Source<'a>, u64)> {
+    (aws, s3): (&SdkConfig, &aws_sdk_s3::Client),
+) -> anyhow::Result<(source::Source<'a>, u64)> {
     let pairs = &looker.rows_and_items;
     let (candidates, length) = if let Some(places) = &arguments.export {
         let now = OffsetDateTime::now_utc();
         let exports = exports::open(places, tables, s3, arguments.gap_start, now).await?;
+        require_streams_since(aws, tables, exports.until).await?;
         console::line(&format!("reading {}", exports.name));
         let items = exports.items;
         (Candidates::export(pairs, exports), items)
@@ -91,7 +97,29 @@ async fn open<'a>(
         let items = pairs.api.item_count().await?;
         (Candidates::scan(pairs, arguments.segments), items)
     };
-    Ok((Source::Tables(candidates), length))
+    Ok((source::Source::Tables(candidates), length))
+}
+
+/// Sees that the streams hold what came after the exports: one that was enabled later lacks what
+/// was written in between.
+async fn require_streams_since(
+    aws: &SdkConfig,
+    tables: &Tables,
+    until: OffsetDateTime,
+) -> anyhow::Result<()> {
+    let found = coverage::examine(&Source::new(aws), tables).await?;
+    for (table, enabled_since) in found.newest_streams() {
+        if let Some(enabled_since) = enabled_since.filter(|since| *since > until) {
+            let problem = format!(
+                "ends at {}, and the stream of table {table:?} was enabled only at {}: what was \
+                 written in between is in neither. Make exports that end later",
+                console::clock(until),
+                console::clock(enabled_since)
+            );
+            return Err(ConfigError { variable: "--export", problem }.into());
+        }
+    }
+    Ok(())
 }
 
 fn reads(arguments: &RepairArguments) -> anyhow::Result<Reads> {

@@ -35,6 +35,8 @@ const BATCH_SIZE: usize = 10_000;
 /// Where the keys come from: for the summary, and for the table `repairs`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
+    /// The command, as the holder of the lock is named.
+    pub(crate) command: &'static str,
     pub(crate) ledger: ledger::Source,
     /// In a few words, for people.
     pub(crate) name: &'static str,
@@ -77,7 +79,7 @@ impl Conductor<'_> {
         let start = Instant::now();
         let database = &self.projector.database;
         let function_timeout = self.function_timeout().await?;
-        let mut lock = Held::take(advisory_lock::REPAIR, database).await?;
+        let mut lock = Held::take(advisory_lock::REPAIR.by(origin.command), database).await?;
         let (source, length) = open(looker).await?;
         let resume = ledger::unfinished(lock.connection()).await?.is_some();
         let begun = ledger::begin(lock.connection(), origin.ledger).await?;

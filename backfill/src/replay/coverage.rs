@@ -61,6 +61,12 @@ impl Found {
         self.0.iter().map(|found| found.stream.clone()).collect()
     }
 
+    /// The table of each newest stream, and when that stream was enabled.
+    pub(crate) fn newest_streams(&self) -> impl Iterator<Item = (&str, Option<OffsetDateTime>)> {
+        let newest = self.0.iter().filter(|found| !found.replaced);
+        newest.map(|found| (found.stream.table.as_str(), found.description.enabled_since))
+    }
+
     /// Adds who reads each stream, in the order of [`Found::streams`].
     pub(crate) fn set_readers(&mut self, readers: Vec<Readers>) {
         for (found, readers) in self.0.iter_mut().zip(readers) {

@@ -28,7 +28,9 @@ pub(crate) async fn are_kept(database: &Database) -> anyhow::Result<bool> {
     if re_read {
         console::line(
             "this database has had a repair: batches that Lambda gave up on go to rejected_records, \
-                and `backfill redrive` reads their items again",
+             and `backfill redrive` reads their items again. Records of any other file are applied \
+             by their versions, which can bring back what the repair removed: run `backfill verify \
+             --tables` after them",
         );
     }
     Ok(re_read)

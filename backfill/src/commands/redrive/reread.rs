@@ -17,8 +17,11 @@ use crate::repair::source::{RejectedKeys, Source};
 use crate::stop::Stop;
 
 /// Where the keys come from.
-const ORIGIN: Origin =
-    Origin { ledger: ledger::Source::Redrive, name: "rejected records, after a repair" };
+const ORIGIN: Origin = Origin {
+    command: "backfill redrive",
+    ledger: ledger::Source::Redrive,
+    name: "rejected records, after a repair",
+};
 
 pub(super) async fn run(
     delivery: Delivery,

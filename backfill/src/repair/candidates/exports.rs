@@ -19,6 +19,8 @@ pub(crate) struct OpenExports {
     pub(crate) name: String,
     /// How many items, or changed keys, they hold.
     pub(crate) items: u64,
+    /// What came after this time is not in all of them.
+    pub(crate) until: OffsetDateTime,
     pub(super) shows: Shows,
 }
 
@@ -73,8 +75,8 @@ async fn all_items(
         }
     }
     let exports = export::full(found, tables).await?;
-    let (name, items) = (exports.name.clone(), exports.items);
-    Ok(OpenExports { name, items, shows: Shows::AllItems(exports) })
+    let (name, items, until) = (exports.name.clone(), exports.items, exports.time);
+    Ok(OpenExports { name, items, until, shows: Shows::AllItems(exports) })
 }
 
 async fn changes(
@@ -99,6 +101,7 @@ async fn changes(
         files.extend(export.files().await?);
     }
     let since = sessions.from.min(scans.from) - MARGIN;
+    let until = sessions.to.min(scans.to);
     let name = format!("the incremental exports {}", places.join(", "));
-    Ok(OpenExports { name, items, shows: Shows::Changes { files, since } })
+    Ok(OpenExports { name, items, until, shows: Shows::Changes { files, since } })
 }
