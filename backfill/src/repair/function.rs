@@ -4,7 +4,7 @@
 use anyhow::{Context as _, bail};
 use aws_config::SdkConfig;
 use aws_sdk_cloudwatch::primitives::DateTime;
-use aws_sdk_cloudwatch::types::{Dimension, Statistic};
+use aws_sdk_cloudwatch::types::{Dimension, Metric, MetricDataQuery, MetricStat};
 use time::{Duration, OffsetDateTime};
 
 use crate::console::{self, span};
@@ -29,7 +29,7 @@ pub(crate) async fn check(aws: &SdkConfig, name: &str) -> anyhow::Result<Duratio
             format!("cannot ask for the function {name}: lambda:GetFunctionConfiguration")
         })?;
     let behind = behind(aws, name).await.with_context(|| {
-        format!("cannot ask how far the function {name} is behind: cloudwatch:GetMetricStatistics")
+        format!("cannot ask how far the function {name} is behind: cloudwatch:GetMetricData")
     })?;
     match behind {
         Some(behind) if behind > BEHIND_AT_MOST => bail!(
@@ -52,18 +52,21 @@ pub(crate) async fn check(aws: &SdkConfig, name: &str) -> anyhow::Result<Duratio
 /// The greatest age of a record that the function got in the last minutes; `None` if it got none.
 async fn behind(aws: &SdkConfig, name: &str) -> anyhow::Result<Option<Duration>> {
     let now = OffsetDateTime::now_utc();
-    let dimension = Dimension::builder().name("FunctionName").value(name).build();
-    let asked = aws_sdk_cloudwatch::Client::new(aws)
-        .get_metric_statistics()
+    let metric = Metric::builder()
         .namespace("AWS/Lambda")
         .metric_name("IteratorAge")
-        .dimensions(dimension)
-        .statistics(Statistic::Maximum)
-        .period(PERIOD_SECONDS)
+        .dimensions(Dimension::builder().name("FunctionName").value(name).build())
+        .build();
+    let statistic =
+        MetricStat::builder().metric(metric).period(PERIOD_SECONDS).stat("Maximum").build();
+    let asked = aws_sdk_cloudwatch::Client::new(aws)
+        .get_metric_data()
+        .metric_data_queries(MetricDataQuery::builder().id("age").metric_stat(statistic).build())
         .start_time(DateTime::from_secs((now - LOOKED_AT).unix_timestamp()))
         .end_time(DateTime::from_secs(now.unix_timestamp()))
         .send()
         .await?;
-    let milliseconds = asked.datapoints().iter().filter_map(|point| point.maximum());
-    Ok(milliseconds.reduce(f64::max).map(|most| Duration::seconds_f64(most / 1_000.0)))
+    let milliseconds = asked.metric_data_results().iter().flat_map(|result| result.values());
+    let most = milliseconds.copied().reduce(f64::max);
+    Ok(most.map(|most| Duration::seconds_f64(most / 1_000.0)))
 }

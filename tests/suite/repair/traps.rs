@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use testkit::aws_server::{Account, AwsServer};
 use testkit::records::{Draft, removal, session};
 use testkit::runs::{assert_code, text};
 
@@ -138,5 +139,40 @@ async fn a_lock_that_is_lost_and_taken_again_costs_nothing_but_another_look() {
     assert_eq!(world.stores.ask(end).await, "1");
     let output = repair.wait_with_output().await.expect("it ends");
     assert_code(&output, 0);
+    world.assert_equal().await;
+}
+
+/// A record that is trimmed while the function still has it would be lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_is_a_day_behind_is_refused_and_its_timeout_is_used() {
+    let world = World::with_sessions(3).await;
+    open_a_gap(&world).await;
+    let name = "projector-new".to_owned();
+    let account = Account {
+        variables: [(name.clone(), json!({}))].into(),
+        metrics: [(format!("IteratorAge/{name}"), [(1, 21.0 * 3_600_000.0)].into())].into(),
+        ..Account::default()
+    };
+    let server = AwsServer::start(account).await;
+    let repair = async || {
+        let quick = ["--idle-seconds", "1", "--first-record-seconds", "1", "--function", &name];
+        let mut command = world.command(&[&["repair", "--scan"], &quick[..]].concat());
+        command
+            .env("AWS_ENDPOINT_URL_LAMBDA", &server.url)
+            .env("AWS_ENDPOINT_URL_CLOUDWATCH", &server.url);
+        command.output().await.expect("backfill runs")
+    };
+    let refused = repair().await;
+    assert_code(&refused, 1);
+    assert!(text(&refused.stderr).contains("is 21 h behind its streams"), "{refused:?}");
+    assert_eq!(world.stores.ask("SELECT count(*) FROM repairs").await, "0");
+    let caught_up = |account: &mut Account| {
+        account.metrics.insert(format!("IteratorAge/{name}"), [(1, 900.0)].into());
+    };
+    server.change(caught_up);
+    let repaired = repair().await;
+    assert_code(&repaired, 0);
+    // The function says 3 s.
+    assert!(text(&repaired.stderr).contains("waiting 3 s"), "{repaired:?}");
     world.assert_equal().await;
 }

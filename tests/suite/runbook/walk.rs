@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
+use testkit::aws_server::{Account, AwsServer};
 use testkit::closed_streams::ClosedStreams;
 use testkit::dynamodb::{DynamoDb, Write};
 use testkit::emulator::binary;
@@ -77,6 +78,8 @@ impl Walk {
                 exports.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
             line.unwrap_or_else(|| panic!("no {name}")).trim_matches('\'').to_owned()
         };
+        // The stand-in knows the functions, and has no metrics.
+        let metrics = AwsServer::start(Account::default()).await;
         let closed = ClosedStreams::open(&service("AWS_ENDPOINT_URL")).await;
         let mut shell = Shell::start(folder.path()).await;
         let binaries: PathBuf = binary("backfill").parent().expect("a folder").to_owned();
@@ -84,7 +87,8 @@ impl Walk {
         shell
             .run(&format!(
                 "{exports}\nPATH={binaries}:$PATH\nexport AWS_ENDPOINT_URL_DYNAMODB_STREAMS={streams}\n\
-                 {STAND_INS}\n{KEYS}"
+                 export AWS_ENDPOINT_URL_CLOUDWATCH={}\n{STAND_INS}\n{KEYS}",
+                metrics.url
             ))
             .await;
         let tables = DynamoDb::at(&service("AWS_ENDPOINT_URL"));

@@ -154,7 +154,8 @@ impl Account {
                 json!({ "EventSourceMappings": mappings })
             }
             "GetFunctionConfiguration" => {
-                json!({ "Environment": { "Variables": self.variables.get(&call.name)? } })
+                let variables = self.variables.get(&call.name)?;
+                json!({ "Environment": { "Variables": variables }, "Timeout": 3 })
             }
             "DescribeTable" => {
                 let table = call.body["TableName"].as_str()?;
