@@ -24,6 +24,8 @@
 //! which is the worst case: versions must grow without it.
 
 mod database;
+mod first_look;
+mod late;
 mod object;
 mod one;
 mod rules;

@@ -3,7 +3,7 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::rules::{Rules, Ver};
+use super::rules::{Late, Rules, Ver};
 use super::search::Problem;
 use crate::repair::reread::Hold;
 
@@ -19,10 +19,35 @@ pub(super) struct Row {
     pub(super) seen: u8,
 }
 
+/// Where a first look is. Content 0 is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum FirstLook {
+    /// What a Scan or an export has of it.
+    Item {
+        content: u8,
+    },
+    /// Item and row are equal. The object may be ahead of this version.
+    Equal {
+        row: Ver,
+    },
+    /// Neither the Scan nor the export has it, and the row does.
+    OnlyInRow,
+    /// It was asked for by key, and is not there.
+    Gone,
+    /// The row was read again.
+    RowAgain {
+        version: Ver,
+        content: u8,
+    },
+}
+
 /// Where a re-read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ReRead {
     Start,
+    First(FirstLook),
+    /// It is to be read from the row on.
+    Candidate,
     /// The item is read before the row: a mutant.
     ItemFirst {
         committed: u8,
@@ -51,6 +76,10 @@ pub(super) enum ReRead {
 pub(super) enum Redriven {
     ByVersion,
     ReRead(ReRead),
+    /// It re-reads, and has lost the lock.
+    Lost(ReRead),
+    /// The read for another record is one for this record too.
+    Named,
 }
 
 /// A record that failed.
@@ -76,6 +105,10 @@ pub(super) struct Database {
     /// A repair is needed.
     pub(super) need: bool,
     pub(super) repair: Option<ReRead>,
+    /// A repair that has lost the lock.
+    pub(super) lost_repair: Option<ReRead>,
+    /// How often the lock can still be lost.
+    pub(super) losses: u8,
     pub(super) parked: [Option<Parked>; PARKED],
 }
 
@@ -91,7 +124,12 @@ pub(super) enum Act {
     Repair(Read),
     TimedOutLaneCommits(u8),
     TimedOutLaneEnds(u8),
+    LockIsLost,
+    LockIsTakenAgain,
+    AnotherRepairStarts,
     RedriveDecidesByVersion(u8),
+    RedriveIsKilled(u8),
+    NamedByAnother(u8),
     RedriveByVersion(u8),
     RedriveAsReRead(u8),
     Redrive(u8, Read),
@@ -102,7 +140,7 @@ pub(super) enum Act {
     MergeStarts,
     MergeReads { version: Ver, content: u8 },
     MergeUpserts,
-    MergeReReads,
+    MergeNamesAKey,
     MergeTakesNothing,
 }
 
@@ -110,6 +148,7 @@ pub(super) enum Act {
 #[derive(Clone, Copy, Debug)]
 #[expect(dead_code, reason = "its members are printed in a trace")]
 pub(super) enum Read {
+    First(Saw),
     Row { version: Ver, floor: Ver },
     Item { content: u8 },
     Equal,
@@ -118,12 +157,22 @@ pub(super) enum Read {
     Upsert { content: u8, version: Ver },
 }
 
+/// What a first look sees.
+#[derive(Clone, Copy, Debug)]
+#[expect(dead_code, reason = "its members are printed in a trace")]
+pub(super) enum Saw {
+    Item { content: u8 },
+    Row { version: Ver, content: u8 },
+    Object,
+    ItemByKey { content: u8 },
+}
+
 /// A version and what is upserted with it.
 pub(super) type Put = (Ver, u8);
 
 impl Database {
-    /// A new database, whose stream can lose records this often.
-    pub(super) fn new(gaps: u8) -> Self {
+    /// A new database, whose stream can lose records this often, and its repairs the lock.
+    pub(super) fn new(gaps: u8, losses: u8) -> Self {
         Self {
             delivered: 0,
             lost: 0,
@@ -132,6 +181,8 @@ impl Database {
             gaps,
             need: false,
             repair: None,
+            lost_repair: None,
+            losses,
             parked: [None; PARKED],
         }
     }
@@ -146,9 +197,34 @@ impl Database {
         self.records().any(|parked| parked.times < 0)
     }
 
-    /// Whether a redrive is under way.
+    /// Whether a redrive is under way, one too that has lost the lock.
     pub(super) fn redriving(&self) -> bool {
         self.records().any(|parked| parked.process.is_some())
+    }
+
+    /// The same, if every record that is named by another one was redriven this often more.
+    pub(super) fn without_named(mut self, more: i8) -> Self {
+        for parked in self.parked.iter_mut().flatten() {
+            if parked.process == Some(Redriven::Named) {
+                parked.process = None;
+                parked.times += more;
+            }
+        }
+        self
+    }
+
+    /// Whether a redrive has the lock.
+    pub(super) fn redrive_is_locked(&self, rules: &Rules) -> bool {
+        self.records().any(|parked| match parked.process {
+            Some(Redriven::ReRead(_)) => true,
+            Some(Redriven::ByVersion) => rules.late == Late::Lock,
+            Some(Redriven::Lost(_) | Redriven::Named) | None => false,
+        })
+    }
+
+    /// Whether a repair is under way, one too that has lost the lock.
+    pub(super) fn repairing(&self) -> bool {
+        self.repair.is_some() || self.lost_repair.is_some()
     }
 
     /// Whether no record up to this one waits to be redriven.
@@ -159,7 +235,7 @@ impl Database {
 
     /// Whether all of this is done: everything delivered, repaired and redriven.
     pub(super) fn is_at_rest(&self, writes: u8) -> bool {
-        self.delivered == writes && !self.need && self.repair.is_none() && self.drained(writes)
+        self.delivered == writes && !self.need && !self.repairing() && self.drained(writes)
     }
 
     /// Whether the stream has been read past a read of the item at which this was committed, and

@@ -132,7 +132,7 @@ impl One<'_> {
             return;
         }
         let Database { row, repaired_at, delivered, .. } = database;
-        let busy = database.repair.is_some()
+        let busy = database.repairing()
             || database.redriving()
             || (self.rules.quiet && state.late.is_some());
         match state.snapshot {
@@ -167,7 +167,7 @@ impl Machine for One<'_> {
     fn initial(&self) -> State {
         State {
             committed: 0,
-            database: Database::new(self.rules.gaps),
+            database: Database::new(self.rules.gaps, self.rules.losses),
             kills: self.rules.kills,
             snapshot: None,
             object: None,
@@ -219,6 +219,7 @@ impl Machine for One<'_> {
         let mut changes = Vec::new();
         around.deliveries(&database, &mut changes);
         around.repair(&database, &mut changes);
+        around.lost_lock(&database, &mut changes);
         around.redrives(&database, &mut changes);
         for change in &changes {
             let after = State { database: change.database, ..*state };

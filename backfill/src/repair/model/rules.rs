@@ -82,12 +82,67 @@ pub(super) enum Archive {
 /// What a merge takes of the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Merge {
-    /// What is newer; what is not newer and differs is re-read: what we do.
+    /// Changes that are newer. An image that is newer is a key to re-read, and so is what is not
+    /// newer and differs, which `verify` names: what we do.
     OrReRead,
-    /// What is newer.
+    /// The same, but an image that is newer is upserted as it is.
+    WithImages,
+    /// What is newer, and nothing is re-read.
     ByVersion,
     /// What is newer, under its version without the repair.
     WithoutRepair,
+}
+
+/// What a first look at a candidate goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    /// There is none: a key of a file, of an incremental export or of a rejected record.
+    Never,
+    /// An item that was read after the repair began, or an export that is younger than what the
+    /// streams have lost; the row after the streams were read up to the beginning, and one function
+    /// timeout later: what we do.
+    AfterStreams,
+    /// The same, without the function timeout.
+    BeforeTimeout,
+    /// The same, before the streams were read up to the beginning.
+    BeforeStreams,
+    /// An item as it was at any time.
+    OfAnyAge,
+    /// As `AfterStreams`; if it differs, its image is upserted, and not read again.
+    UpsertsImage,
+}
+
+/// Of which parts a first look asks for the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heads {
+    /// Of none.
+    Never,
+    /// Of those whose item is there and equals the row: what the commands do.
+    OfItems,
+    /// Of every part that is dismissed, one too that neither the item nor the row holds.
+    OfAll,
+}
+
+/// When a rejected record counts as redriven by the read of its part for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Named {
+    /// Never: each is read for by itself.
+    Never,
+    /// If it was seen before the row was read: what we do.
+    BeforeTheRead,
+    /// If it was seen before the read was done with.
+    AtAnyTime,
+}
+
+/// What keeps a late record that is applied by version from applying after a repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// The lock, from before the question whether there was a repair.
+    Lock,
+    /// The lock, from after the question.
+    LockAfterTheQuestion,
+    /// Nothing, once the question is answered.
+    Nothing,
 }
 
 /// When a merge writes a row into `repairs`.
@@ -99,17 +154,6 @@ pub(super) enum Mark {
     IfImage,
     /// If the peer has had a repair: what we do.
     ByRule,
-}
-
-/// Which parts of a merge wait for the hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum When {
-    /// None.
-    Never,
-    /// Those that are images: what we do.
-    IfImage,
-    /// All.
-    Always,
 }
 
 /// How the second database is repaired.
@@ -159,6 +203,16 @@ pub(super) struct Rules {
     pub(super) quiet: bool,
     /// A redrive begins one function timeout after the last failure.
     pub(super) settled: bool,
+    pub(super) first: First,
+    pub(super) heads: Heads,
+    /// How often the lock is lost.
+    pub(super) losses: u8,
+    /// Whoever lost the lock continues with what it had, once it has the lock again.
+    pub(super) goes_on: bool,
+    pub(super) named: Named,
+    pub(super) late: Late,
+    /// A redrive is killed at any step, as often as may be, and run again.
+    pub(super) redrive_dies: bool,
     // Of `two` alone:
     pub(super) second: Second,
     pub(super) clocks_us: [u64; 2],
@@ -166,7 +220,6 @@ pub(super) struct Rules {
     /// Both write objects from the beginning; otherwise B writes once both are repaired.
     pub(super) both_write: bool,
     pub(super) merge_is_repair: Mark,
-    pub(super) merge_holds: When,
     /// The peer has applied what was created before the merge; otherwise only what B's stream no
     /// longer has.
     pub(super) peer_current: bool,
@@ -174,8 +227,6 @@ pub(super) struct Rules {
     pub(super) parked_a: u8,
     /// How many gaps A has. Without one it is never repaired.
     pub(super) gaps_a: u8,
-    /// A re-read that follows from a merge writes a row into `repairs` first.
-    pub(super) reread_is_repair: bool,
 }
 
 /// The rules as first written.
@@ -201,16 +252,21 @@ pub(super) const FIRST: Rules = Rules {
     undated: true,
     quiet: true,
     settled: false,
+    first: First::Never,
+    heads: Heads::OfItems,
+    losses: 0,
+    goes_on: false,
+    named: Named::Never,
+    late: Late::Lock,
+    redrive_dies: false,
     second: Second::ReRead,
     clocks_us: [2, 1],
     merge: Merge::ByVersion,
     both_write: false,
     merge_is_repair: Mark::Never,
-    merge_holds: When::Never,
     peer_current: false,
     parked_a: 0,
     gaps_a: 1,
-    reread_is_repair: false,
 };
 
 /// The rules that hold, with every redriven record read again.
@@ -222,7 +278,6 @@ pub(super) const MERGED: Rules = Rules {
     second: Second::Merge,
     merge: Merge::OrReRead,
     peer_current: true,
-    merge_holds: When::Always,
     ..HOLDS
 };
 
@@ -230,6 +285,9 @@ pub(super) const MERGED: Rules = Rules {
 pub(super) const OUR_MERGE: Rules = Rules {
     redrive: Redrive::AfterRepair,
     merge_is_repair: Mark::ByRule,
-    merge_holds: When::IfImage,
     ..MERGED
 };
+
+/// The rules of the commands, of a part that is read for by its key.
+pub(super) const OURS: Rules =
+    Rules { redrive: Redrive::AfterRepair, latch: true, atomic: true, ..HOLDS };

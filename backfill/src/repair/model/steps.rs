@@ -1,11 +1,11 @@
 //! What can happen in one database. Each step calls the function that the commands call; a mutant
 //! is what is done instead.
 
-use super::database::{Act, Database, PARKED, Parked, Put, ReRead, Read, Redriven, Row};
+use super::database::{Act, Database, PARKED, Parked, Put, ReRead, Read, Row};
 use super::object::Object;
-use super::rules::{Archive, Redrive, Rules, Ver};
+use super::rules::{Archive, Rules, Ver};
 use super::search::Problem;
-use crate::repair::reread::{self, AfterHold, AfterRead, Image, Replay, Seen};
+use crate::repair::reread::{self, AfterHold, AfterRead, Image, Seen};
 
 /// A step of one database.
 pub(super) struct Change {
@@ -44,14 +44,15 @@ impl Around<'_> {
     }
 
     /// The change of this record.
-    fn image(&self, sequence: u8) -> Put {
+    pub(super) fn image(&self, sequence: u8) -> Put {
         (Ver::of_change(sequence), self.history[usize::from(sequence)])
     }
 
     /// Whether somebody has the lock of repairs.
     pub(super) fn is_locked(&self, database: &Database) -> bool {
         let repairing = database.repair.is_some_and(|repair| repair != ReRead::Start);
-        self.rules.lock && (repairing || database.redriving() || self.merging)
+        self.rules.lock
+            && (repairing || database.redrive_is_locked(self.rules) || self.merging)
     }
 
     /// What the stream brings, or brings again.
@@ -86,7 +87,13 @@ impl Around<'_> {
         }
         let Some(repair) = database.repair else { return };
         let starts = repair == ReRead::Start;
-        if starts && (Some(database.delivered) < database.repaired_at || locked) {
+        if starts && locked {
+            return;
+        }
+        if starts {
+            self.first_looks(database, changes);
+        }
+        if starts && Some(database.delivered) < database.repaired_at {
             return;
         }
         let merged = self.object.filter(|object| {
@@ -102,9 +109,42 @@ impl Around<'_> {
         }
     }
 
+    /// Whoever repairs loses the lock with its connection, and takes it again; another repair may
+    /// run in between.
+    pub(super) fn lost_lock(&self, database: &Database, changes: &mut Vec<Change>) {
+        let mut push = |act, next| changes.push(self.change(act, next, None, false));
+        if let Some(at) = database.repair.filter(|at| *at != ReRead::Start)
+            && let Some(losses) = database.losses.checked_sub(1)
+        {
+            let lost_repair = Some(self.after_a_loss(at));
+            push(Act::LockIsLost, Database { repair: None, lost_repair, losses, ..*database });
+        }
+        if database.lost_repair.is_none() || database.repair.is_some() || self.is_locked(database) {
+            return;
+        }
+        let again = Database { repair: database.lost_repair, lost_repair: None, ..*database };
+        push(Act::LockIsTakenAgain, again);
+        let repaired_at = Some(self.committed);
+        let repair = Some(ReRead::Start);
+        push(
+            Act::AnotherRepairStarts,
+            Database { repaired_at, need: false, repair, ..*database },
+        );
+    }
+
+    /// Where a re-read continues after it has lost the lock. A first look writes nothing, and goes
+    /// on.
+    pub(super) fn after_a_loss(&self, at: ReRead) -> ReRead {
+        match at {
+            ReRead::First(_) => at,
+            _ if self.rules.goes_on => at,
+            _ => ReRead::Candidate,
+        }
+    }
+
     /// One step of a re-read, where it is then, `None` if it has ended, and what it upserts; or it
     /// has to wait.
-    fn reread(
+    pub(super) fn reread(
         &self,
         at: ReRead,
         database: &Database,
@@ -116,7 +156,8 @@ impl Around<'_> {
                 let next = ReRead::ItemFirst { committed: self.committed };
                 Some((Read::Item { content: item }, Some(next), None))
             }
-            ReRead::Start => {
+            ReRead::First(at) => Some(self.first_look(at, database)),
+            ReRead::Start | ReRead::Candidate => {
                 let object = self.object.filter(|_| self.rules.archive == Archive::Floor);
                 let object = object.and_then(|object| object.version.text());
                 let seen = Seen::new(version.text().map(str::to_owned), object, content);
@@ -181,85 +222,5 @@ impl Around<'_> {
             Ver { repair: 1, ..floor }
         };
         (Read::Upsert { content, version }, None, Some((version, content)))
-    }
-
-    /// What becomes of the parked records.
-    pub(super) fn redrives(&self, database: &Database, changes: &mut Vec<Change>) {
-        for slot in 0..PARKED {
-            let Some(parked) = database.parked[slot] else { continue };
-            let sequence = parked.sequence;
-            let next = |times, process| {
-                let mut next = *database;
-                next.parked[slot] = Some(Parked { sequence, times, process });
-                next
-            };
-            let image = Some(self.image(sequence));
-            match parked.process {
-                None if parked.times < 0 => {
-                    let act = Act::TimedOutLaneCommits(sequence);
-                    changes.push(self.change(act, next(0, None), image, true));
-                    let act = Act::TimedOutLaneEnds(sequence);
-                    changes.push(self.change(act, next(0, None), None, false));
-                }
-                None => self.redrive_starts(database, parked, next, changes),
-                Some(Redriven::ByVersion) => {
-                    let act = Act::RedriveByVersion(sequence);
-                    changes.push(self.change(act, next(parked.times + 1, None), image, true));
-                }
-                Some(Redriven::ReRead(at)) => {
-                    let Some((read, at, put)) = self.reread(at, database) else { continue };
-                    let times = parked.times + i8::from(at.is_none());
-                    let next = next(times, at.map(Redriven::ReRead));
-                    let act = Act::Redrive(sequence, read);
-                    changes.push(self.change(act, next, put, at.is_none()));
-                }
-            }
-        }
-    }
-
-    /// A parked record is redriven, if the lock is free.
-    fn redrive_starts(
-        &self,
-        database: &Database,
-        Parked { sequence, times, .. }: Parked,
-        next: impl Fn(i8, Option<Redriven>) -> Database,
-        changes: &mut Vec<Change>,
-    ) {
-        let locked = self.is_locked(database) || (self.rules.lock && database.repair.is_some());
-        let unsettled = self.rules.settled && database.lane_lives();
-        if times >= self.rules.redrives || locked || unsettled {
-            return;
-        }
-        let (by_version, reread) = self.redrive_rule(database, sequence);
-        if by_version && self.rules.latch {
-            let next = next(times, Some(Redriven::ByVersion));
-            changes.push(self.change(Act::RedriveDecidesByVersion(sequence), next, None, false));
-        } else if by_version {
-            let (act, image) = (Act::RedriveByVersion(sequence), Some(self.image(sequence)));
-            changes.push(self.change(act, next(times + 1, None), image, true));
-        }
-        if reread {
-            let next = next(times, Some(Redriven::ReRead(ReRead::Start)));
-            changes.push(self.change(Act::RedriveAsReRead(sequence), next, None, false));
-        }
-    }
-
-    /// Whether a record can be redriven by its version, and whether it can be re-read.
-    fn redrive_rule(&self, database: &Database, sequence: u8) -> (bool, bool) {
-        let by_rule = |has_repair| match reread::replay(has_repair) {
-            Replay::ApplyByVersion => (true, false),
-            Replay::ReRead => (false, true),
-        };
-        let is_old = Some(sequence) <= database.repaired_at;
-        let is_image = reread::is_image(database.row.version.text());
-        match self.rules.redrive {
-            Redrive::Always => by_rule(true),
-            Redrive::AfterRepair => by_rule(database.repaired_at.is_some()),
-            Redrive::IfOld => (!is_old, is_old || self.rules.undated),
-            Redrive::IfOldOrImage => {
-                (!is_old && !is_image, is_old || is_image || self.rules.undated)
-            }
-            Redrive::Direct => (true, false),
-        }
     }
 }

@@ -1,9 +1,9 @@
 //! Two databases, each with a mapping of its own to the same stream, and one bucket. A is repaired
 //! by re-read; B so too, or by a merge of A's row, or by both.
 
-use super::database::{Act, Database, ReRead};
+use super::database::{Act, Database};
 use super::object::{self, Object, Writer, Wrote};
-use super::rules::{Archive, Mark, Merge, Rules, Second, Ver, When};
+use super::rules::{Archive, Mark, Merge, Rules, Second, Ver};
 use super::search::{At, Machine, Problem, Step};
 use super::steps::{Around, Change};
 use crate::repair::reread::{self, FromPeer};
@@ -34,8 +34,8 @@ enum Objects {
 enum Merging {
     /// It waits until A has applied everything up to this record.
     Waits { for_record: u8 },
-    /// It has read A's row, when this was committed.
-    Read { version: Ver, content: u8, committed: u8 },
+    /// It has read A's row.
+    Read { version: Ver, content: u8 },
 }
 
 /// Everything there is.
@@ -82,8 +82,9 @@ impl State {
 
     /// Whether one side has had its gap, and was repaired.
     fn is_repaired(&self, side: Side) -> bool {
-        let Database { gaps, need, repair, .. } = *self.of(side);
-        gaps == 0 && !need && repair.is_none() && !(side == Side::B && self.owed)
+        let Database { gaps, need, .. } = *self.of(side);
+        let repaired = gaps == 0 && !need && !self.of(side).repairing();
+        repaired && !(side == Side::B && self.owed)
     }
 }
 
@@ -191,30 +192,25 @@ impl Two<'_> {
                 if a.delivered < for_record || !drained {
                     return;
                 }
-                let (version, content, committed) = (a.row.version, a.row.content, state.committed);
+                let (version, content) = (a.row.version, a.row.content);
                 let mark =
                     rules.merge_is_repair == Mark::IfImage && reread::is_image(version.text());
-                let repaired_at = if mark { Some(committed) } else { b.repaired_at };
-                let merging = Some(Merging::Read { version, content, committed });
+                let repaired_at = if mark { Some(state.committed) } else { b.repaired_at };
+                let merging = Some(Merging::Read { version, content });
                 let state = state.with(Side::B, Database { repaired_at, ..b });
                 let state = State { merging, ..state };
                 let action = row(Act::MergeReads { version, content });
                 steps.push(Step { action, state, problem: None });
             }
-            Some(Merging::Read { version, content, committed }) => {
-                let holds = match rules.merge_holds {
-                    When::Never => false,
-                    When::IfImage => reread::is_image(version.text()),
-                    When::Always => true,
-                };
-                if b.repair.is_none() && (!holds || b.hold_is_over(rules, committed)) {
+            Some(Merging::Read { version, content }) => {
+                if b.repair.is_none() {
                     self.merge_ends(around, state, (version, content), steps);
                 }
             }
         }
     }
 
-    /// The merge has read A's row, and its hold is over.
+    /// The merge has read A's row.
     fn merge_ends(
         &self,
         around: &Around<'_>,
@@ -223,21 +219,23 @@ impl Two<'_> {
         steps: &mut Steps,
     ) {
         let mut b = *state.of(Side::B);
-        let version = match self.rules.merge {
+        let merge = self.rules.merge;
+        let version = match merge {
             Merge::WithoutRepair => Ver::of_change(version.sequence),
-            Merge::ByVersion | Merge::OrReRead => version,
+            Merge::ByVersion | Merge::WithImages | Merge::OrReRead => version,
         };
         let ours = (b.row.version.text(), &b.row.content);
+        let of_keys = merge == Merge::OrReRead && reread::is_image(version.text());
         let (act, put) = match reread::from_peer((version.text(), &content), ours) {
-            FromPeer::Upsert => (Act::MergeUpserts, Some((version, content))),
-            FromPeer::ReRead if self.rules.merge == Merge::OrReRead => {
-                b.repair = Some(ReRead::Start);
-                if self.rules.reread_is_repair {
-                    b.repaired_at = Some(state.committed);
-                }
-                (Act::MergeReReads, None)
+            FromPeer::Upsert if !of_keys => (Act::MergeUpserts, Some((version, content))),
+            FromPeer::Upsert | FromPeer::ReRead
+                if matches!(merge, Merge::OrReRead | Merge::WithImages) =>
+            {
+                // A repair of this key is another run.
+                b.need = true;
+                (Act::MergeNamesAKey, None)
             }
-            FromPeer::ReRead | FromPeer::Nothing => (Act::MergeTakesNothing, None),
+            _ => (Act::MergeTakesNothing, None),
         };
         let change = around.change(act, b, put, true);
         let after = State { merging: None, owed: false, ..*state };
@@ -252,7 +250,10 @@ impl Machine for Two<'_> {
     fn initial(&self) -> State {
         State {
             committed: 0,
-            databases: [Database::new(self.rules.gaps_a), Database::new(1)],
+            databases: [
+                Database::new(self.rules.gaps_a, self.rules.losses),
+                Database::new(1, self.rules.losses),
+            ],
             owed: false,
             merging: None,
             object: None,
@@ -306,6 +307,7 @@ impl Machine for Two<'_> {
             around.deliveries(database, &mut changes);
             self.gap(state, side, steps);
             around.repair(database, &mut changes);
+            around.lost_lock(database, &mut changes);
             around.redrives(database, &mut changes);
             for change in &changes {
                 self.push(state, *state, side, change, steps);

@@ -1,7 +1,7 @@
 //! The rules that must hold in every history: those of the commands, and stricter and looser ones
 //! beside them.
 
-use super::super::rules::{Archive, FIRST, HOLDS, MERGED, Mark, OUR_MERGE, Redrive, Rules, Second};
+use super::super::rules::{Archive, FIRST, First, HOLDS, Heads, MERGED, Mark, Named, OUR_MERGE, OURS, Redrive, Rules, Second};
 use super::Histories::{Exactly, UpTo};
 use super::Of::{One, Two};
 use super::{Histories, Of, Search, describe, is_deep};
@@ -135,11 +135,31 @@ fn ours() -> Vec<Row> {
             UpTo(1, 1), Rules { objects: true, archive: Archive::Floor, ..OUR_MERGE },
             [26_285, 71], 3, [7_510, 25]),
         row("ours: A has had no repair, B is merged, parked in both", Two, Exactly(2),
-            Rules { parked_a: 1, gaps_a: 0, reread_is_repair: true, ..OUR_MERGE },
+            Rules { parked_a: 1, gaps_a: 0, ..OUR_MERGE },
             [12_057, 181], 2, [12_057, 181]),
         row("ours: A has had no repair, B is merged, three writes", Two, Exactly(3),
-            Rules { gaps_a: 0, reread_is_repair: true, ..OUR_MERGE },
+            Rules { gaps_a: 0, ..OUR_MERGE },
             [32_305, 299], 1, [7_429, 79]),
+    ]
+}
+
+/// The first look, the lock that is lost, and the records that one read is for.
+#[rustfmt::skip]
+fn what_commands_do_around_it() -> Vec<Row> {
+    vec![
+        row("first looks", One, UpTo(2, 2), Rules { first: First::AfterStreams, ..OURS }, [0, 0], 5, [0, 0]),
+        row("first looks before the timeout", One, UpTo(2, 2), Rules { first: First::BeforeTimeout, ..OURS }, [0, 0], 5, [0, 0]),
+        row("first looks before the streams", One, UpTo(2, 2), Rules { first: First::BeforeStreams, ..OURS }, [0, 0], 5, [0, 0]),
+        row("first looks, two parked, a redrive dies, one read is for several", One, UpTo(2, 1),
+            Rules { first: First::AfterStreams, parked: 2, redrive_dies: true, named: Named::BeforeTheRead, ..OURS }, [0, 0], 5, [0, 0]),
+        row("first looks, a snapshot is restored, its bucket is the old one", One, UpTo(2, 1),
+            Rules { first: First::AfterStreams, heads: Heads::OfAll, objects: true, restore: true, archive: Archive::Floor, ..OURS }, [0, 0], 3, [0, 0]),
+        row("first looks, with the object", One, UpTo(2, 1),
+            Rules { first: First::AfterStreams, objects: true, archive: Archive::Floor, ..OURS }, [0, 0], 3, [0, 0]),
+        row("the lock is lost twice", One, UpTo(2, 1), Rules { first: First::AfterStreams, losses: 2, ..OURS }, [0, 0], 4, [0, 0]),
+        row("the lock is lost, parked, named, dies", One, UpTo(2, 1), Rules { losses: 1, parked: 2, redrive_dies: true, named: Named::BeforeTheRead, ..OURS }, [0, 0], 4, [0, 0]),
+        row("A and B, one bucket, first looks", Two, UpTo(1, 1),
+            Rules { first: First::AfterStreams, objects: true, archive: Archive::Floor, ..OURS }, [0, 0], 3, [0, 0]),
     ]
 }
 
@@ -172,6 +192,11 @@ fn records_may_be_applied_by_version_until_the_first_repair() {
 #[test]
 fn other_rules_hold_too() {
     run(others());
+}
+
+#[test]
+fn first_looks_lost_locks_and_shared_reads_change_nothing() {
+    run(what_commands_do_around_it());
 }
 
 #[test]
