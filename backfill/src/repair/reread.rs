@@ -146,8 +146,8 @@ pub(crate) fn replay(database_has_repair: bool) -> Replay {
     if database_has_repair { Replay::ReRead } else { Replay::ApplyByVersion }
 }
 
-/// Whether a version is one of an image. A merge upserts such a part of a peer only after its
-/// [`Hold`], which begins when the peer's row is read.
+/// Whether a version is one of an image. A merge never upserts such a part of a peer: it names the
+/// key, and a repair reads the item.
 pub(crate) fn is_image(version: Option<&str>) -> bool {
     version.and_then(repair_us).is_some()
 }
@@ -166,15 +166,15 @@ pub(crate) fn merge_is_repair(peer_has_repair: Option<bool>) -> bool {
 pub(crate) enum FromPeer {
     /// There is nothing to take.
     Nothing,
-    /// It is upserted with the version it has, that of an image too.
+    /// It is newer, and upserted with the version it has. One of an image is re-read instead: see
+    /// [`is_image`].
     Upsert,
     /// The peer's is not newer, and yet the contents differ: only the item can tell who is right.
-    /// The re-read is a repair, with a row in `repairs`, whatever [`merge_is_repair`] says.
+    /// A merge does not compare contents: `verify` names such parts, and a repair reads them.
     ReRead,
 }
 
-/// Compares a peer's part with what the row holds once the hold of the part, if it has one, is
-/// over.
+/// Compares a peer's part with what the row holds.
 pub(crate) fn from_peer<C: PartialEq>(
     (their_version, theirs): (Option<&str>, &C),
     (our_version, ours): (Option<&str>, &C),

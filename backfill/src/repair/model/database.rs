@@ -23,22 +23,15 @@ pub(super) struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FirstLook {
     /// What a Scan or an export has of it.
-    Item {
-        content: u8,
-    },
+    Item { content: u8 },
     /// Item and row are equal. The object may be ahead of this version.
-    Equal {
-        row: Ver,
-    },
+    Equal { row: Ver },
     /// Neither the Scan nor the export has it, and the row does.
     OnlyInRow,
     /// It was asked for by key, and is not there.
     Gone,
     /// The row was read again.
-    RowAgain {
-        version: Ver,
-        content: u8,
-    },
+    RowAgain { version: Ver, content: u8 },
 }
 
 /// Where a re-read is.
@@ -124,6 +117,8 @@ pub(super) enum Act {
     Repair(Read),
     TimedOutLaneCommits(u8),
     TimedOutLaneEnds(u8),
+    /// It commits, and the record is in no bucket.
+    LateAndInNoBucket(u8),
     LockIsLost,
     LockIsTakenAgain,
     AnotherRepairStarts,
@@ -138,7 +133,10 @@ pub(super) enum Act {
     RestoredAndMappedAfter(u8),
     RepairIsKilled,
     MergeStarts,
-    MergeReads { version: Ver, content: u8 },
+    MergeReads {
+        version: Ver,
+        content: u8,
+    },
     MergeUpserts,
     MergeNamesAKey,
     MergeTakesNothing,
@@ -195,6 +193,12 @@ impl Database {
     /// Whether an invocation that has timed out may still commit.
     pub(super) fn lane_lives(&self) -> bool {
         self.records().any(|parked| parked.times < 0)
+    }
+
+    /// Whether an invocation from before the last repair may still commit.
+    pub(super) fn old_lane_lives(&self) -> bool {
+        let is_old = |parked: &Parked| Some(parked.sequence) <= self.repaired_at;
+        self.records().any(|parked| parked.times < 0 && is_old(parked))
     }
 
     /// Whether a redrive is under way, one too that has lost the lock.

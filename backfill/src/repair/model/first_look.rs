@@ -15,12 +15,10 @@ impl Around<'_> {
     pub(super) fn first_looks(&self, database: &Database, changes: &mut Vec<Change>) {
         let first = self.rules.first;
         let after_streams = Some(database.delivered) >= database.repaired_at;
-        let after_timeout = !database
-            .records()
-            .any(|parked| parked.times < 0 && Some(parked.sequence) <= database.repaired_at);
+        let after_timeout = !database.old_lane_lives();
         let may_begin = match first {
             First::Never => false,
-            First::BeforeStreams => true,
+            First::BeforeStreams => after_timeout,
             First::BeforeTimeout => after_streams,
             First::AfterStreams | First::OfAnyAge | First::UpsertsImage => {
                 after_streams && after_timeout
@@ -34,7 +32,12 @@ impl Around<'_> {
             let content = self.history[usize::from(at)];
             let look = ReRead::First(FirstLook::Item { content });
             let act = Act::Repair(Read::First(Saw::Item { content }));
-            changes.push(self.change(act, Database { repair: Some(look), ..*database }, None, false));
+            changes.push(self.change(
+                act,
+                Database { repair: Some(look), ..*database },
+                None,
+                false,
+            ));
         }
     }
 
@@ -46,7 +49,7 @@ impl Around<'_> {
         let went_on = |saw, next: FirstLook| (Read::First(saw), Some(ReRead::First(next)), None);
         match at {
             FirstLook::Item { content: 0 } if content == 0 => {
-                self.dismiss(saw_row, version, Heads::OfAll)
+                self.dismiss(saw_row, version, Heads::OfUnheld)
             }
             FirstLook::Item { content: 0 } => went_on(saw_row, FirstLook::OnlyInRow),
             FirstLook::Item { content: item } if item == content => {
@@ -82,11 +85,7 @@ impl Around<'_> {
     /// Nothing is to be done about a part whose row had this version, unless its object is ahead of
     /// that: `by` says which rule asks for the object.
     fn dismiss(&self, saw: Saw, row: Ver, by: Heads) -> Looked {
-        let asks = match self.rules.heads {
-            Heads::Never => false,
-            Heads::OfItems => by == Heads::OfItems,
-            Heads::OfAll => true,
-        };
+        let asks = self.rules.heads >= by;
         let next = (self.rules.objects && asks).then_some(ReRead::First(FirstLook::Equal { row }));
         (Read::First(saw), next, None)
     }

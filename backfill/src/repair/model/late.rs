@@ -25,6 +25,12 @@ impl Around<'_> {
                     changes.push(self.change(act, next(0, None), image, true));
                     let act = Act::TimedOutLaneEnds(sequence);
                     changes.push(self.change(act, next(0, None), None, false));
+                    if self.rules.forgotten && sequence <= database.lost {
+                        let mut forgotten = *database;
+                        forgotten.parked[slot] = None;
+                        let act = Act::LateAndInNoBucket(sequence);
+                        changes.push(self.change(act, forgotten, image, true));
+                    }
                 }
                 None => self.redrive_starts(database, parked, next, changes),
                 Some(Redriven::ByVersion) if self.has_to_wait(database) => {}
@@ -83,7 +89,9 @@ impl Around<'_> {
         };
         for other in 0..PARKED {
             if let Some(named) = database.parked[other].filter(|named| {
-                may_join && named.process.is_none() && (0..self.rules.redrives).contains(&named.times)
+                may_join
+                    && named.process.is_none()
+                    && (0..self.rules.redrives).contains(&named.times)
             }) {
                 let mut next = *database;
                 next.parked[other] = Some(Parked { process: Some(Redriven::Named), ..named });

@@ -104,7 +104,7 @@ pub(super) enum First {
     AfterStreams,
     /// The same, without the function timeout.
     BeforeTimeout,
-    /// The same, before the streams were read up to the beginning.
+    /// The same, before the streams were read up to the beginning, but after the timeout.
     BeforeStreams,
     /// An item as it was at any time.
     OfAnyAge,
@@ -112,14 +112,16 @@ pub(super) enum First {
     UpsertsImage,
 }
 
-/// Of which parts a first look asks for the object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Of which parts a first look asks for the object. Each of these has those before it, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Heads {
     /// Of none.
     Never,
-    /// Of those whose item is there and equals the row: what the commands do.
+    /// Of those whose item is there and equals the row.
     OfItems,
-    /// Of every part that is dismissed, one too that neither the item nor the row holds.
+    /// Of those, too, that neither a Scan or export nor the row holds: they may be in the bucket.
+    OfUnheld,
+    /// Of those, too, that only the row held, until the next look.
     OfAll,
 }
 
@@ -213,6 +215,10 @@ pub(super) struct Rules {
     pub(super) late: Late,
     /// A redrive is killed at any step, as often as may be, and run again.
     pub(super) redrive_dies: bool,
+    /// A record that the stream lost while an invocation had it may be in no bucket.
+    pub(super) forgotten: bool,
+    /// A repair reads nothing until the invocations from before it have ended.
+    pub(super) waits: bool,
     // Of `two` alone:
     pub(super) second: Second,
     pub(super) clocks_us: [u64; 2],
@@ -259,6 +265,8 @@ pub(super) const FIRST: Rules = Rules {
     named: Named::Never,
     late: Late::Lock,
     redrive_dies: false,
+    forgotten: false,
+    waits: false,
     second: Second::ReRead,
     clocks_us: [2, 1],
     merge: Merge::ByVersion,
@@ -274,20 +282,26 @@ pub(super) const HOLDS: Rules =
     Rules { lock: true, redrive: Redrive::Always, atomic: false, ..FIRST };
 
 /// The same, and B is merged from A.
-pub(super) const MERGED: Rules = Rules {
-    second: Second::Merge,
-    merge: Merge::OrReRead,
-    peer_current: true,
+pub(super) const MERGED: Rules =
+    Rules { second: Second::Merge, merge: Merge::OrReRead, peer_current: true, ..HOLDS };
+
+/// The merge of the commands.
+pub(super) const OUR_MERGE: Rules =
+    Rules { redrive: Redrive::AfterRepair, merge_is_repair: Mark::ByRule, ..MERGED };
+
+/// The rules of the commands for one database, with a Scan or an export as the source of keys.
+pub(super) const OURS: Rules = Rules {
+    redrive: Redrive::AfterRepair,
+    latch: true,
+    atomic: true,
+    first: First::AfterStreams,
+    named: Named::BeforeTheRead,
+    redrive_dies: true,
+    forgotten: true,
+    waits: true,
     ..HOLDS
 };
 
-/// The merge of the commands.
-pub(super) const OUR_MERGE: Rules = Rules {
-    redrive: Redrive::AfterRepair,
-    merge_is_repair: Mark::ByRule,
-    ..MERGED
-};
-
-/// The rules of the commands, of a part that is read for by its key.
-pub(super) const OURS: Rules =
-    Rules { redrive: Redrive::AfterRepair, latch: true, atomic: true, ..HOLDS };
+/// The same, with the bucket that was there before a snapshot was restored.
+pub(super) const OURS_RESTORED: Rules =
+    Rules { heads: Heads::OfUnheld, objects: true, restore: true, archive: Archive::Floor, ..OURS };

@@ -51,8 +51,7 @@ impl Around<'_> {
     /// Whether somebody has the lock of repairs.
     pub(super) fn is_locked(&self, database: &Database) -> bool {
         let repairing = database.repair.is_some_and(|repair| repair != ReRead::Start);
-        self.rules.lock
-            && (repairing || database.redrive_is_locked(self.rules) || self.merging)
+        self.rules.lock && (repairing || database.redrive_is_locked(self.rules) || self.merging)
     }
 
     /// What the stream brings, or brings again.
@@ -93,7 +92,9 @@ impl Around<'_> {
         if starts {
             self.first_looks(database, changes);
         }
-        if starts && Some(database.delivered) < database.repaired_at {
+        let waits = Some(database.delivered) < database.repaired_at
+            || (self.rules.waits && database.old_lane_lives());
+        if starts && waits {
             return;
         }
         let merged = self.object.filter(|object| {
@@ -126,10 +127,7 @@ impl Around<'_> {
         push(Act::LockIsTakenAgain, again);
         let repaired_at = Some(self.committed);
         let repair = Some(ReRead::Start);
-        push(
-            Act::AnotherRepairStarts,
-            Database { repaired_at, need: false, repair, ..*database },
-        );
+        push(Act::AnotherRepairStarts, Database { repaired_at, need: false, repair, ..*database });
     }
 
     /// Where a re-read continues after it has lost the lock. A first look writes nothing, and goes

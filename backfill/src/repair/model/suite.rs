@@ -1,8 +1,9 @@
 //! The searches, and how they are run: a sample of the histories in every run, all of them if
 //! `REPAIR_SEARCH=deep`.
 //!
-//! The numbers of states and of ends are those of an independent search in another language over
-//! the same histories: a step that got lost here would change them.
+//! The numbers of states and of ends are written down: a step that got lost would change them.
+//! Those of the searches without a merge and without first looks are also those of an independent
+//! search in another language.
 
 mod mutants;
 mod rules_that_hold;

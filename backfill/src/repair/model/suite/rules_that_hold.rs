@@ -1,7 +1,10 @@
 //! The rules that must hold in every history: those of the commands, and stricter and looser ones
 //! beside them.
 
-use super::super::rules::{Archive, FIRST, First, HOLDS, Heads, MERGED, Mark, Named, OUR_MERGE, OURS, Redrive, Rules, Second};
+use super::super::rules::{
+    Archive, FIRST, First, HOLDS, MERGED, Mark, OUR_MERGE, OURS, OURS_RESTORED, Redrive, Rules,
+    Second,
+};
 use super::Histories::{Exactly, UpTo};
 use super::Of::{One, Two};
 use super::{Histories, Of, Search, describe, is_deep};
@@ -56,15 +59,15 @@ fn with_every_record_read_again() -> Vec<Row> {
         row("the same, and both write objects from the beginning", Two, UpTo(2, 0),
             Rules { objects: true, parked: 0, both_write: true, ..HOLDS }, [402_542, 182], 3,
             [9_559, 18]),
-        row("A is re-read, B is merged", Two, UpTo(2, 1), MERGED, [41_893, 326], 5, [3_979, 62]),
+        row("A is re-read, B is merged", Two, UpTo(2, 1), MERGED, [45_745, 490], 5, [3_979, 62]),
         row("A is re-read, B is merged, three writes, nothing is parked", Two, Exactly(3),
-            Rules { parked: 0, ..MERGED }, [43_385, 435], 1, [10_121, 130]),
+            Rules { parked: 0, ..MERGED }, [46_463, 762], 1, [10_121, 130]),
         row("A is re-read, B is merged, parked in both", Two, UpTo(2, 0),
-            Rules { parked_a: 1, ..MERGED }, [329_537, 1_229], 3, [6_334, 57]),
+            Rules { parked_a: 1, ..MERGED }, [357_305, 1_955], 3, [6_334, 57]),
         row("A is re-read, B is re-read and merged in either order", Two, UpTo(2, 1),
-            Rules { second: Second::Both, ..MERGED }, [163_910, 605], 4, [8_624, 63]),
+            Rules { second: Second::Both, ..MERGED }, [166_686, 649], 4, [8_624, 63]),
         row("A is re-read, B is merged, one bucket", Two, UpTo(1, 1),
-            Rules { objects: true, ..MERGED }, [31_757, 62], 3, [9_644, 22]),
+            Rules { objects: true, ..MERGED }, [41_336, 82], 3, [9_644, 22]),
     ]
 }
 
@@ -86,7 +89,7 @@ fn with_records_by_version_until_the_first_repair() -> Vec<Row> {
             [4_453, 48]),
         row("by version first: A is re-read, B is merged, which is a repair", Two, UpTo(2, 1),
             Rules { redrive: Redrive::AfterRepair,
-            parked_a: 1, merge_is_repair: Mark::ByRule, ..MERGED }, [153_898, 1_609], 4,
+            parked_a: 1, merge_is_repair: Mark::ByRule, ..MERGED }, [180_549, 1_745], 4,
             [6_200, 132]),
     ]
 }
@@ -107,7 +110,7 @@ fn others() -> Vec<Row> {
             [25_181, 880], 7, [7_660, 302]),
         row("B is merged, which is a repair; by version unless old", Two, UpTo(2, 1),
             Rules { redrive: Redrive::IfOld, merge_is_repair: Mark::ByRule, ..MERGED },
-            [42_529, 389], 5, [4_009, 68]),
+            [45_936, 431], 5, [4_009, 68]),
     ]
 }
 
@@ -121,45 +124,50 @@ fn ours() -> Vec<Row> {
             [684_568, 3_603], 3, [19_218, 264]),
         row("ours: A is re-read, B is merged, parked in both", Two, UpTo(2, 1),
             Rules { parked_a: 1, ..OUR_MERGE },
-            [158_423, 1_693], 4, [6_268, 132]),
+            [180_549, 1_745], 4, [6_268, 132]),
         row("ours: A is re-read, B is merged, one bucket", Two, UpTo(1, 1),
             Rules { objects: true, ..OUR_MERGE },
-            [25_745, 68], 3, [7_376, 24]),
+            [30_154, 72], 3, [7_376, 24]),
         row("ours: A is re-read, B is re-read and merged in either order", Two, UpTo(2, 1),
             Rules { second: Second::Both, ..OUR_MERGE },
-            [136_560, 422], 4, [7_359, 49]),
+            [135_996, 440], 4, [7_359, 49]),
         row("ours: A and B are re-read, one bucket", Two, UpTo(1, 1),
             Rules { redrive: Redrive::AfterRepair,
             objects: true, archive: Archive::Floor, ..HOLDS }, [88_618, 185], 3, [25_295, 59]),
         row("ours: A is re-read, B is merged, one bucket, versions above the object", Two,
             UpTo(1, 1), Rules { objects: true, archive: Archive::Floor, ..OUR_MERGE },
-            [26_285, 71], 3, [7_510, 25]),
+            [34_618, 90], 3, [7_510, 25]),
         row("ours: A has had no repair, B is merged, parked in both", Two, Exactly(2),
             Rules { parked_a: 1, gaps_a: 0, ..OUR_MERGE },
-            [12_057, 181], 2, [12_057, 181]),
+            [11_731, 181], 2, [12_057, 181]),
         row("ours: A has had no repair, B is merged, three writes", Two, Exactly(3),
             Rules { gaps_a: 0, ..OUR_MERGE },
-            [32_305, 299], 1, [7_429, 79]),
+            [30_443, 299], 1, [7_429, 79]),
     ]
 }
 
-/// The first look, the lock that is lost, and the records that one read is for.
+/// The rules of the commands for one database: first looks, a lock that is lost, one read for
+/// several records, and an invocation that commits late what is in no bucket.
 #[rustfmt::skip]
-fn what_commands_do_around_it() -> Vec<Row> {
+fn of_the_commands_around_it() -> Vec<Row> {
     vec![
-        row("first looks", One, UpTo(2, 2), Rules { first: First::AfterStreams, ..OURS }, [0, 0], 5, [0, 0]),
-        row("first looks before the timeout", One, UpTo(2, 2), Rules { first: First::BeforeTimeout, ..OURS }, [0, 0], 5, [0, 0]),
-        row("first looks before the streams", One, UpTo(2, 2), Rules { first: First::BeforeStreams, ..OURS }, [0, 0], 5, [0, 0]),
-        row("first looks, two parked, a redrive dies, one read is for several", One, UpTo(2, 1),
-            Rules { first: First::AfterStreams, parked: 2, redrive_dies: true, named: Named::BeforeTheRead, ..OURS }, [0, 0], 5, [0, 0]),
-        row("first looks, a snapshot is restored, its bucket is the old one", One, UpTo(2, 1),
-            Rules { first: First::AfterStreams, heads: Heads::OfAll, objects: true, restore: true, archive: Archive::Floor, ..OURS }, [0, 0], 3, [0, 0]),
-        row("first looks, with the object", One, UpTo(2, 1),
-            Rules { first: First::AfterStreams, objects: true, archive: Archive::Floor, ..OURS }, [0, 0], 3, [0, 0]),
-        row("the lock is lost twice", One, UpTo(2, 1), Rules { first: First::AfterStreams, losses: 2, ..OURS }, [0, 0], 4, [0, 0]),
-        row("the lock is lost, parked, named, dies", One, UpTo(2, 1), Rules { losses: 1, parked: 2, redrive_dies: true, named: Named::BeforeTheRead, ..OURS }, [0, 0], 4, [0, 0]),
-        row("A and B, one bucket, first looks", Two, UpTo(1, 1),
-            Rules { first: First::AfterStreams, objects: true, archive: Archive::Floor, ..OURS }, [0, 0], 3, [0, 0]),
+        row("ours: keys from a Scan or an export", One, UpTo(2, 2), OURS, [55_221, 1_228], 5, [0, 0]),
+        row("ours: keys from a file", One, UpTo(2, 2), Rules { first: First::Never, ..OURS },
+            [37_114, 1_228], 5, [0, 0]),
+        row("ours: two parked, each redriven twice", One, UpTo(2, 1),
+            Rules { parked: 2, redrives: 2, gaps: 1, kills: 0, ..OURS }, [7_950, 403], 7, [0, 0]),
+        row("ours: with the object", One, UpTo(2, 1),
+            Rules { objects: true, archive: Archive::Floor, ..OURS }, [202_152, 462], 3, [0, 0]),
+        row("ours: from a Scan, a snapshot is restored, its bucket is the old one", One,
+            UpTo(2, 1), OURS_RESTORED, [952_091, 3_912], 3, [0, 0]),
+        row("ours: the lock is lost twice", One, UpTo(2, 1), Rules { losses: 2, ..OURS },
+            [241_533, 1_402], 3, [0, 0]),
+        row("ours: the lock is lost, two parked", One, UpTo(2, 1),
+            Rules { losses: 1, parked: 2, gaps: 1, kills: 0, ..OURS }, [29_698, 348], 4, [0, 0]),
+        row("ours: A and B from a Scan, one bucket", Two, UpTo(1, 1),
+            Rules { objects: true, archive: Archive::Floor, ..OURS }, [134_218, 185], 3, [0, 0]),
+        row("first looks before the streams were read", One, UpTo(2, 1),
+            Rules { first: First::BeforeStreams, ..OURS }, [22_034, 462], 4, [0, 0]),
     ]
 }
 
@@ -196,7 +204,7 @@ fn other_rules_hold_too() {
 
 #[test]
 fn first_looks_lost_locks_and_shared_reads_change_nothing() {
-    run(what_commands_do_around_it());
+    run(of_the_commands_around_it());
 }
 
 #[test]
