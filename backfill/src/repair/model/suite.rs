@@ -2,8 +2,8 @@
 //! `REPAIR_SEARCH=deep`.
 //!
 //! The numbers of states and of ends are written down: a step that got lost would change them.
-//! Those of the searches without a merge and without first looks are also those of an independent
-//! search in another language.
+//! Those of the searches without a merge and without the rules of `OURS` are also those of an
+//! independent search in another language.
 
 mod mutants;
 mod rules_that_hold;
