@@ -10,8 +10,8 @@
 //!   failed may still commit later; any record that was delivered comes again; the stream loses
 //!   records (`one` and `two` say how often);
 //! - an earlier snapshot of the row is restored, and a mapping begins at any position after it;
-//! - a repair starts, and is killed at any step and run again; it has its keys from a Scan, from an
-//!   export or from a list; it loses the lock, and another repair runs before it has the lock again;
+//! - a repair starts, and is killed at any step and run again; it has its keys from a Scan, from
+//!   an export or from a list; it loses the lock, and another repair runs before it has it again;
 //! - parked records are redriven, one read for several of them; a peer is merged;
 //! - an object writer runs at once after each upsert, or late, step by step, or is lost.
 //!
@@ -21,8 +21,8 @@
 //!
 //! Not modelled: several parts of one row, malformed items, `TTL_REMOVALS=keep`, a record that a
 //! lane still holds when it is trimmed and that it commits later than one timeout after that, a
-//! merge that loses the lock, and a writer of objects whose database is never repaired. The clock stands still,
-//! which is the worst case: versions must grow without it.
+//! merge that loses the lock, and a writer of objects whose database is never repaired. The clock
+//! stands still, which is the worst case: versions must grow without it.
 
 mod database;
 mod first_look;
