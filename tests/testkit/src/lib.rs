@@ -20,4 +20,5 @@ pub mod services;
 pub mod sql;
 pub mod standby;
 pub mod stream_server;
+pub mod table_server;
 pub mod trim;
