@@ -11,6 +11,7 @@ pub(crate) mod reread;
 pub(crate) mod run;
 pub(crate) mod source;
 pub(crate) mod tally;
+pub(crate) mod unheld;
 pub(crate) mod upsert;
 pub(crate) mod waiting;
 

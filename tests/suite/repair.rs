@@ -372,16 +372,21 @@ async fn a_restored_database_on_the_old_bucket_gets_versions_above_its_objects()
     let of_today = Stores { bucket: of_yesterday.bucket.clone(), ..Stores::fresh().await };
     let yesterday = std::mem::replace(&mut world.stores, of_today);
     drop(yesterday);
-    world.write(&[changed(&first, "9"), changed(&left, "250.5"), removal(&right)]).await;
+    // This session came and went since yesterday: only the bucket has it.
+    let ghost = session("ghost", "u");
+    let writes = [changed(&first, "9"), changed(&left, "250.5"), removal(&right), ghost.clone()];
+    world.write(&writes).await;
     world.replay().await;
+    assert!(world.stores.objects().await.contains_key("measurements/ghost.json"));
     // One part changes back after that: its content is the one of yesterday.
-    world.write(&[left.clone()]).await;
+    world.write(&[left.clone(), removal(&ghost)]).await;
     world.forget().await;
     world.stores = of_yesterday;
 
     let json = world.repair(&["--scan"], 0).await;
     // The part with equal content, too: its object is ahead, and nobody knows what it holds.
-    assert_eq!((&json["written"], &json["removed"]), (&json!(2), &json!(1)), "{json}");
+    assert_eq!((&json["written"], &json["removed"]), (&json!(2), &json!(2)), "{json}");
+    assert!(world.row("ghost", "session_version").await.contains('+'));
     world.assert_equal().await;
 }
 
@@ -397,7 +402,16 @@ async fn beside_a_repair_no_other_repair_redrive_or_merge_runs() {
     until("the repair", async || world.stores.ask("SELECT count(*) FROM repairs").await == "1")
         .await;
     let from = ["merge", "--from", &peer.database_url];
-    for command in [&["repair", "--scan"][..], &["redrive"], &from] {
+    let record = session("late", "u").place(testkit::records::LABEL, 1);
+    let record: Json = serde_json::from_str(&record.json).expect("JSON");
+    let folder = tempfile::tempdir().expect("a folder");
+    let failure = folder.path().join("failure.json");
+    let batch = json!({"DDBStreamBatchInfo": {}, "payload": json!({"Records": [record]})});
+    let of_table = format!("table/{}/", world.tables[0]);
+    let batch = batch.to_string().replace("table/sessions/", &of_table);
+    std::fs::write(&failure, batch).expect("a file");
+    let failure = failure.to_str().expect("a path");
+    for command in [&["repair", "--scan"][..], &["redrive"], &["file", failure], &from] {
         let refused = world.run(command).await;
         assert_code(&refused, 1);
         let said = text(&refused.stderr);

@@ -345,6 +345,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
                     *describe-db-snapshots*) echo 2026-11-23T14:00:00Z ;;
                     *describe-network-interfaces*) echo '[]' ;;
                     *ReplicationRoleArn*) echo arn:aws:iam::123456789012:role/replication ;;
+                    *Table.TableArn*) echo arn:aws:dynamodb:eu-central-1:123456789012:table/sessions ;;
                     *create-job*) echo 1b2c3d4e-0000-4000-8000-000000000000 ;;
                     *OutputKey*Mapping*) echo 5b5e9a3c-0000-4000-8000-000000000001 ;;
                     *get-event-source-mapping*) printf 'Enabled\tLATEST\ttable/sessions/stream/1\tOK\n' ;;

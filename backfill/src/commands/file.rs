@@ -34,11 +34,13 @@ use crate::commands::file::batches::{Batch, Batches};
 use crate::commands::file::document::Extractor;
 use crate::commands::file::dump::StreamArn;
 use crate::commands::file::input::{Input, Listing};
+use crate::commands::file::late::Late;
 use crate::commands::file::report::{FileReport, Tally};
 use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery, validate};
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
+use crate::repair::reread::Replay;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
@@ -67,13 +69,13 @@ pub(crate) async fn run(
     } else {
         Store::Projector(Box::new(Delivery::new(start::projector_with_credentials(config).await?)))
     };
-    let keeps_late = match &store {
-        Store::Projector(delivery) => late::are_kept(&delivery.projector().database).await?,
-        Store::Nowhere(..) => false,
-    };
-    let mut replay = Replay {
+    let mut late = Late::default();
+    if let Store::Projector(delivery) = &store {
+        late.tell(&delivery.projector().database).await?;
+    }
+    let mut replay = FileReplay {
         store,
-        keeps_late,
+        late,
         tally: Tally::default(),
         progress: Progress::start(listing.bytes()),
         under_way: VecDeque::new(),
@@ -145,12 +147,12 @@ enum End {
 }
 
 /// A run.
-struct Replay {
+struct FileReplay {
     store: Store,
     tally: Tally,
     progress: Progress,
-    /// This database has had a repair: what Lambda gave up on is not applied by its image.
-    keeps_late: bool,
+    /// What becomes of what Lambda gave up on.
+    late: Late,
     /// The batches that are being applied, without their records; the first is the oldest.
     under_way: VecDeque<(Batch, Task)>,
     inputs: Vec<Input>,
@@ -159,7 +161,7 @@ struct Replay {
     start: Instant,
 }
 
-impl Replay {
+impl FileReplay {
     /// Applies all batches, or those under way when a signal comes.
     async fn all(
         &mut self,
@@ -210,16 +212,24 @@ impl Replay {
     async fn begin(&mut self, mut batch: Batch) -> anyhow::Result<()> {
         let mut records = std::mem::take(&mut batch.records);
         let mut late = std::mem::take(&mut batch.late);
-        match &mut self.store {
-            Store::Projector(delivery) if self.keeps_late => {
-                let kept = late::keep(delivery, &late).await;
-                kept.with_context(|| Remedy(self.stopped_at(&batch)))?;
-            }
-            Store::Projector(_) | Store::Nowhere(..) => records.append(&mut late),
+        if !late.is_empty()
+            && self.keep_late(&late).await.with_context(|| Remedy(self.stopped_at(&batch)))?
+        {
+            late.clear();
         }
+        records.append(&mut late);
         let task = self.store.start(records).with_context(|| Remedy(self.stopped_at(&batch)))?;
         self.under_way.push_back((batch, task));
         Ok(())
+    }
+
+    /// Keeps late records for `redrive`, if that is what becomes of them.
+    async fn keep_late(&mut self, late: &[Vec<u8>]) -> anyhow::Result<bool> {
+        let Store::Projector(delivery) = &mut self.store else { return Ok(false) };
+        match self.late.replay(&delivery.projector().database).await? {
+            Replay::ApplyByVersion => Ok(false),
+            Replay::ReRead => late::keep(delivery, late).await.map(|()| true),
+        }
     }
 
     /// Accounts for the oldest batch.

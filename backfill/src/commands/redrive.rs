@@ -17,6 +17,7 @@ use projector::apply::Pace;
 use projector::change::{self, Decoded, Place, Tables};
 use projector::config::ConfigError;
 use projector::counts::Counts;
+use projector::database::Database;
 use projector::start;
 
 use crate::advisory_lock::{self, Held};
@@ -67,20 +68,19 @@ pub(crate) async fn run(
         let discarding = Discarding::new(database, filter, why, arguments.dry_run);
         return discarding.run(stop, output).await;
     }
-    let had_repair = retry_transient("ask whether this database has had a repair", async || {
-        ledger::any(database).await
-    });
-    match replay(had_repair.await?) {
-        Replay::ApplyByVersion => {}
-        Replay::ReRead => {
-            return reread::run(delivery, arguments, filter, rows, stop, output).await;
-        }
-    }
     let lock = if arguments.dry_run {
         None
     } else {
         Held::take_unless_pooled(advisory_lock::REPAIR.by("backfill redrive"), database).await?
     };
+    // With the lock held: a repair that ran whole after the question would not be noticed.
+    match late_records(database).await? {
+        Replay::ApplyByVersion => {}
+        Replay::ReRead => {
+            let keys = reread::Keys { filter, records: rows };
+            return reread::run((delivery, lock), arguments, keys, stop, output).await;
+        }
+    }
     if without_archive && !arguments.dry_run {
         console::line(
             "ARCHIVE_BUCKET is not set: a record is removed when it is in the database, no object \
@@ -98,6 +98,14 @@ pub(crate) async fn run(
         progress: Progress::start(rows),
     };
     redrive.run(stop, output).await
+}
+
+/// What becomes of late records in this database now.
+async fn late_records(database: &Database) -> anyhow::Result<Replay> {
+    let had = retry_transient("ask whether this database has had a repair", async || {
+        ledger::any(database).await
+    });
+    Ok(replay(had.await?))
 }
 
 /// How a run ended that did not fail.
@@ -208,6 +216,10 @@ impl Redrive<'_> {
             let database = &self.delivery.projector().database;
             if let Some(lock) = &mut self.lock {
                 lock.keep(database).await?;
+            }
+            // If the lock was lost for a moment, a repair may have run.
+            if !self.dry_run && late_records(database).await? == Replay::ReRead {
+                bail!("a repair of this database ran meanwhile: run the same command again");
             }
             let reading = rejected_records::next(database, &self.last, self.filter, &mut self.pace);
             let batch = tokio::select! {

@@ -25,6 +25,7 @@ use crate::repair::look::Looker;
 use crate::repair::run::End;
 use crate::repair::source;
 use crate::repair::tally::Ended;
+use crate::repair::unheld::UnheldObjects;
 use crate::replay::coverage;
 use crate::replay::source::Source;
 use crate::stop::Stop;
@@ -61,7 +62,7 @@ pub(crate) async fn run(
     let s3 = place::client(&aws);
     let open =
         async |looker| open(arguments, looker, &conductor.projector.tables, (&aws, &s3)).await;
-    let conducted = Box::pin(conductor.run(origin, open, &looker)).await?;
+    let conducted = Box::pin(conductor.run((origin, None), open, &looker)).await?;
     report(conducted, origin, output)
 }
 
@@ -97,7 +98,9 @@ async fn open<'a>(
         let items = pairs.api.item_count().await?;
         (Candidates::scan(pairs, arguments.segments), items)
     };
-    Ok((source::Source::Tables(candidates), length))
+    // A file of keys says itself which sessions it is about.
+    let unheld = if arguments.keys.is_some() { None } else { UnheldObjects::of(looker) };
+    Ok((source::Source::Tables(candidates, unheld), length))
 }
 
 /// Sees that the streams hold what came after the exports: one that was enabled later lacks what

@@ -64,22 +64,25 @@ pub(crate) struct Conductor<'a> {
 }
 
 impl Conductor<'_> {
-    /// Repairs what the source names. `open` opens it, and says how many items it has; it reads no
-    /// item yet.
+    /// Repairs what the source names, with this lock or a new one. `open` opens the source, and
+    /// says how many items it has; it reads no item yet.
     ///
     /// # Errors
     /// If something keeps the run from its first item. What ends it after that is in
     /// [`Conducted::ended`].
     pub(crate) async fn run<'s>(
         &'s self,
-        origin: Origin,
+        (origin, lock): (Origin, Option<Held>),
         open: impl AsyncFnOnce(&'s Looker<'s>) -> anyhow::Result<(Source<'s>, u64)>,
         looker: &'s Looker<'s>,
     ) -> anyhow::Result<Conducted> {
         let start = Instant::now();
         let database = &self.projector.database;
         let function_timeout = self.function_timeout().await?;
-        let mut lock = Held::take(advisory_lock::REPAIR.by(origin.command), database).await?;
+        let mut lock = match lock {
+            Some(lock) => lock,
+            None => Held::take(advisory_lock::REPAIR.by(origin.command), database).await?,
+        };
         let (source, length) = open(looker).await?;
         let resume = ledger::unfinished(lock.connection()).await?.is_some();
         let begun = ledger::begin(lock.connection(), origin.ledger).await?;

@@ -5,11 +5,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use projector::apply::object_versions;
+use projector::apply::{Pace, object_versions};
 use projector::archive::Archive;
+use projector::deadline::Deadline;
 use projector::measurement::{Document, Versions};
 use projector::object::dominates;
 use projector::part::Part;
+use projector::read_model;
 use time::OffsetDateTime;
 
 use crate::compare_tables;
@@ -20,6 +22,10 @@ use crate::items::{CurrentItem, Fault, Key, comparable};
 use crate::repair::reread::{AfterRead, Seen};
 use crate::repair::waiting::WaitingImage;
 use crate::retry::retry_transient;
+use crate::statement;
+
+/// How many sessions one statement takes at most.
+const KEYS: usize = 1_000;
 
 /// Both stores and the tables.
 pub(crate) struct Looker<'a> {
@@ -47,6 +53,9 @@ pub(crate) struct Looks {
     pub(crate) malformed: Vec<MalformedItem>,
     /// The sessions whose objects hold less than their rows.
     pub(crate) behind: Vec<String>,
+    /// Other parts of the same sessions, of which an object holds more than the row: they are to be
+    /// looked at, too.
+    pub(crate) ahead: Vec<Key>,
     /// No item was read later than this.
     pub(crate) read_at: Option<OffsetDateTime>,
 }
@@ -54,9 +63,9 @@ pub(crate) struct Looks {
 /// What is known of the objects of some sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
-    /// The parts of which an object holds a newer version than the row did.
+    /// The parts of which an object holds a newer version than the row: nobody knows what it holds.
     pub(crate) ahead: Vec<Key>,
-    /// The sessions whose objects hold less than their rows did.
+    /// The sessions whose objects hold less than their rows.
     pub(crate) behind: Vec<String>,
 }
 
@@ -95,30 +104,53 @@ impl Looker<'_> {
             looks.add(key, row, object, items.remove(key), now);
         }
         looks.behind = behind(&rows, &objects, self.archive.is_some());
+        if !objects.is_empty() {
+            let session_ids: Vec<String> = objects.keys().cloned().collect();
+            let rows = self.versions(&session_ids).await?;
+            let none = Versions::default();
+            for (session_id, object) in &objects {
+                let row = rows.get(session_id).unwrap_or(&none);
+                let ahead = parts_ahead(session_id, object, row);
+                looks.ahead.extend(ahead.filter(|key| !keys.contains(key)));
+            }
+        }
         Ok(looks)
     }
 
-    /// Asks for the objects of parts that were equal to their items while their rows had these
-    /// versions. Without a bucket there is nothing to ask for.
+    /// Asks for the objects of sessions whose parts are not looked at, and compares every part of
+    /// them: an object may hold what neither the row nor the table does. The rows are read after
+    /// the objects, so that what others write meanwhile is not taken for an object that is ahead.
     ///
     /// # Errors
-    /// If the bucket stays away.
-    pub(crate) async fn objects(&self, equal: &[(Key, Option<String>)]) -> anyhow::Result<Objects> {
-        let of_sessions =
-            self.objects_of(equal.iter().map(|((_, session_id), _)| session_id)).await?;
+    /// If the bucket or the database stays away.
+    pub(crate) async fn objects(&self, session_ids: &[String]) -> anyhow::Result<Objects> {
         let mut objects = Objects::default();
         if self.archive.is_none() {
             return Ok(objects);
         }
-        for ((part, session_id), row) in equal {
-            let object = of_sessions.get(session_id).and_then(|versions| versions[*part].as_ref());
-            if object > row.as_ref() {
-                objects.ahead.push((*part, session_id.clone()));
-            } else if object < row.as_ref() {
+        let of_sessions = self.objects_of(session_ids.iter()).await?;
+        let rows = self.versions(session_ids).await?;
+        let none = Versions::default();
+        for session_id in session_ids {
+            let row = rows.get(session_id).unwrap_or(&none);
+            let object = of_sessions.get(session_id).unwrap_or(&none);
+            objects.ahead.extend(parts_ahead(session_id, object, row));
+            if !dominates(object, row) {
                 objects.behind.push(session_id.clone());
             }
         }
         Ok(objects)
+    }
+
+    /// The versions that the rows of these sessions hold now.
+    async fn versions(&self, session_ids: &[String]) -> anyhow::Result<HashMap<String, Versions>> {
+        let keys: Vec<&str> = session_ids.iter().map(String::as_str).collect();
+        let database = self.rows_and_items.database;
+        let mut pace = Pace::new(KEYS);
+        let reading = statement::by_key("read our versions", &mut pace, &keys, async |keys| {
+            read_model::versions_by_key(database, keys, Deadline::NONE).await
+        });
+        Ok(reading.await?.into_iter().flatten().collect())
     }
 
     async fn rows(&self, keys: &[Key]) -> anyhow::Result<Rows> {
@@ -164,8 +196,9 @@ impl Looks {
         );
         let (document, json) = match item {
             None if row.is_some_and(|row| has_expired(row.ttl.as_deref(), now)) => {
-                // The row keeps what expired.
-                (row.and_then(|row| row.document.clone()), None)
+                // The row keeps what expired, and no item says what its object should hold.
+                self.equal.push(key.clone());
+                return;
             }
             None => (None, None),
             Some(CurrentItem { document: Err(fault), json, .. }) => {
@@ -186,6 +219,16 @@ impl Looks {
             }),
         }
     }
+}
+
+/// The parts of a session of which the object holds a newer version than the row.
+fn parts_ahead<'a>(
+    session_id: &'a str,
+    object: &'a Versions,
+    row: &'a Versions,
+) -> impl Iterator<Item = Key> + 'a {
+    let is_ahead = move |part: &Part| object[*part] > row[*part];
+    Part::ALL.into_iter().filter(is_ahead).map(move |part| (part, session_id.to_owned()))
 }
 
 /// The sessions whose objects hold less than their rows, as far as the parts that were read say.

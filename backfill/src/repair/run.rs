@@ -39,6 +39,8 @@ use crate::stop::Stop;
 const JOBS: usize = 4;
 /// No more candidates are taken while this many parts are to be looked at.
 const TODO: usize = 10 * KEYS_PER_CALL;
+/// At most this many objects are asked for by one job.
+const OBJECTS: usize = 1_000;
 /// How often the holds are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 /// How often the connection that holds the lock is used: some networks forget an idle one.
@@ -83,8 +85,9 @@ pub(crate) struct Repair<'a> {
     todo: VecDeque<Key>,
     /// How often a part's row was locked for too long.
     locked: HashMap<Key, u32>,
-    /// Equal at a first look: their objects are still to be asked for.
-    equal: VecDeque<Vec<(Key, Option<String>)>>,
+    /// Sessions whose parts were equal at a first look, or that only the bucket may hold: their
+    /// objects are still to be asked for.
+    equal: VecDeque<Vec<String>>,
     /// Grows each time that the lock's connection was lost: what was seen before counts no more.
     epoch: u64,
     /// How often in a row the connection failed.
@@ -176,7 +179,7 @@ impl<'a> Repair<'a> {
     }
 
     fn take(&mut self, step: Step) {
-        let Step { batch, named_by, untried } = step;
+        let Step { batch, named_by, untried, unheld } = step;
         for (key, identity) in named_by {
             let is_under_way = self.under_way.contains(&key);
             self.named.add(key, identity, is_under_way);
@@ -187,8 +190,13 @@ impl<'a> Repair<'a> {
             self.tally.add_malformed("an item without a valid key", &reason);
         }
         self.tally.equal += equal.len() as u64;
-        if self.looker.archive.is_some() && !equal.is_empty() {
-            self.equal.push_back(equal);
+        if self.looker.archive.is_some() {
+            let mut sessions: Vec<String> =
+                equal.into_iter().map(|((_, session_id), _)| session_id).chain(unheld).collect();
+            sessions.sort_unstable();
+            sessions.dedup();
+            let chunks = sessions.chunks(OBJECTS).map(<[String]>::to_vec);
+            self.equal.extend(chunks);
         }
         self.tally.items += items;
         for key in differing {
@@ -243,11 +251,14 @@ impl<'a> Repair<'a> {
     }
 
     async fn on_looks(&mut self, looks: Looks) -> anyhow::Result<()> {
-        let Looks { equal, images, malformed, behind, read_at } = looks;
+        let Looks { equal, images, malformed, behind, ahead, read_at } = looks;
         self.tally.equal += equal.len() as u64;
         self.reject(malformed).await?;
         if let Some(read_at) = read_at {
             self.waiting.add(images, read_at)?;
+        }
+        for key in ahead {
+            self.begin(key);
         }
         self.write_objects(behind).await?;
         self.settled(equal).await

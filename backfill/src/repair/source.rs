@@ -13,6 +13,7 @@ use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
 use crate::rejected_records::{self, Filter, Rejected};
 use crate::repair::candidates::{Batch, Candidates};
+use crate::repair::unheld::UnheldObjects;
 
 /// Some parts that may differ, and the rejected records that name them, by identity.
 #[derive(Debug, Default)]
@@ -21,20 +22,27 @@ pub(crate) struct Step {
     pub(crate) named_by: Vec<(Key, String)>,
     /// Rejected records whose keys cannot be read.
     pub(crate) untried: Vec<String>,
+    /// Sessions that only the bucket may hold.
+    pub(crate) unheld: Vec<String>,
 }
 
 /// Where the keys come from.
 pub(crate) enum Source<'a> {
-    Tables(Candidates<'a>),
+    /// The parts that rows or items hold, and then the sessions that only the bucket may hold.
+    Tables(Candidates<'a>, Option<UnheldObjects<'a>>),
     Rejected(RejectedKeys<'a>),
 }
 
 impl Source<'_> {
     async fn next(&mut self) -> anyhow::Result<Option<Step>> {
         match self {
-            Self::Tables(candidates) => {
-                let batch = candidates.next().await?;
-                Ok(batch.map(|batch| Step { batch, ..Step::default() }))
+            Self::Tables(candidates, unheld) => {
+                if let Some(batch) = candidates.next().await? {
+                    return Ok(Some(Step { batch, ..Step::default() }));
+                }
+                let Some(unheld) = unheld else { return Ok(None) };
+                let sessions = unheld.next().await?;
+                Ok(sessions.map(|unheld| Step { unheld, ..Step::default() }))
             }
             Self::Rejected(rejected) => rejected.next().await,
         }

@@ -144,7 +144,7 @@ async fn a_database_of_two_days_ago_without_a_peer_becomes_equal_while_everythin
 async fn a_repair_that_is_killed_at_ten_moments_and_run_again_ends_equal() {
     let moving = Moving::begin().await;
     for moment in 1..=10 {
-        let repair = [&["repair", "--scan", "--max-rate", "200"], &QUICK[..]].concat();
+        let repair = [&["repair", "--scan"], &QUICK[..]].concat();
         let mut child = moving.command(&repair).spawn().expect("backfill runs");
         tokio::time::sleep(Duration::from_millis(1_500 + moment * 400)).await;
         child.kill().await.expect("it is killed");

@@ -1,9 +1,9 @@
 //! Two tables of any size behind DynamoDB's API, to measure a scan against. Items follow from
 //! their numbers, so the memory is constant; there is no write.
 //!
-//! AWS JSON 1.0, with `Scan`, `BatchGetItem`, `DescribeTable` and `DescribeTimeToLive`: their pages,
-//! limits and consumed capacity are those that the API reference documents. No test of a guarantee
-//! runs on it: DynamoDB Local serves those.
+//! AWS JSON 1.0, with `Scan`, `BatchGetItem`, `DescribeTable` and `DescribeTimeToLive`: their
+//! pages, limits and consumed capacity are those that the API reference documents. No test of a
+//! guarantee runs on it: DynamoDB Local serves those.
 
 mod items;
 

@@ -3,6 +3,7 @@
 
 use projector::start;
 
+use crate::advisory_lock::Held;
 use crate::cli::RedriveArguments;
 use crate::commands::repair::report;
 use crate::console;
@@ -23,11 +24,19 @@ const ORIGIN: Origin = Origin {
     name: "rejected records, after a repair",
 };
 
+/// Which records.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub(super) filter: Filter<'a>,
+    /// How many, or an estimate.
+    pub(super) records: u64,
+}
+
+/// `lock` is `None` in a dry run, and behind a pooler, which is refused.
 pub(super) async fn run(
-    delivery: Delivery,
+    (delivery, lock): (Delivery, Option<Held>),
     arguments: &RedriveArguments,
-    filter: Filter<'_>,
-    records: u64,
+    Keys { filter, records }: Keys<'_>,
     stop: &Stop,
     output: &Output,
 ) -> anyhow::Result<Outcome> {
@@ -54,6 +63,6 @@ pub(super) async fn run(
     let (database, tables) = (&conductor.projector.database, &conductor.projector.tables);
     let open =
         async |_| Ok((Source::Rejected(RejectedKeys::new(database, tables, filter)), records));
-    let conducted = Box::pin(conductor.run(ORIGIN, open, &looker)).await?;
+    let conducted = Box::pin(conductor.run((ORIGIN, lock), open, &looker)).await?;
     report(conducted, ORIGIN, output)
 }
