@@ -18,7 +18,7 @@ use crate::items::place;
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
 use crate::repair::candidates::{Candidates, count_keys, exports};
-use crate::repair::conduct::{self, Conducted, Conductor, Origin};
+use crate::repair::conduct::{self, Conducted, Conductor, Connections, Origin};
 use crate::repair::cost::{self, Reads};
 use crate::repair::ledger;
 use crate::repair::look::Looker;
@@ -58,7 +58,8 @@ pub(crate) async fn run(
         reading: &arguments.reading,
         stop,
     };
-    let looker = conduct::looker(&conductor.projector, &conductor.api).await?;
+    let connections = Connections::apart_from(&conductor.projector.database);
+    let looker = conduct::looker(&conductor.projector, &conductor.api, &connections).await?;
     let s3 = place::client(&aws);
     let open =
         async |looker| open(arguments, looker, &conductor.projector.tables, (&aws, &s3)).await;
@@ -84,7 +85,7 @@ async fn open<'a>(
     tables: &Tables,
     (aws, s3): (&SdkConfig, &aws_sdk_s3::Client),
 ) -> anyhow::Result<(source::Source<'a>, u64)> {
-    let pairs = &looker.rows_and_items;
+    let pairs = &looker.first;
     let (candidates, length) = if let Some(places) = &arguments.export {
         let now = OffsetDateTime::now_utc();
         let exports = exports::open(places, tables, s3, arguments.gap_start, now).await?;

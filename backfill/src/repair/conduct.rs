@@ -10,6 +10,7 @@ use projector::apply::Projector;
 use projector::bind;
 use projector::config::TtlRemovals;
 use projector::counts::Counts;
+use projector::database::Database;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -179,6 +180,24 @@ impl Conductor<'_> {
     }
 }
 
+/// Connections apart for each kind of work that another kind may have to wait for.
+///
+/// While the loop of a repair writes, it polls neither its source nor its looks, and while its looks
+/// are at their limit, it does not poll its source. A statement that is not polled keeps its
+/// connection. If it came from the same few connections, both would wait for each other for ever.
+pub(crate) struct Connections {
+    /// For what reads the source.
+    pub(crate) source: Database,
+    /// For the looks at parts that may differ.
+    pub(crate) looks: Database,
+}
+
+impl Connections {
+    pub(crate) fn apart_from(writes: &Database) -> Self {
+        Self { source: writes.apart(), looks: writes.apart() }
+    }
+}
+
 /// Both stores and the tables, as a repair looks at them.
 ///
 /// # Errors
@@ -186,6 +205,7 @@ impl Conductor<'_> {
 pub(crate) async fn looker<'a>(
     projector: &'a Projector,
     api: &'a TablesApi,
+    connections: &'a Connections,
 ) -> anyhow::Result<Looker<'a>> {
     let ttl_attributes = match projector.ttl_removals {
         TtlRemovals::Apply => [None, None],
@@ -197,11 +217,12 @@ pub(crate) async fn looker<'a>(
     let clock_ahead = (now - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
     let archive = projector.archive.as_ref();
     let started = OffsetDateTime::now_utc();
-    let rows_and_items = compare_tables::look::Looker {
-        database: &projector.database,
+    let over = |database| compare_tables::look::Looker {
+        database,
         api,
-        ttl_attributes,
+        ttl_attributes: ttl_attributes.clone(),
         started,
     };
-    Ok(Looker { rows_and_items, archive, clock_ahead })
+    let (first, rows_and_items) = (over(&connections.source), over(&connections.looks));
+    Ok(Looker { first, rows_and_items, archive, clock_ahead })
 }

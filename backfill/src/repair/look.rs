@@ -29,6 +29,8 @@ const KEYS: usize = 1_000;
 
 /// Both stores and the tables.
 pub(crate) struct Looker<'a> {
+    /// For the first look at everything that a source names.
+    pub(crate) first: compare_tables::look::Looker<'a>,
     pub(crate) rows_and_items: compare_tables::look::Looker<'a>,
     pub(crate) archive: Option<&'a Archive>,
     /// How far the database's clock is ahead of this machine's; 0 if it is behind.

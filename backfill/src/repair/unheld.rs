@@ -64,7 +64,7 @@ impl<'a> UnheldObjects<'a> {
     }
 
     async fn held(&self, sessions: &[String]) -> anyhow::Result<HashSet<String>> {
-        let pairs = &self.looker.rows_and_items;
+        let pairs = &self.looker.first;
         if pairs.ttl_attributes.iter().any(Option::is_some) {
             // A row that keeps what expired is named by no other source.
             return Ok(HashSet::new());

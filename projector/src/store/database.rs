@@ -127,6 +127,13 @@ impl Database {
         }
     }
 
+    /// The same database with connections of its own, for work that must not wait for that of the
+    /// other one.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self::new(self.config.clone(), self.aws.clone())
+    }
+
     /// How many connections may be open at once.
     #[must_use]
     pub fn connections(&self) -> usize {

@@ -12,7 +12,7 @@ use crate::items::api::TablesApi;
 use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::rejected_records::Filter;
-use crate::repair::conduct::{self, Conductor, Origin};
+use crate::repair::conduct::{self, Conductor, Connections, Origin};
 use crate::repair::ledger;
 use crate::repair::source::{RejectedKeys, Source};
 use crate::stop::Stop;
@@ -59,8 +59,9 @@ pub(super) async fn run(
     let projector = delivery.shared_projector();
     let api = TablesApi::new(&aws, projector.tables.clone(), arguments.reading.read_units);
     let conductor = Conductor { projector, aws: &aws, api, reading: &arguments.reading, stop };
-    let looker = conduct::looker(&conductor.projector, &conductor.api).await?;
-    let (database, tables) = (&conductor.projector.database, &conductor.projector.tables);
+    let connections = Connections::apart_from(&conductor.projector.database);
+    let looker = conduct::looker(&conductor.projector, &conductor.api, &connections).await?;
+    let (database, tables) = (&connections.source, &conductor.projector.tables);
     let open =
         async |_| Ok((Source::Rejected(RejectedKeys::new(database, tables, filter)), records));
     let conducted = Box::pin(conductor.run((ORIGIN, lock), open, &looker)).await?;
