@@ -130,6 +130,6 @@ fn add_session(item: &mut Builder, number: u64) {
 
 /// Its order is not that of the numbers, as the order of a Scan is not that of the keys.
 fn session_id(digest: &[u8], number: u64) -> String {
-    let start: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{start}-{number}")
+    let start = digest[..4].iter().fold(0, |start, byte| start << 8 | u32::from(*byte));
+    format!("{start:08x}-{number}")
 }
