@@ -67,6 +67,32 @@ enum Done {
     Objects(anyhow::Result<Objects>),
 }
 
+/// The looks and the questions for objects.
+#[derive(Default)]
+struct Jobs<'a> {
+    under_way: FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    /// They ended while something was written.
+    done: VecDeque<Done>,
+}
+
+impl Jobs<'_> {
+    /// Runs a step to its end, and the jobs meanwhile. They hold connections and permits for
+    /// objects that the step may wait for.
+    async fn beside<T>(&mut self, step: impl Future<Output = T>) -> T {
+        // Boxed: the future is large.
+        let mut step = Box::pin(step);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut step => return result,
+                Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.done.push_back(done);
+                }
+            }
+        }
+    }
+}
+
 /// A run.
 pub(crate) struct Repair<'a> {
     pub(crate) looker: &'a Looker<'a>,
@@ -145,16 +171,19 @@ impl<'a> Repair<'a> {
     ) -> anyhow::Result<End> {
         let mut reading = pin!(reading);
         let (mut is_reading, mut more) = (true, true);
-        let mut jobs = FuturesUnordered::new();
+        let mut jobs = Jobs::default();
         let mut observe = tokio::time::interval(OBSERVE_EVERY);
         let mut keep_lock = tokio::time::interval(KEEP_LOCK_EVERY);
         loop {
-            while jobs.len() < JOBS
+            while let Some(done) = jobs.done.pop_front() {
+                jobs.beside(self.on_done(done)).await?;
+            }
+            while jobs.under_way.len() < JOBS
                 && let Some(job) = self.next_job()
             {
-                jobs.push(job);
+                jobs.under_way.push(job);
             }
-            if !more && jobs.is_empty() && self.waiting.parts() == 0 {
+            if !more && jobs.under_way.is_empty() && self.waiting.parts() == 0 {
                 return Ok(End::AllSettled);
             }
             let takes_more = more && self.takes_more();
@@ -162,9 +191,11 @@ impl<'a> Repair<'a> {
                 biased;
                 () = stop.wait() => return Ok(End::Stopped),
                 failed = self.streams.failed() => return Err(failed),
-                _ = observe.tick() => self.write_what_is_over(stop).await?,
-                _ = keep_lock.tick() => self.keep_lock().await?,
-                Some(done) = jobs.next(), if !jobs.is_empty() => self.on_done(done).await?,
+                _ = observe.tick() => jobs.beside(self.write_what_is_over(stop)).await?,
+                _ = keep_lock.tick() => jobs.beside(self.keep_lock()).await?,
+                Some(done) = jobs.under_way.next(), if !jobs.under_way.is_empty() => {
+                    jobs.done.push_back(done);
+                }
                 step = steps.recv(), if takes_more => match step {
                     Some(step) => self.take(step?),
                     None => (is_reading, more) = (false, false),
