@@ -240,7 +240,8 @@ async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
         assert_ne!(now[1].1, before[1].1);
         assert_eq!(walk.parameter(function, "MemorySize").await, "768", "overrides stay");
     }
-    let unknown = "SELECT count(*) FROM measurements WHERE session_id = 's-60' AND user_id IS NOT NULL";
+    let unknown =
+        "SELECT count(*) FROM measurements WHERE session_id = 's-60' AND user_id IS NOT NULL";
     for stores in [old, new] {
         walk.until_complete(stores, 39).await;
         assert_eq!(stores.ask(unknown).await, "0", "it was written while the stream was off");
