@@ -91,12 +91,15 @@ impl YieldingRate {
         Some(slowed.per_second)
     }
 
-    /// Takes this many units, and waits until they are paid for.
-    pub(crate) async fn take(&mut self, units: f64) {
+    /// Takes this many units. Returns when they are paid for: the caller waits until then, with
+    /// nothing locked that another call needs.
+    pub(crate) fn take(&mut self, units: f64) -> Instant {
         let now = Instant::now();
         self.measure(now, units);
         self.rate.per_second = self.per_second_at(now);
-        self.rate.take(units).await;
+        let Some(paid_at) = self.rate.paid_at_after(now, units) else { return now };
+        self.rate.paid_at = paid_at;
+        paid_at
     }
 
     /// The rate as it is now; `None` is no limit.

@@ -15,7 +15,7 @@ mod trouble;
 mod walk;
 
 use blocks::{Block, Shell, blocks, root};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use testkit::emulator::binary;
 use testkit::records::{LABEL, removal, session};
 use testkit::services::{Stores, apply};
@@ -251,7 +251,17 @@ async fn a_new_stream(walk: &mut Walk, old: &Stores, new: &Stores) {
     for stores in [old, new] {
         walk.until_complete(stores, 40).await;
     }
-    assert_eq!(old.rows().await, new.rows().await);
+    assert_eq!(values(old).await, values(new).await);
+}
+
+/// What the rows hold, without the versions: two repairs of one item give two of them.
+async fn values(stores: &Stores) -> Vec<Json> {
+    let without_version = |mut row: Json| {
+        let members = row.as_object_mut().expect("a row");
+        members.retain(|name, _| !name.ends_with("_version") && !name.ends_with("_changed_at"));
+        row
+    };
+    stores.rows().await.into_values().map(without_version).collect()
 }
 
 async fn turn_off(walk: &Walk) -> String {

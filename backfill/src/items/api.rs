@@ -7,6 +7,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,7 +20,7 @@ use aws_sdk_dynamodb::types::{
 use projector::change::Tables;
 use projector::config::ConfigError;
 use projector::part::Part;
-use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::aws_calls::{Api, CallError, Calls};
 use crate::console;
@@ -265,7 +266,14 @@ impl TablesApi {
             reason = "read units of one call"
         )]
         self.half_units.fetch_add((units * 2.0).round() as u64, Ordering::Relaxed);
-        let mut rate = self.rate.lock().await;
+        let paid_at = self.take(units);
+        tokio::time::sleep_until(paid_at).await;
+        units
+    }
+
+    /// Takes these units from the rate, which yields if calls were throttled since.
+    fn take(&self, units: f64) -> Instant {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         let throttled = self.calls.troubles.throttled.load(Ordering::Relaxed);
         if self.throttled_heard.swap(throttled, Ordering::Relaxed) < throttled
             && let Some(per_second) = rate.throttled()
@@ -276,8 +284,7 @@ impl TablesApi {
                  now, and more again once it allows more"
             ));
         }
-        rate.take(units).await;
-        units
+        rate.take(units)
     }
 
     fn answer<T>(

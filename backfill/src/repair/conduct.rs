@@ -112,7 +112,9 @@ impl Conductor<'_> {
         let summary = streams.stop().await;
         let (streams, ended) = match (summary, ended) {
             (Ok(Summary { counts, lines }), ended) => {
-                lines.iter().for_each(|line| console::line(line));
+                for line in &lines {
+                    console::line(line);
+                }
                 (counts, ended)
             }
             (Err(error), Ok(Some(End::AllSettled))) => (Counts::default(), Err(error)),
@@ -182,8 +184,8 @@ impl Conductor<'_> {
 
 /// Connections apart for each kind of work that another kind may have to wait for.
 ///
-/// While the loop of a repair writes, it polls neither its source nor its looks, and while its looks
-/// are at their limit, it does not poll its source. A statement that is not polled keeps its
+/// While the loop of a repair writes, it polls neither its source nor its looks, and while its
+/// looks are at their limit, it does not poll its source. A statement that is not polled keeps its
 /// connection. If it came from the same few connections, both would wait for each other for ever.
 pub(crate) struct Connections {
     /// For what reads the source.

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, bail};
 use aws_config::SdkConfig;
 use aws_sdk_cloudwatch::primitives::DateTime;
-use aws_sdk_cloudwatch::types::{Dimension, Metric, MetricDataQuery, MetricStat};
+use aws_sdk_cloudwatch::types::{Dimension, Metric, MetricDataQuery, MetricDataResult, MetricStat};
 use time::{Duration, OffsetDateTime};
 
 use crate::console::{self, span};
@@ -66,7 +66,7 @@ async fn behind(aws: &SdkConfig, name: &str) -> anyhow::Result<Option<Duration>>
         .end_time(DateTime::from_secs(now.unix_timestamp()))
         .send()
         .await?;
-    let milliseconds = asked.metric_data_results().iter().flat_map(|result| result.values());
+    let milliseconds = asked.metric_data_results().iter().flat_map(MetricDataResult::values);
     let most = milliseconds.copied().reduce(f64::max);
     Ok(most.map(|most| Duration::seconds_f64(most / 1_000.0)))
 }

@@ -78,9 +78,7 @@ struct Jobs<'a> {
 impl Jobs<'_> {
     /// Runs a step to its end, and the jobs meanwhile. They hold connections and permits for
     /// objects that the step may wait for.
-    async fn beside<T>(&mut self, step: impl Future<Output = T>) -> T {
-        // Boxed: the future is large.
-        let mut step = Box::pin(step);
+    async fn beside<T>(&mut self, mut step: LocalBoxFuture<'_, T>) -> T {
         loop {
             tokio::select! {
                 biased;
@@ -176,7 +174,7 @@ impl<'a> Repair<'a> {
         let mut keep_lock = tokio::time::interval(KEEP_LOCK_EVERY);
         loop {
             while let Some(done) = jobs.done.pop_front() {
-                jobs.beside(self.on_done(done)).await?;
+                jobs.beside(Box::pin(self.on_done(done))).await?;
             }
             while jobs.under_way.len() < JOBS
                 && let Some(job) = self.next_job()
@@ -191,13 +189,13 @@ impl<'a> Repair<'a> {
                 biased;
                 () = stop.wait() => return Ok(End::Stopped),
                 failed = self.streams.failed() => return Err(failed),
-                _ = observe.tick() => jobs.beside(self.write_what_is_over(stop)).await?,
-                _ = keep_lock.tick() => jobs.beside(self.keep_lock()).await?,
+                _ = observe.tick() => jobs.beside(Box::pin(self.write_what_is_over(stop))).await?,
+                _ = keep_lock.tick() => jobs.beside(Box::pin(self.keep_lock())).await?,
                 Some(done) = jobs.under_way.next(), if !jobs.under_way.is_empty() => {
                     jobs.done.push_back(done);
                 }
-                step = steps.recv(), if takes_more => match step {
-                    Some(step) => self.take(step?),
+                read = steps.recv(), if takes_more => match read {
+                    Some(read) => self.take(read?),
                     None => (is_reading, more) = (false, false),
                 },
                 () = &mut reading, if is_reading => is_reading = false,

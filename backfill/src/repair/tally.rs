@@ -1,5 +1,6 @@
 //! What a repair came to: for people, and as JSON. Pure, but for the lines that name what failed.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use projector::error::{self, Error};
@@ -160,7 +161,8 @@ impl Tally {
                 text.push('\n');
             }
         }
-        text += &format!("  {:<16}{read_units:>10.0}  consumed on both tables\n", "read units");
+        let name = "read units";
+        let _ = writeln!(text, "  {name:<16}{read_units:>10.0}  consumed on both tables");
         text
     }
 

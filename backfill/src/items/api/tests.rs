@@ -75,7 +75,7 @@ async fn a_throttled_scan_is_read_on_more_slowly() {
         api.page(segment, None).await.expect("a page");
         assert_eq!(calls.load(Ordering::Relaxed), expected);
         // Once, and not again by the call after it, which nobody throttled.
-        assert_eq!(api.rate.lock().await.per_second(), Some(500.0));
+        assert_eq!(api.rate.lock().expect("not poisoned").per_second(), Some(500.0));
     }
 }
 
@@ -95,6 +95,6 @@ async fn keys_that_are_left_unprocessed_are_asked_for_again_more_slowly() {
     let items = api.get_current(&[&keys[0], &keys[1]]).await.expect("items");
     let found: Vec<&str> = items.iter().map(|item| item.key.1.as_str()).collect();
     assert_eq!((found, calls.load(Ordering::Relaxed)), (vec!["a", "b"], 2));
-    assert_eq!(api.rate.lock().await.per_second(), Some(500.0));
+    assert_eq!(api.rate.lock().expect("not poisoned").per_second(), Some(500.0));
     assert_eq!(api.troubles().as_deref(), Some("1 calls throttled"));
 }
