@@ -27,8 +27,7 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     let config = Config::read(|name| std::env::var(name).ok(), 1)?;
     let runtime = "AWS_LAMBDA_RUNTIME_API";
     if std::env::var_os(runtime).is_none() {
-        let problem =
-            "is not set: this program runs inside AWS Lambda, or an emulator of it (see docs/reference.md)";
+        let problem = "is not set: this program runs inside AWS Lambda, or an emulator of it (see docs/reference.md)";
         return Err(ConfigError { variable: runtime, problem: problem.to_owned() }.into());
     }
     let function =

@@ -17,7 +17,6 @@ use projector::apply::Pace;
 use projector::change::{self, Decoded, Place, Tables};
 use projector::config::ConfigError;
 use projector::counts::Counts;
-use projector::database::Database;
 use projector::start;
 
 use crate::advisory_lock::{self, Held};
@@ -31,8 +30,7 @@ use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::rejected_records::{self, BATCH, Filter, Rejected};
 use crate::repair::ledger;
-use crate::repair::reread::{Replay, replay};
-use crate::retry::retry_transient;
+use crate::repair::reread::Replay;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
 
@@ -74,7 +72,7 @@ pub(crate) async fn run(
         Held::take_unless_pooled(advisory_lock::REPAIR.by("backfill redrive"), database).await?
     };
     // With the lock held: a repair that ran whole after the question would not be noticed.
-    match late_records(database).await? {
+    match ledger::late_records(database).await? {
         Replay::ApplyByVersion => {}
         Replay::ReRead => {
             let keys = reread::Keys { filter, records: rows };
@@ -98,14 +96,6 @@ pub(crate) async fn run(
         progress: Progress::start(rows),
     };
     redrive.run(stop, output).await
-}
-
-/// What becomes of late records in this database now.
-async fn late_records(database: &Database) -> anyhow::Result<Replay> {
-    let had = retry_transient("ask whether this database has had a repair", async || {
-        ledger::any(database).await
-    });
-    Ok(replay(had.await?))
 }
 
 /// How a run ended that did not fail.
@@ -218,7 +208,7 @@ impl Redrive<'_> {
                 lock.keep(database).await?;
             }
             // If the lock was lost for a moment, a repair may have run.
-            if !self.dry_run && late_records(database).await? == Replay::ReRead {
+            if !self.dry_run && ledger::late_records(database).await? == Replay::ReRead {
                 bail!("a repair of this database ran meanwhile: run the same command again");
             }
             let reading = rejected_records::next(database, &self.last, self.filter, &mut self.pace);

@@ -13,6 +13,9 @@ use projector::error::Error;
 use sqlx::Row as _;
 use time::OffsetDateTime;
 
+use crate::repair::reread::{Replay, replay};
+use crate::retry::retry_transient;
+
 /// Where the keys of a repair come from, or which command repairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -107,6 +110,17 @@ pub(crate) async fn any(database: &Database) -> Result<bool, Error> {
         Err(Error::Database(error)) if is_no_table(&error) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// What becomes of late records in this database now; it waits out what passes. Whoever applies
+/// them asks with the lock of repairs held.
+///
+/// # Errors
+/// If the database stays away.
+pub(crate) async fn late_records(database: &Database) -> anyhow::Result<Replay> {
+    let had =
+        retry_transient("ask whether this database has had a repair", async || any(database).await);
+    Ok(replay(had.await?))
 }
 
 /// When the last repair that did not go through all its candidates began, if that was less than 20

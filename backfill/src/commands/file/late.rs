@@ -14,8 +14,7 @@ use crate::advisory_lock::{self, Held};
 use crate::console;
 use crate::deliver::Delivery;
 use crate::repair::ledger;
-use crate::repair::reread::{Replay, replay};
-use crate::retry::retry_transient;
+use crate::repair::reread::Replay;
 
 const REASON: &str = "Lambda gave up on it, and this database has had a repair: `backfill redrive` \
     reads its item again";
@@ -36,7 +35,7 @@ impl Late {
     /// # Errors
     /// If the database stays away.
     pub(crate) async fn tell(&mut self, database: &Database) -> anyhow::Result<()> {
-        if !self.told && asked(database).await? == Replay::ReRead {
+        if !self.told && ledger::late_records(database).await? == Replay::ReRead {
             self.told = true;
             console::line(
                 "this database has had a repair: batches that Lambda gave up on go to \
@@ -61,15 +60,8 @@ impl Late {
             lock.keep(database).await?;
         }
         self.tell(database).await?;
-        asked(database).await
+        ledger::late_records(database).await
     }
-}
-
-async fn asked(database: &Database) -> anyhow::Result<Replay> {
-    let had = retry_transient("ask whether this database has had a repair", async || {
-        ledger::any(database).await
-    });
-    Ok(replay(had.await?))
 }
 
 /// Keeps these records in `rejected_records`, and counts them.
