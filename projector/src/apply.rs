@@ -1,9 +1,10 @@
 //! THE apply path: records → changes → fold → upsert → objects.
 //!
 //! The Lambda and every kind of backfill call [`Projector::apply`], or [`Projector::apply_changes`]
-//! for what is decoded already; nothing else writes the read model. A record is accounted for when
-//! it is in both stores or in `rejected_records`; what is not is named in [`BatchOutcome::failed`]
-//! and may not be acknowledged.
+//! for what is decoded already. The one other writer of the read model is a repair, which writes
+//! images by [`crate::read_model::upsert_unmoved`]. A record is accounted for when it is in both
+//! stores or in `rejected_records`; what is not is named in [`BatchOutcome::failed`] and may not be
+//! acknowledged.
 
 mod attempt;
 mod classify;

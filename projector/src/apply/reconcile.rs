@@ -1,10 +1,10 @@
 //! The object of a session is its row, and never an older one.
 //!
 //! Two invocations can commit in one order and PUT in the other. So no PUT is unconditional: a new
-//! row's goes out with `If-None-Match: *`, any other after a HEAD with the ETag that the HEAD saw.
-//! Whoever loses the race reads the row again and compares again. An object is never deleted here:
-//! a removed session's becomes a tombstone, because an older PUT still in flight would bring a
-//! deleted one back.
+//! row's goes out with `If-None-Match: *` at once; any other after a HEAD, with the ETag that it
+//! saw, or with `If-None-Match: *` if it saw none. Whoever loses the race reads the row again and
+//! compares again. An object is never deleted here: a removed session's becomes a tombstone,
+//! because an older PUT still in flight would bring a deleted one back.
 //!
 //! [`decide`] is the whole decision, and pure; [`reconcile`] is the loop around it that asks and
 //! writes.
