@@ -40,8 +40,11 @@ impl Lock {
 }
 
 /// Of the one run that replays the streams into a database.
-pub(crate) const STREAM: Lock =
-    Lock { key: i64::from_be_bytes(*b"backfill"), commands: "`backfill stream`", command: None };
+pub(crate) const STREAM: Lock = Lock {
+    key: i64::from_be_bytes(*b"backfill"),
+    commands: "`backfill stream` or `repair`",
+    command: None,
+};
 
 /// Of the one run that applies what was read elsewhere than from a stream.
 pub(crate) const REPAIR: Lock = Lock {

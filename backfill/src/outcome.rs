@@ -160,7 +160,7 @@ mod tests {
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             helps.push((command.get_name().to_owned(), help(command)));
         }
-        assert_eq!(helps.len(), 14);
+        assert_eq!(helps.len(), 15);
         for (name, help) in helps {
             let (_, codes) = help.split_once("Exit codes:").expect(&name);
             let listed: Vec<u8> = codes

@@ -315,7 +315,7 @@ mod tests {
         let text = |record: Vec<u8>| String::from_utf8(record).expect("text");
         let refused = taken.refused.into_iter();
         (
-            taken.records.into_iter().chain(taken.late).map(text).collect(),
+            taken.late.into_iter().chain(taken.records).map(text).collect(),
             refused.map(|(offset, refusal)| (offset, refusal.to_string())).collect(),
         )
     }
