@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 use testkit::records::{LABEL, Record, scan, session};
-use testkit::runs::{assert_code, text, watched};
+use testkit::runs::{assert_code, text, until, watched};
 use testkit::services::{Stores, apply, apply_all};
 use testkit::standby::Replicated;
 use tokio::task::JoinHandle;
@@ -129,6 +129,9 @@ async fn rows_on_their_way_to_a_standby_are_no_difference_and_a_fault_among_them
     }
     let fault = format!("DELETE FROM measurements WHERE session_id = '{}'", id(2_001));
     apply_to(primary, &[session(&id(2_001), "u").place(LABEL, 1)]).await;
+    // It is on its way, too: a run that ends before it comes cannot find it.
+    let has_it = format!("SELECT count(*) FROM measurements WHERE session_id = '{}'", id(2_001));
+    until("the fault", async || standby.ask(&has_it).await == "1").await;
     let (output, json) = run(&ours, standby, &[&verify[..], &["--deep"]].concat()).await;
     assert_code(&output, 7);
     let first = json["first"].as_array().expect("a list");
