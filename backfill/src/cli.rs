@@ -6,6 +6,7 @@ mod settings;
 mod merge;
 mod ready;
 mod repair;
+mod replay;
 mod verify;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use time::format_description::well_known::Rfc3339;
 pub(crate) use self::merge::MergeArguments;
 pub(crate) use self::ready::{ReadyArguments, verify_since};
 pub(crate) use self::repair::{ReReadArguments, RepairArguments};
+pub(crate) use self::replay::ReplayFlags;
 use self::settings::{Database, Everything, Stores, TableSettings};
 pub(crate) use self::verify::VerifyArguments;
 use crate::outcome::exit_codes;
@@ -303,21 +305,11 @@ pub(crate) struct StreamArguments {
     /// Begin at the trim horizon, and delete the checkpoints of these streams.
     #[arg(long)]
     pub(crate) restart: bool,
-    /// At most this many pages are asked for, or wait to be applied, at once.
-    #[arg(long, value_name = "PAGES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub(crate) parallel: u16,
     /// At most this many records are merged before they are written.
     #[arg(long, value_name = "RECORDS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) batch_size: u32,
-    /// How long an open shard must return only empty pages to count as caught up.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub(crate) idle_seconds: u16,
-    /// The same for an open shard that has returned no record at all yet.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub(crate) first_record_seconds: u16,
-    /// How long to wait until a closed shard's child is listed before it is taken to have none.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub(crate) child_wait_seconds: u16,
+    #[command(flatten)]
+    pub(crate) replay: ReplayFlags,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]

@@ -1,8 +1,6 @@
 //! `backfill stream`: replays the live streams of both tables, from the trim horizon or where an
 //! earlier run ended, up to a cutoff. `replay` has what it is made of.
 
-use std::time::Duration;
-
 use projector::start;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -11,8 +9,8 @@ use crate::cli::{Settings, StreamArguments};
 use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::replay::prepare::{self, Plan, Prepared};
-use crate::replay::run::{Pace, Ran, Replay};
-use crate::replay::tally::{RESUMES, Tally};
+use crate::replay::run::{Pace, Replay};
+use crate::replay::tally::RESUMES;
 use crate::stop::Stop;
 
 pub(crate) async fn run(
@@ -54,13 +52,7 @@ fn plan(arguments: &StreamArguments) -> Plan {
         allow_gap: arguments.allow_gap,
         follow: arguments.follow,
         restart: arguments.restart,
-        pace: Pace {
-            idle: Duration::from_secs(arguments.idle_seconds.into()),
-            first_record: Duration::from_secs(arguments.first_record_seconds.into()),
-            child_wait: Duration::from_secs(arguments.child_wait_seconds.into()),
-            parallel: arguments.parallel.into(),
-            batch_size: arguments.batch_size as usize,
-        },
+        pace: Pace::of(&arguments.replay, arguments.batch_size as usize),
     }
 }
 
@@ -71,21 +63,12 @@ async fn replay_to_the_end(
     stop: &Stop,
     output: &Output,
 ) -> anyhow::Result<Outcome> {
-    let Ran { ended, progress, times, duration } =
-        replay.run(stop, &watch::Sender::new(false)).await;
-    let tally = Tally {
-        ended: &ended,
-        context: &replay.context,
-        delivery: &replay.delivery,
-        progress: &progress,
-        times: &times,
-        duration,
-        gap,
-    };
+    let ran = replay.run(stop, &watch::Sender::new(false)).await;
+    let tally = replay.tally(&ran, gap);
     let outcome = tally.outcome();
     output.result(|| tally.text(), || Ok(tally.json()))?;
     if outcome == Outcome::Interrupted {
         output.explain(RESUMES);
     }
-    ended.map(|_| outcome)
+    ran.ended.map(|_| outcome)
 }

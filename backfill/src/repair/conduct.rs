@@ -22,10 +22,11 @@ use crate::items::api::TablesApi;
 use crate::repair::function;
 use crate::repair::ledger;
 use crate::repair::look::Looker;
-use crate::repair::run::{End, Parts, Repair};
+use crate::repair::run::{End, Repair};
 use crate::repair::source::Source;
 use crate::repair::tally::Tally;
-use crate::replay::background::{Background, Summary, Terms};
+use crate::replay::background::{Background, Summary};
+use crate::replay::run::Pace;
 use crate::stop::Stop;
 
 /// The timeout that `infra/projector.yaml` gives the function.
@@ -87,16 +88,12 @@ impl Conductor<'_> {
         let (source, length) = open(looker).await?;
         let resume = ledger::unfinished(lock.connection()).await?.is_some();
         let begun = ledger::begin(lock.connection(), origin.ledger).await?;
-        let mut streams = self.follow_streams(resume).await?;
-        let parts = Parts {
-            looker,
-            projector: &self.projector,
-            lock,
-            streams: &mut streams,
-            function_timeout,
-            progress: Progress::start(length),
-        };
-        let mut repair = Repair::new(parts);
+        let pace = Pace::of(&self.reading.replay, BATCH_SIZE);
+        let projector = Arc::clone(&self.projector);
+        let mut streams = Background::start(self.aws, projector, (pace, resume)).await?;
+        let progress = Progress::start(length);
+        let held = (lock, &mut streams);
+        let mut repair = Repair::new(looker, &self.projector, held, function_timeout, progress);
         let ended = self.after_the_streams(&mut repair, source, function_timeout).await;
         let Repair { mut lock, tally, progress, .. } = repair;
         drop(progress);
@@ -150,19 +147,6 @@ impl Conductor<'_> {
             () = tokio::time::sleep(wait) => {}
         }
         repair.all(source, self.stop).await.map(Some)
-    }
-
-    async fn follow_streams(&self, resume: bool) -> anyhow::Result<Background> {
-        let ReReadArguments { idle_seconds, first_record_seconds, .. } = self.reading;
-        let terms = Terms {
-            idle: Duration::from_secs((*idle_seconds).into()),
-            first_record: Duration::from_secs((*first_record_seconds).into()),
-            child_wait: Duration::from_secs(self.reading.child_wait_seconds.into()),
-            parallel: self.reading.parallel.into(),
-            batch_size: BATCH_SIZE,
-            resume,
-        };
-        Background::start(self.aws, Arc::clone(&self.projector), terms).await
     }
 
     async fn function_timeout(&self) -> anyhow::Result<time::Duration> {

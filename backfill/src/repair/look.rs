@@ -2,7 +2,7 @@
 //! That order is the rule of [`super::reread`]: an image is newer than everything it is compared
 //! with.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use projector::apply::{Pace, object_versions};
@@ -16,7 +16,6 @@ use time::OffsetDateTime;
 
 use crate::compare_tables;
 use crate::compare_tables::columns::differing;
-use crate::compare_tables::look::Rows;
 use crate::compare_tables::verdict::{Held, has_expired};
 use crate::items::{CurrentItem, Fault, Key, comparable};
 use crate::repair::reread::{AfterRead, Seen};
@@ -92,8 +91,11 @@ impl Looker<'_> {
     /// # Errors
     /// If the database, the bucket or the tables stay away.
     pub(crate) async fn look(&self, keys: &[Key]) -> anyhow::Result<Looks> {
-        let rows = self.rows(keys).await?;
-        let objects = self.objects_of(keys.iter().map(|(_, session_id)| session_id)).await?;
+        let rows = self.rows_and_items.rows(keys.iter()).await?;
+        let session_ids: BTreeSet<&String> =
+            keys.iter().map(|(_, session_id)| session_id).collect();
+        let session_ids: Vec<String> = session_ids.into_iter().cloned().collect();
+        let objects = self.objects_of(&session_ids).await?;
         let items = self.rows_and_items.api.get_current(&keys.iter().collect::<Vec<_>>()).await?;
         let now = OffsetDateTime::now_utc();
         let mut items: HashMap<Key, CurrentItem> =
@@ -105,43 +107,45 @@ impl Looker<'_> {
             let object = objects.get(session_id).and_then(|versions| versions[*part].as_deref());
             looks.add(key, row, object, items.remove(key), now);
         }
-        looks.behind = behind(&rows, &objects, self.archive.is_some());
-        if !objects.is_empty() {
-            let session_ids: Vec<String> = objects.keys().cloned().collect();
-            let rows = self.versions(&session_ids).await?;
-            let none = Versions::default();
-            for (session_id, object) in &objects {
-                let row = rows.get(session_id).unwrap_or(&none);
-                let ahead = parts_ahead(session_id, object, row);
-                looks.ahead.extend(ahead.filter(|key| !keys.contains(key)));
-            }
-        }
+        let Objects { ahead, behind } = self.compare(&session_ids, &objects).await?;
+        looks.ahead = ahead.into_iter().filter(|key| !keys.contains(key)).collect();
+        looks.behind = behind;
         Ok(looks)
     }
 
-    /// Asks for the objects of sessions whose parts are not looked at, and compares every part of
-    /// them: an object may hold what neither the row nor the table does. The rows are read after
-    /// the objects, so that what others write meanwhile is not taken for an object that is ahead.
+    /// Asks for the objects of these sessions, each named once, and compares every part of them: an
+    /// object may hold what neither the row nor the table does.
     ///
     /// # Errors
     /// If the bucket or the database stays away.
     pub(crate) async fn objects(&self, session_ids: &[String]) -> anyhow::Result<Objects> {
-        let mut objects = Objects::default();
+        let objects = self.objects_of(session_ids).await?;
+        self.compare(session_ids, &objects).await
+    }
+
+    /// Compares objects with their rows. The rows are read after the objects, so that what others
+    /// write meanwhile is not taken for an object that is ahead.
+    async fn compare(
+        &self,
+        session_ids: &[String],
+        objects: &HashMap<String, Versions>,
+    ) -> anyhow::Result<Objects> {
+        let mut compared = Objects::default();
         if self.archive.is_none() {
-            return Ok(objects);
+            return Ok(compared);
         }
-        let of_sessions = self.objects_of(session_ids.iter()).await?;
         let rows = self.versions(session_ids).await?;
         let none = Versions::default();
         for session_id in session_ids {
             let row = rows.get(session_id).unwrap_or(&none);
-            let object = of_sessions.get(session_id).unwrap_or(&none);
-            objects.ahead.extend(parts_ahead(session_id, object, row));
+            let object = objects.get(session_id).unwrap_or(&none);
+            let ahead = Part::ALL.into_iter().filter(|part| object[*part] > row[*part]);
+            compared.ahead.extend(ahead.map(|part| (part, session_id.clone())));
             if !dominates(object, row) {
-                objects.behind.push(session_id.clone());
+                compared.behind.push(session_id.clone());
             }
         }
-        Ok(objects)
+        Ok(compared)
     }
 
     /// The versions that the rows of these sessions hold now.
@@ -155,26 +159,20 @@ impl Looker<'_> {
         Ok(reading.await?.into_iter().flatten().collect())
     }
 
-    async fn rows(&self, keys: &[Key]) -> anyhow::Result<Rows> {
-        self.rows_and_items.rows(keys.iter()).await
-    }
-
     /// The versions that the objects of these sessions hold; one that is not there is left out.
-    async fn objects_of<'k>(
+    async fn objects_of(
         &self,
-        session_ids: impl Iterator<Item = &'k String>,
-    ) -> anyhow::Result<BTreeMap<String, Versions>> {
-        let Some(archive) = self.archive else { return Ok(BTreeMap::new()) };
-        let mut session_ids: Vec<String> = session_ids.cloned().collect();
-        session_ids.sort_unstable();
-        session_ids.dedup();
+        session_ids: &[String],
+    ) -> anyhow::Result<HashMap<String, Versions>> {
+        let Some(archive) = self.archive else { return Ok(HashMap::new()) };
         let head = |session_id: String| async move {
             let versions = retry_transient("ask for an object", async || {
                 object_versions(archive, &session_id).await
             });
             Ok::<_, anyhow::Error>(versions.await?.map(|versions| (session_id, versions)))
         };
-        let heads = stream::iter(session_ids).map(head).buffer_unordered(archive.concurrency());
+        let heads = stream::iter(session_ids.to_vec()).map(head);
+        let heads = heads.buffer_unordered(archive.concurrency());
         heads.try_filter_map(|found| async { Ok(found) }).try_collect().await
     }
 }
@@ -221,29 +219,4 @@ impl Looks {
             }),
         }
     }
-}
-
-/// The parts of a session of which the object holds a newer version than the row.
-fn parts_ahead<'a>(
-    session_id: &'a str,
-    object: &'a Versions,
-    row: &'a Versions,
-) -> impl Iterator<Item = Key> + 'a {
-    let is_ahead = move |part: &Part| object[*part] > row[*part];
-    Part::ALL.into_iter().filter(is_ahead).map(move |part| (part, session_id.to_owned()))
-}
-
-/// The sessions whose objects hold less than their rows, as far as the parts that were read say.
-fn behind(rows: &Rows, objects: &BTreeMap<String, Versions>, has_archive: bool) -> Vec<String> {
-    let mut sessions: BTreeMap<&String, Versions> = BTreeMap::new();
-    for part in Part::ALL {
-        for (session_id, held) in &rows[part] {
-            sessions.entry(session_id).or_default()[part].clone_from(&held.version);
-        }
-    }
-    let none = Versions::default();
-    let is_behind = |(session_id, row): &(&String, Versions)| {
-        has_archive && !dominates(objects.get(*session_id).unwrap_or(&none), row)
-    };
-    sessions.into_iter().filter(is_behind).map(|(session_id, _)| session_id.clone()).collect()
 }

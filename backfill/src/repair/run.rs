@@ -38,7 +38,7 @@ use crate::stop::Stop;
 /// At most this many calls for items or objects are under way.
 const JOBS: usize = 4;
 /// No more candidates are taken while this many parts are to be looked at.
-const TODO: usize = 10 * KEYS_PER_CALL;
+const UNREAD_AT_MOST: usize = 10 * KEYS_PER_CALL;
 /// At most this many objects are asked for by one job.
 const OBJECTS: usize = 1_000;
 /// How often the holds are looked at.
@@ -106,7 +106,8 @@ pub(crate) struct Repair<'a> {
     waiting: Waiting,
     /// Every part that is to be looked at, is being looked at, or waits.
     under_way: HashSet<Key>,
-    todo: VecDeque<Key>,
+    /// The parts that are to be looked at.
+    unread: VecDeque<Key>,
     /// How often a part's row was locked for too long.
     locked: HashMap<Key, u32>,
     /// Sessions whose parts were equal at a first look, or that only the bucket may hold: their
@@ -118,19 +119,14 @@ pub(crate) struct Repair<'a> {
     failures: u32,
 }
 
-/// What a run needs.
-pub(crate) struct Parts<'a> {
-    pub(crate) looker: &'a Looker<'a>,
-    pub(crate) projector: &'a Projector,
-    pub(crate) lock: Held,
-    pub(crate) streams: &'a mut Background,
-    pub(crate) function_timeout: time::Duration,
-    pub(crate) progress: Progress,
-}
-
 impl<'a> Repair<'a> {
-    pub(crate) fn new(parts: Parts<'a>) -> Self {
-        let Parts { looker, projector, lock, streams, function_timeout, progress } = parts;
+    pub(crate) fn new(
+        looker: &'a Looker<'a>,
+        projector: &'a Projector,
+        (lock, streams): (Held, &'a mut Background),
+        function_timeout: time::Duration,
+        progress: Progress,
+    ) -> Self {
         Self {
             looker,
             projector,
@@ -142,7 +138,7 @@ impl<'a> Repair<'a> {
             named: Named::default(),
             waiting: Waiting::default(),
             under_way: HashSet::new(),
-            todo: VecDeque::new(),
+            unread: VecDeque::new(),
             locked: HashMap::new(),
             equal: VecDeque::new(),
             epoch: 0,
@@ -204,7 +200,7 @@ impl<'a> Repair<'a> {
     }
 
     fn takes_more(&self) -> bool {
-        self.todo.len() < TODO && self.equal.len() < JOBS && !self.waiting.is_full()
+        self.unread.len() < UNREAD_AT_MOST && self.equal.len() < JOBS && !self.waiting.is_full()
     }
 
     fn take(&mut self, step: Step) {
@@ -238,15 +234,15 @@ impl<'a> Repair<'a> {
     fn begin(&mut self, key: Key) {
         if self.under_way.insert(key.clone()) {
             self.tally.candidates += 1;
-            self.todo.push_back(key);
+            self.unread.push_back(key);
         }
     }
 
     fn next_job(&mut self) -> Option<LocalBoxFuture<'a, Done>> {
         let (looker, epoch) = (self.looker, self.epoch);
-        if !self.todo.is_empty() {
-            let some = self.todo.len().min(KEYS_PER_CALL);
-            let keys: Vec<Key> = self.todo.drain(..some).collect();
+        if !self.unread.is_empty() {
+            let some = self.unread.len().min(KEYS_PER_CALL);
+            let keys: Vec<Key> = self.unread.drain(..some).collect();
             return Some(Box::pin(async move {
                 let looks = looker.look(&keys).await;
                 Done::Looked(epoch, keys, looks)
@@ -271,7 +267,7 @@ impl<'a> Repair<'a> {
                 if epoch == self.epoch {
                     self.on_looks(looks).await?;
                 } else {
-                    self.todo.extend(keys);
+                    self.unread.extend(keys);
                 }
             }
         }
@@ -318,7 +314,7 @@ impl<'a> Repair<'a> {
             }
             Err(NotUpserted::Connection(error)) => {
                 let keys = batch.images.into_iter().map(|image| image.key);
-                self.todo.extend(keys);
+                self.unread.extend(keys);
                 self.look_anew(&error).await
             }
             Err(NotUpserted::Fatal(error)) => Err(error),
@@ -359,7 +355,7 @@ impl<'a> Repair<'a> {
         let tries = self.locked.entry(key.clone()).or_default();
         *tries += 1;
         if *tries < LOCKED_AT_MOST {
-            self.todo.push_back(key);
+            self.unread.push_back(key);
         } else {
             self.under_way.remove(&key);
             self.tally.add_locked(&items::name(&key), why);
@@ -453,7 +449,7 @@ impl<'a> Repair<'a> {
     async fn look_anew(&mut self, lost: &Error) -> anyhow::Result<()> {
         self.epoch += 1;
         while let Some(keys) = self.waiting.take_keys()? {
-            self.todo.extend(keys);
+            self.unread.extend(keys);
         }
         let lost = error::chain(lost);
         loop {

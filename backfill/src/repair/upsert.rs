@@ -67,15 +67,9 @@ pub(crate) async fn upsert(
                 let rest = piece.split_off(piece.len() / 2);
                 pieces.extend([rest, piece]);
             }
-            Consequence::Reject => {
-                let fault = fault(&error);
-                let key = |indexed: IndexedChange| (indexed.change.part, indexed.change.session_id);
-                fates.extend(piece.into_iter().map(|one| (key(one), Fate::Refused(fault.clone()))));
-            }
+            Consequence::Reject => fates.extend(all(piece, &Fate::Refused(fault(&error)))),
             Consequence::Split if error.too_much() => {
-                let why = projector::error::chain(&error);
-                let key = |indexed: IndexedChange| (indexed.change.part, indexed.change.session_id);
-                fates.extend(piece.into_iter().map(|one| (key(one), Fate::Locked(why.clone()))));
+                fates.extend(all(piece, &Fate::Locked(projector::error::chain(&error))));
             }
             Consequence::Split | Consequence::Retry | Consequence::Reconnect => {
                 return Err(NotUpserted::Connection(error));
@@ -84,6 +78,12 @@ pub(crate) async fn upsert(
         }
     }
     Ok(fates)
+}
+
+/// The same fate for every image of a piece.
+fn all(piece: Vec<IndexedChange>, fate: &Fate) -> impl Iterator<Item = (Key, Fate)> {
+    let keys = piece.into_iter().map(|one| (one.change.part, one.change.session_id));
+    keys.map(|key| (key, fate.clone()))
 }
 
 /// Why PostgreSQL refuses an item; without values for the log.

@@ -5,7 +5,6 @@
 //! tables. What is trimmed unread later ends it with an error.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use aws_config::SdkConfig;
@@ -25,36 +24,18 @@ use crate::replay::checkpoint::Checkpoints;
 use crate::replay::context::{Findings, IfLost, ReplayContext};
 use crate::replay::coverage;
 use crate::replay::prepare;
-use crate::replay::run::{Pace, Ran, Replay};
+use crate::replay::run::{Pace, Replay};
 use crate::replay::source::{Description, Source, Stream};
-use crate::replay::tally::Tally;
 use crate::stop::{Stop, StopSwitch};
 
 /// How often a quiet shard says how far it has been read. Whoever waits for it waits at most this
 /// much longer.
 const REPORT_EVERY: time::Duration = time::Duration::SECOND;
 
-/// How the replay of a repair is to run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
-    /// How long an open shard must return only empty pages to count as caught up.
-    pub(crate) idle: Duration,
-    /// The same for a shard that has returned no record at all yet.
-    pub(crate) first_record: Duration,
-    /// How long to wait until a closed shard's child is listed.
-    pub(crate) child_wait: Duration,
-    /// At most this many pages are asked for, or wait to be applied, at once.
-    pub(crate) parallel: usize,
-    /// At most this many records are applied at once.
-    pub(crate) batch_size: usize,
-    /// The checkpoints are those of a repair that did not end, and that began less than 20 hours
-    /// ago: they hold. Otherwise they are deleted.
-    pub(crate) resume: bool,
-}
-
 /// The replay beside a repair. Dropping it ends it at once.
 pub(crate) struct Background {
-    reads: Reads,
+    context: Arc<ReplayContext>,
+    tables: Tables,
     reached_cutoff: watch::Receiver<bool>,
     stop: StopSwitch,
     task: JoinSet<Ended>,
@@ -64,13 +45,6 @@ pub(crate) struct Background {
 
 /// What the replay came to, and why it ended if nobody stopped it.
 type Ended = (Summary, Option<anyhow::Error>);
-
-/// How far the streams have been read and stored, for who asks while the replay is waited for.
-#[derive(Clone)]
-pub(crate) struct Reads {
-    context: Arc<ReplayContext>,
-    tables: Tables,
-}
 
 /// What the replay came to, for the summary of the repair.
 pub(crate) struct Summary {
@@ -88,16 +62,15 @@ impl Background {
     pub(crate) async fn start(
         aws: &SdkConfig,
         projector: Arc<Projector>,
-        terms: Terms,
+        (pace, resume): (Pace, bool),
     ) -> anyhow::Result<Self> {
-        let replay = Box::pin(prepare(aws, projector, terms)).await?;
+        let replay = Box::pin(prepare(aws, projector, (pace, resume))).await?;
         let (context, tables) = (Arc::clone(&replay.context), replay.tables.clone());
         let (reached, reached_cutoff) = watch::channel(false);
         let (stop, stopped) = Stop::by_hand();
         let mut task = JoinSet::new();
         task.spawn(run(replay, stopped, reached));
-        let reads = Reads { context, tables };
-        Ok(Self { reads, reached_cutoff, stop, task, failed: None })
+        Ok(Self { context, tables, reached_cutoff, stop, task, failed: None })
     }
 
     /// Waits until everything that was created before the cutoff is stored.
@@ -113,7 +86,8 @@ impl Background {
     /// Up to when everything of each stream of a table has been read and stored; `None` if nothing
     /// can be said of it.
     pub(crate) fn read_through(&self, of_sessions: bool) -> Vec<Option<OffsetDateTime>> {
-        self.reads.read_through(of_sessions)
+        let Tables { sessions, scans } = &self.tables;
+        self.context.through().read_through(if of_sessions { sessions } else { scans })
     }
 
     /// Returns only if the replay fails, with the reason. May be dropped and called again.
@@ -148,22 +122,13 @@ impl Background {
     }
 }
 
-impl Reads {
-    /// As [`Background::read_through`].
-    pub(crate) fn read_through(&self, of_sessions: bool) -> Vec<Option<OffsetDateTime>> {
-        let Tables { sessions, scans } = &self.tables;
-        self.context.through().read_through(if of_sessions { sessions } else { scans })
-    }
-}
-
 /// Connects, takes the lock and begins with the checkpoints.
 async fn prepare(
     aws: &SdkConfig,
     projector: Arc<Projector>,
-    terms: Terms,
+    (pace, resume): (Pace, bool),
 ) -> anyhow::Result<Replay> {
     let started = OffsetDateTime::now_utc();
-    let Terms { idle, first_record, child_wait, parallel, batch_size, resume } = terms;
     let (source, tables) = (Source::new(aws), projector.tables.clone());
     let found = coverage::examine(&source, &tables).await?;
     let readable = found.readable()?;
@@ -175,10 +140,10 @@ async fn prepare(
     }
     let context = ReplayContext {
         source,
-        permits: Arc::new(Semaphore::new(parallel)),
+        permits: Arc::new(Semaphore::new(pace.parallel)),
         cutoff: prepare::cutoff(started, &mut checkpoints).await?,
-        idle,
-        first_record,
+        idle: pace.idle,
+        first_record: pace.first_record,
         follow: true,
         report_every: REPORT_EVERY,
         snapshot_time: None,
@@ -197,7 +162,7 @@ async fn prepare(
         streams,
         delivery: Delivery::shared(projector),
         checkpoints,
-        pace: Pace { idle, first_record, child_wait, parallel, batch_size },
+        pace,
     })
 }
 
@@ -234,19 +199,10 @@ fn disabled(readable: &[(&Stream, &Description)]) -> Vec<String> {
 
 /// Runs until it fails or is stopped.
 async fn run(mut replay: Replay, stop: Stop, reached_cutoff: watch::Sender<bool>) -> Ended {
-    let Ran { ended, progress, times, duration } = replay.run(&stop, &reached_cutoff).await;
-    let tally = Tally {
-        ended: &ended,
-        context: &replay.context,
-        delivery: &replay.delivery,
-        progress: &progress,
-        times: &times,
-        duration,
-        gap: false,
-    };
-    let mut lines = tally.streams();
+    let ran = replay.run(&stop, &reached_cutoff).await;
+    let mut lines = replay.tally(&ran, false).streams();
     lines.extend(replay.context.findings().remarks.iter().cloned());
-    (Summary { counts: replay.delivery.counts, lines }, ended.err())
+    (Summary { counts: replay.delivery.counts, lines }, ran.ended.err())
 }
 
 #[cfg(test)]

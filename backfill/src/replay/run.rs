@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::cli::ReplayFlags;
 use crate::console;
 use crate::deliver::Delivery;
 use crate::replay::checkpoint::Checkpoints;
@@ -21,6 +22,7 @@ use crate::replay::progress::StreamProgress;
 use crate::replay::readers;
 use crate::replay::shards::read_stream;
 use crate::replay::source::Stream;
+use crate::replay::tally::Tally;
 use crate::stop::Stop;
 
 /// How much is read at once, and how long is waited for the streams.
@@ -36,6 +38,20 @@ pub(crate) struct Pace {
     pub(crate) parallel: usize,
     /// At most this many records are applied at once.
     pub(crate) batch_size: usize,
+}
+
+impl Pace {
+    /// As these flags say.
+    pub(crate) fn of(flags: &ReplayFlags, batch_size: usize) -> Self {
+        let seconds = |seconds: u16| Duration::from_secs(seconds.into());
+        Self {
+            idle: seconds(flags.idle_seconds),
+            first_record: seconds(flags.first_record_seconds),
+            child_wait: seconds(flags.child_wait_seconds),
+            parallel: flags.parallel.into(),
+            batch_size,
+        }
+    }
 }
 
 /// A replay that may begin.
@@ -83,6 +99,19 @@ impl Replay {
         let ended = collector.run_to_the_end(&mut messages, readers, stop).await;
         asking.abort();
         Ran { ended, progress, times, duration: start.elapsed() }
+    }
+
+    /// What a run came to. `gap`: changes since the snapshot are in no stream, and that was allowed.
+    pub(crate) fn tally<'a>(&'a self, ran: &'a Ran, gap: bool) -> Tally<'a> {
+        Tally {
+            ended: &ran.ended,
+            context: &self.context,
+            delivery: &self.delivery,
+            progress: &ran.progress,
+            times: &ran.times,
+            duration: ran.duration,
+            gap,
+        }
     }
 
     /// The channel closes once all of them have ended.

@@ -29,7 +29,7 @@ const PAGE_BYTES: usize = 1 << 20;
 const BATCH_BYTES: usize = 16 << 20;
 /// A consistent read takes one unit per 4 KB.
 const UNIT_BYTES: usize = 4096;
-/// So many items stand for the size of all of them.
+/// The size of all items is estimated from this many of them.
 const SAMPLE: u64 = 100;
 
 type Answer = Result<String, &'static str>;
