@@ -247,7 +247,7 @@ fn outcome(
             let failed = anyhow!(
                 "{not_merged} sessions or objects are not merged, the lines above say why: {}. \
                     All others are",
-                tally.not_merged.named()
+                tally.not_merged.names()
             );
             let remedy = format!(
                 "fix the cause, or move away what is no object of ours ({FLAG}), and run the same \

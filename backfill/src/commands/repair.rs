@@ -141,7 +141,7 @@ pub(crate) fn report(
 ) -> anyhow::Result<Outcome> {
     let Conducted { ended, tally, read_units, streams, took } = conducted;
     let how = match &ended {
-        Ok(Some(End::AllSettled)) if tally.failed_objects + tally.locked == 0 => "done",
+        Ok(Some(End::AllSettled)) if tally.failed_objects.count + tally.locked.count == 0 => "done",
         Ok(Some(End::AllSettled)) | Err(_) => "failed",
         Ok(Some(End::Stopped) | None) => "stopped",
     };
@@ -156,19 +156,19 @@ pub(crate) fn report(
             output.ended_early(&format!("stopped by a signal: {again}"));
             Ok(Outcome::Interrupted)
         }
-        Ok(Some(End::AllSettled)) if tally.locked > 0 => {
-            let (count, named) = (tally.locked, tally.locked());
+        Ok(Some(End::AllSettled)) if tally.locked.count > 0 => {
+            let (count, named) = (tally.locked.count, tally.locked.names());
             let failed =
                 anyhow!("{count} parts could not be written, the lines above say why: {named}");
             let remedy = "end what locks the rows, and run the same command again";
             Err(failed.context(Remedy(remedy.to_owned())))
         }
-        Ok(Some(End::AllSettled)) if tally.failed_objects > 0 => {
+        Ok(Some(End::AllSettled)) if tally.failed_objects.count > 0 => {
             let failed = anyhow!(
                 "{} objects could not be written, the lines above say why: {}. All rows are \
                  repaired",
-                tally.failed_objects,
-                tally.failed_objects()
+                tally.failed_objects.count,
+                tally.failed_objects.names()
             );
             Err(failed.context(Remedy("run `backfill objects` once S3 takes them".to_owned())))
         }

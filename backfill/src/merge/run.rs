@@ -18,6 +18,7 @@ use crate::merge::archive::Objects;
 use crate::merge::repaired::Repaired;
 use crate::merge::rows::Rows;
 use crate::merge::tally::Tally;
+use crate::read_ahead::send_all;
 use crate::stop::{self, Stop};
 
 /// This many batches are applied at once. One more is being read.
@@ -38,21 +39,6 @@ impl Source<'_> {
         match self {
             Self::Rows(rows) => rows.next().await,
             Self::Objects(objects) => objects.next().await,
-        }
-    }
-
-    /// Reads to the end, or until nobody takes the steps any more. An error is the last one.
-    async fn read_all(mut self, sender: mpsc::Sender<anyhow::Result<Step>>) {
-        // A step is read once there is a place for it, so that one at most is in memory beside
-        // those under way.
-        while let Ok(place) = sender.reserve().await
-            && let Some(step) = self.next().await.transpose()
-        {
-            let failed = step.is_err();
-            place.send(step);
-            if failed {
-                break;
-            }
         }
     }
 }
@@ -123,10 +109,10 @@ impl Merge {
     ///
     /// # Errors
     /// What the source says, once all that was read before it is applied; and what ends a delivery.
-    pub(crate) async fn all(&mut self, source: Source<'_>, stop: &Stop) -> anyhow::Result<End> {
+    pub(crate) async fn all(&mut self, mut source: Source<'_>, stop: &Stop) -> anyhow::Result<End> {
         let (sender, batches) = mpsc::channel(1);
         // Boxed: the future is large.
-        let reading = Box::pin(source.read_all(sender));
+        let reading = Box::pin(send_all(async || source.next().await, sender));
         let ended = self.until_done(reading, batches, stop).await;
         self.tally.counts = self.delivery.counts;
         ended
@@ -195,13 +181,13 @@ impl Merge {
                 (name(*index), "it could not be stored, the log above says why".to_owned())
             });
             self.not_stored |= !delivered.failed().is_empty();
-            self.tally.not_merged.add(refused.chain(failed));
+            self.tally.add_not_merged(refused.chain(failed));
             self.delivery.add(delivered);
         }
         self.refused += self.tally.not_merged.count - before;
-        self.tally.not_merged.add(unreadable);
+        self.tally.add_not_merged(unreadable);
         let not_kept = self.repaired.add(repaired)?;
-        self.tally.not_merged.add(not_kept);
+        self.tally.add_not_merged(not_kept);
         if let Some(through) = through {
             self.through = through;
         }

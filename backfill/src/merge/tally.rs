@@ -6,26 +6,16 @@ use std::time::Duration;
 use projector::counts::Counts;
 use serde_json::{Value as Json, json};
 
-use crate::console::{self, span};
+use crate::console::span;
+use crate::failures::Failures;
 use crate::merge::Found;
 
-/// At most this many sessions that are not merged are named in the summary.
-const NAMED: usize = 20;
-/// At most this many get a line each while the run goes on.
-const LINES: u64 = 1_000;
-
-/// What is not merged, by session id, key or file name.
-#[derive(Debug, Default)]
-pub(crate) struct NotMerged {
-    pub(crate) count: u64,
-    named: Vec<(String, String)>,
-}
-
 /// What came of a run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tally {
     pub(crate) found: Found,
-    pub(crate) not_merged: NotMerged,
+    /// By session id, key or file name.
+    pub(crate) not_merged: Failures,
     /// What the projector counted.
     pub(crate) counts: Counts,
 }
@@ -43,35 +33,24 @@ pub(crate) struct Ended<'a> {
     pub(crate) took: Duration,
 }
 
-impl NotMerged {
-    /// Names what cannot be merged of a batch, once for each session.
-    pub(crate) fn add(&mut self, refused: impl IntoIterator<Item = (String, String)>) {
-        let mut seen = BTreeSet::new();
-        for (name, reason) in refused {
-            if !seen.insert(name.clone()) {
-                continue;
-            }
-            self.count += 1;
-            if self.count <= LINES {
-                console::line(&format!("not merged: {name}: {reason}"));
-            } else if self.count == LINES + 1 {
-                console::line("not merged: more, which get no line of their own");
-            }
-            if self.named.len() < NAMED {
-                self.named.push((name, reason));
-            }
-        }
-    }
-
-    /// The first of them, in one line.
-    pub(crate) fn named(&self) -> String {
-        let names: Vec<&str> = self.named.iter().map(|(name, _)| name.as_str()).collect();
-        let more = if self.count > names.len() as u64 { ", ..." } else { "" };
-        names.join(", ") + more
+impl Default for Tally {
+    fn default() -> Self {
+        let (found, counts) = (Found::default(), Counts::default());
+        Self { found, not_merged: Failures::new("not merged"), counts }
     }
 }
 
 impl Tally {
+    /// Names what cannot be merged of a batch, once for each session.
+    pub(crate) fn add_not_merged(&mut self, refused: impl IntoIterator<Item = (String, String)>) {
+        let mut seen = BTreeSet::new();
+        for (name, reason) in refused {
+            if seen.insert(name.clone()) {
+                self.not_merged.add(&name, &reason);
+            }
+        }
+    }
+
     /// Sessions that are as new here.
     fn unchanged(&self) -> u64 {
         let Found { read, skipped, newer, newer_parts: _ } = self.found;
@@ -122,7 +101,6 @@ impl Tally {
     pub(crate) fn json(&self, ended: &Ended<'_>) -> Json {
         let Found { read, skipped, newer, newer_parts } = self.found;
         let Ended { from, how, dry_run, through, took } = *ended;
-        let first: Vec<Json> = self.not_merged.named.iter().map(named).collect();
         json!({
             "from": from,
             "ended": how,
@@ -138,31 +116,23 @@ impl Tally {
             "objects_current": self.counts.objects_current,
             "sessions_unchanged": self.unchanged(),
             "not_merged": self.not_merged.count,
-            "first_not_merged": first,
+            "first_not_merged": self.not_merged.json(),
             "merged_through": (!through.is_empty()).then_some(through),
         })
     }
 }
 
-fn named((name, reason): &(String, String)) -> Json {
-    json!({ "name": name, "reason": reason })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{LINES, NAMED, NotMerged, Tally};
+    use super::Tally;
     use crate::merge::Found;
 
     #[test]
     fn a_session_that_is_refused_part_by_part_counts_once() {
-        let mut not_merged = NotMerged::default();
+        let mut tally = Tally::default();
         let of = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
-        not_merged.add([of("s1", "left"), of("s1", "right"), of("s2", "left")]);
-        assert_eq!((not_merged.count, not_merged.named().as_str()), (2, "s1, s2"));
-        not_merged.add((0..LINES).map(|number| of(&format!("t{number}"), "left")));
-        assert_eq!(not_merged.count, LINES + 2);
-        assert!(not_merged.named().ends_with(", ..."));
-        assert_eq!(not_merged.named.len(), NAMED);
+        tally.add_not_merged([of("s1", "left"), of("s1", "right"), of("s2", "left")]);
+        assert_eq!((tally.not_merged.count, tally.not_merged.names().as_str()), (2, "s1, s2"));
     }
 
     #[test]

@@ -168,9 +168,9 @@ impl Conductor<'_> {
 
 /// Connections apart for each kind of work that another kind may have to wait for.
 ///
-/// While the loop of a repair writes, it polls neither its source nor its looks, and while its
-/// looks are at their limit, it does not poll its source. A statement that is not polled keeps its
-/// connection. If it came from the same few connections, both would wait for each other for ever.
+/// While the looks of a repair are at their limit, its loop does not poll its source. A statement
+/// that is not polled keeps its connection. If it came from the same few connections, both would
+/// wait for each other forever.
 pub(crate) struct Connections {
     /// For what reads the source.
     pub(crate) source: Database,

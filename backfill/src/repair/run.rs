@@ -24,6 +24,7 @@ use crate::advisory_lock::Held;
 use crate::console::{self, Progress};
 use crate::items::api::KEYS_PER_CALL;
 use crate::items::{self, Key};
+use crate::read_ahead::send_all;
 use crate::rejected_records;
 use crate::repair::candidates::Batch as Candidates;
 use crate::repair::look::{Looker, Looks, MalformedItem, Objects};
@@ -150,10 +151,10 @@ impl<'a> Repair<'a> {
     ///
     /// # Errors
     /// What the source says; what does not pass of the stores, the tables or the streams.
-    pub(crate) async fn all(&mut self, source: Source<'_>, stop: &Stop) -> anyhow::Result<End> {
+    pub(crate) async fn all(&mut self, mut source: Source<'_>, stop: &Stop) -> anyhow::Result<End> {
         let (sender, steps) = mpsc::channel(1);
         // Boxed: the future is large.
-        let reading = Box::pin(source.read_all(sender));
+        let reading = Box::pin(send_all(async || source.next().await, sender));
         self.until_done(reading, steps, stop).await
     }
 
@@ -212,7 +213,7 @@ impl<'a> Repair<'a> {
         self.tally.add_untried(untried);
         let Candidates { differing, equal, without_key, items } = batch;
         for reason in without_key {
-            self.tally.add_malformed("an item without a valid key", &reason);
+            self.tally.malformed.add("an item without a valid key", &reason);
         }
         self.tally.equal += equal.len() as u64;
         if self.looker.archive.is_some() {
@@ -358,7 +359,7 @@ impl<'a> Repair<'a> {
             self.unread.push_back(key);
         } else {
             self.under_way.remove(&key);
-            self.tally.add_locked(&items::name(&key), why);
+            self.tally.locked.add(&items::name(&key), why);
         }
     }
 
@@ -370,7 +371,7 @@ impl<'a> Repair<'a> {
         let mut images = Vec::with_capacity(items.len());
         for MalformedItem { key, fault, json } in items {
             self.under_way.remove(&key);
-            self.tally.add_malformed(&items::name(&key), &fault.logged);
+            self.tally.malformed.add(&items::name(&key), &fault.logged);
             let (part, session_id) = key;
             images.push(RejectedImage { part, session_id, json, reason: fault.reason });
         }
@@ -424,9 +425,9 @@ impl<'a> Repair<'a> {
             match failed {
                 None => self.tally.objects += 1,
                 Some((session_id, error)) => {
-                    self.tally.add_failed_object(&session_id, &error);
+                    self.tally.failed_objects.add(&session_id, &error::chain(&error));
                     anyhow::ensure!(
-                        self.tally.failed_objects <= OBJECTS_FAILED_AT_MOST,
+                        self.tally.failed_objects.count <= OBJECTS_FAILED_AT_MOST,
                         "more than {OBJECTS_FAILED_AT_MOST} objects could not be written, the \
                             lines above say why. Their rows are written: once S3 takes objects \
                             again, run `backfill objects`, and this command again"

@@ -7,7 +7,6 @@ use projector::apply::Pace;
 use projector::change::{Tables, place_of};
 use projector::database::Database;
 use projector::rejected::image_key;
-use tokio::sync::mpsc;
 
 use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
@@ -34,7 +33,11 @@ pub(crate) enum Source<'a> {
 }
 
 impl Source<'_> {
-    async fn next(&mut self) -> anyhow::Result<Option<Step>> {
+    /// The next parts; `None` after the last ones.
+    ///
+    /// # Errors
+    /// If the source cannot be read.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Step>> {
         match self {
             Self::Tables(candidates, unheld) => {
                 if let Some(batch) = candidates.next().await? {
@@ -45,19 +48,6 @@ impl Source<'_> {
                 Ok(sessions.map(|unheld| Step { unheld, ..Step::default() }))
             }
             Self::Rejected(rejected) => rejected.next().await,
-        }
-    }
-
-    /// Reads to the end, or until nobody takes the steps any more. An error is the last one.
-    pub(crate) async fn read_all(mut self, sender: mpsc::Sender<anyhow::Result<Step>>) {
-        while let Ok(place) = sender.reserve().await
-            && let Some(step) = self.next().await.transpose()
-        {
-            let failed = step.is_err();
-            place.send(step);
-            if failed {
-                break;
-            }
         }
     }
 }

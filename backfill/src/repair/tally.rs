@@ -1,22 +1,18 @@
-//! What a repair came to: for people, and as JSON. Pure, but for the lines that name what failed.
+//! What a repair came to: for people, and as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use projector::error::{self, Error};
 use serde_json::{Value as Json, json};
 
-use crate::console::{self, span};
+use crate::console::span;
+use crate::failures::Failures;
 use crate::outcome::Outcome;
 
-/// At most this many items that cannot be applied, and objects that were not written, are named in
-/// the summary.
+/// At most this many rejected records without a key are named in the summary.
 const NAMED: usize = 20;
-/// At most this many get a line each while the run goes on.
-const LINES: u64 = 1_000;
-
 /// What came of the candidates.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tally {
     /// Items, or keys, that were looked at.
     pub(crate) items: u64,
@@ -32,15 +28,14 @@ pub(crate) struct Tally {
     pub(crate) removed: u64,
     /// Parts that the streams brought meanwhile.
     pub(crate) dropped: u64,
-    pub(crate) malformed: u64,
-    named_malformed: Vec<(String, String)>,
+    /// Items that the projector or PostgreSQL refuses.
+    pub(crate) malformed: Failures,
     /// Objects that were looked at after their rows, and hold at least them now.
     pub(crate) objects: u64,
-    pub(crate) failed_objects: u64,
-    named_objects: Vec<String>,
+    /// Objects that could not be written.
+    pub(crate) failed_objects: Failures,
     /// Parts whose rows were locked each time.
-    pub(crate) locked: u64,
-    named_locked: Vec<String>,
+    pub(crate) locked: Failures,
     /// Rejected records that are removed, since their parts are settled.
     pub(crate) redriven: u64,
     /// Rejected records whose keys cannot be read.
@@ -62,60 +57,33 @@ pub(crate) struct Ended {
     pub(crate) records: u64,
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            items: 0,
+            candidates: 0,
+            equal: 0,
+            waiting: 0,
+            written: 0,
+            removed: 0,
+            dropped: 0,
+            malformed: Failures::new("cannot be applied"),
+            objects: 0,
+            failed_objects: Failures::new("object not written"),
+            locked: Failures::new("not written"),
+            redriven: 0,
+            untried: 0,
+            named_untried: Vec::new(),
+        }
+    }
+}
+
 impl Tally {
-    /// An item that the projector or PostgreSQL refuses.
-    pub(crate) fn add_malformed(&mut self, name: &str, reason: &str) {
-        self.malformed += 1;
-        if self.malformed <= LINES {
-            console::line(&format!("cannot be applied: {name}: {reason}"));
-        } else if self.malformed == LINES + 1 {
-            console::line("cannot be applied: more items, which get no line of their own");
-        }
-        if self.named_malformed.len() < NAMED {
-            self.named_malformed.push((name.to_owned(), reason.to_owned()));
-        }
-    }
-
-    /// A part that could not be written, because its row was locked each time.
-    pub(crate) fn add_locked(&mut self, name: &str, why: &str) {
-        self.locked += 1;
-        if self.locked <= LINES {
-            console::line(&format!("not written: {name}: {why}"));
-        }
-        if self.named_locked.len() < NAMED {
-            self.named_locked.push(name.to_owned());
-        }
-    }
-
-    /// The parts that were locked each time, the first by name.
-    pub(crate) fn locked(&self) -> String {
-        let more = if self.locked > NAMED as u64 { ", ..." } else { "" };
-        self.named_locked.join(", ") + more
-    }
-
-    /// An object that could not be written.
-    pub(crate) fn add_failed_object(&mut self, session_id: &str, error: &Error) {
-        self.failed_objects += 1;
-        if self.failed_objects <= LINES {
-            let error = error::chain(error);
-            console::line(&format!("the object of {session_id} is not written: {error}"));
-        }
-        if self.named_objects.len() < NAMED {
-            self.named_objects.push(session_id.to_owned());
-        }
-    }
-
     /// Rejected records whose keys cannot be read: nobody knows which item to read.
     pub(crate) fn add_untried(&mut self, identities: Vec<String>) {
         self.untried += identities.len() as u64;
         let room = NAMED.saturating_sub(self.named_untried.len());
         self.named_untried.extend(identities.into_iter().take(room));
-    }
-
-    /// The objects that could not be written, the first by name.
-    pub(crate) fn failed_objects(&self) -> String {
-        let more = if self.failed_objects > NAMED as u64 { ", ..." } else { "" };
-        self.named_objects.join(", ") + more
     }
 
     /// In a few words, for the progress.
@@ -126,7 +94,11 @@ impl Tally {
 
     /// What a run came to that settled every candidate.
     pub(crate) fn outcome(&self) -> Outcome {
-        if self.malformed + self.untried > 0 { Outcome::DoneWithRejections } else { Outcome::Done }
+        if self.malformed.count + self.untried > 0 {
+            Outcome::DoneWithRejections
+        } else {
+            Outcome::Done
+        }
     }
 
     /// The summary, for people.
@@ -148,12 +120,12 @@ impl Tally {
             ("removed", always(self.removed), "parts whose item is gone"),
             ("dropped", if_any(self.dropped), "parts that the streams brought meanwhile"),
             ("not settled", if_any(self.waiting), "parts that still waited for the streams"),
-            ("cannot apply", if_any(self.malformed), "items, in rejected_records"),
-            ("locked", if_any(self.locked), "parts whose rows were locked each time"),
+            ("cannot apply", if_any(self.malformed.count), "items, in rejected_records"),
+            ("locked", if_any(self.locked.count), "parts whose rows were locked each time"),
             ("redriven", if_any(self.redriven), "records removed from rejected_records"),
             ("untried", if_any(self.untried), "rejected records whose keys cannot be read"),
             ("objects", if_any(self.objects), "objects compared with their rows after that"),
-            ("objects failed", if_any(self.failed_objects), "objects that are not written"),
+            ("objects failed", if_any(self.failed_objects.count), "objects that are not written"),
             ("records", if_any(records), "change records from the streams"),
         ] {
             if shown {
@@ -169,11 +141,6 @@ impl Tally {
     /// The same as the members of the result.
     pub(crate) fn json(&self, ended: &Ended) -> Json {
         let Ended { how, source, took, read_units, records } = *ended;
-        let first: Vec<Json> = self
-            .named_malformed
-            .iter()
-            .map(|(name, reason)| json!({ "name": name, "reason": reason }))
-            .collect();
         json!({
             "ended": how,
             "source": source,
@@ -186,16 +153,16 @@ impl Tally {
             "removed": self.removed,
             "dropped": self.dropped,
             "not_settled": self.waiting,
-            "malformed": self.malformed,
-            "first_malformed": first,
-            "locked": self.locked,
-            "first_locked": self.named_locked,
+            "malformed": self.malformed.count,
+            "first_malformed": self.malformed.json(),
+            "locked": self.locked.count,
+            "first_locked": self.locked.first(),
             "redriven": self.redriven,
             "untried": self.untried,
             "first_untried": self.named_untried,
             "objects": self.objects,
-            "objects_failed": self.failed_objects,
-            "first_objects_failed": self.named_objects,
+            "objects_failed": self.failed_objects.count,
+            "first_objects_failed": self.failed_objects.first(),
             "records": records,
             "read_units": read_units,
         })

@@ -101,7 +101,8 @@ impl Replay {
         Ran { ended, progress, times, duration: start.elapsed() }
     }
 
-    /// What a run came to. `gap`: changes since the snapshot are in no stream, and that was allowed.
+    /// What a run came to. `gap`: changes since the snapshot are in no stream, and that was
+    /// allowed.
     pub(crate) fn tally<'a>(&'a self, ran: &'a Ran, gap: bool) -> Tally<'a> {
         Tally {
             ended: &ran.ended,
