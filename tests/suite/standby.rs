@@ -94,9 +94,9 @@ async fn canceled(standby: &Stores) -> u64 {
     count.parse().expect("a number")
 }
 
-/// Changes one row of the primary again and again. PostgreSQL prunes the row's old versions off its
-/// page several times a second, and each time the standby, without patience, cancels every statement
-/// whose snapshot could see them, whatever table it reads.
+/// Changes one row of the primary again and again. PostgreSQL prunes the row's old versions several
+/// times a second, and each time the standby, without patience, cancels every statement whose
+/// snapshot could see them, whatever table it reads.
 fn churn(primary: &Stores, done: &Arc<AtomicBool>) -> JoinHandle<()> {
     let (primary, done) = (primary.clone(), Arc::clone(done));
     tokio::spawn(async move {
