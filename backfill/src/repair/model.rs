@@ -12,6 +12,7 @@
 //! - an earlier snapshot of the row is restored, and a mapping begins at any position after it;
 //! - a repair starts, and is killed at any step and run again; it has its keys from a Scan, from
 //!   an export or from a list; it loses the lock, and another repair runs before it has it again;
+//! - a repair by slices: a slice that was killed may still act, and is begun again once it cannot;
 //! - parked records are redriven, one read for several of them; a peer is merged;
 //! - an object writer runs at once after each upsert, or late, step by step, or is lost.
 //!

@@ -100,6 +100,10 @@ pub(super) struct Database {
     pub(super) repair: Option<ReRead>,
     /// A repair that has lost the lock.
     pub(super) lost_repair: Option<ReRead>,
+    /// A slice of a repair that was killed, and may still act.
+    pub(super) dead: Option<ReRead>,
+    /// A slice was killed, and its repair is not complete.
+    pub(super) leased: bool,
     /// How often the lock can still be lost.
     pub(super) losses: u8,
     pub(super) parked: [Option<Parked>; PARKED],
@@ -119,6 +123,9 @@ pub(super) enum Act {
     TimedOutLaneEnds(u8),
     /// It commits, and the record is in no bucket.
     LateAndInNoBucket(u8),
+    SliceIsRetried,
+    DeadSlice(Read),
+    DeadSliceEnds,
     LockIsLost,
     LockIsTakenAgain,
     AnotherRepairStarts,
@@ -180,6 +187,8 @@ impl Database {
             need: false,
             repair: None,
             lost_repair: None,
+            dead: None,
+            leased: false,
             losses,
             parked: [None; PARKED],
         }
@@ -228,7 +237,7 @@ impl Database {
 
     /// Whether a repair is under way, one too that has lost the lock.
     pub(super) fn repairing(&self) -> bool {
-        self.repair.is_some() || self.lost_repair.is_some()
+        self.repair.is_some() || self.lost_repair.is_some() || self.leased || self.dead.is_some()
     }
 
     /// Whether no record up to this one waits to be redriven.

@@ -2,7 +2,7 @@
 
 use super::database::{Act, Database, ReRead, Row};
 use super::object::{self, Object, Writer, Wrote};
-use super::rules::{Archive, Rules, Ver};
+use super::rules::{Archive, Lease, Rules, Ver};
 use super::search::{At, Machine, Problem, Step};
 use super::steps::{Around, Change};
 
@@ -202,6 +202,7 @@ impl Machine for One<'_> {
             return;
         }
         let State { committed, database, kills, .. } = *state;
+        let rules = self.rules;
         if committed < self.writes() {
             let state = State { committed: committed + 1, ..*state };
             steps.push(Step { action: Action::Write(committed + 1), state, problem: None });
@@ -219,14 +220,21 @@ impl Machine for One<'_> {
         let mut changes = Vec::new();
         around.deliveries(&database, &mut changes);
         around.repair(&database, &mut changes);
+        around.slices(&database, &mut changes);
         around.lost_lock(&database, &mut changes);
         around.redrives(&database, &mut changes);
         for change in &changes {
             let after = State { database: change.database, ..*state };
             self.push(state, after, change, steps);
         }
-        if kills > 0 && database.repair.is_some_and(|at| at != ReRead::Start) {
-            let database = Database { repair: None, need: true, ..database };
+        let running = database.repair.filter(|at| *at != ReRead::Start && database.dead.is_none());
+        if let Some(at) = running.filter(|_| kills > 0) {
+            let database = match rules.lease {
+                Lease::OfTheSession => Database { repair: None, need: true, ..database },
+                Lease::RetriedOnceDead | Lease::RetriedAtOnce | Lease::Expires => {
+                    Database { repair: None, dead: Some(at), leased: true, ..database }
+                }
+            };
             let state = State { database, kills: kills - 1, ..*state };
             steps.push(Step { action: Action::Row(Act::RepairIsKilled), state, problem: None });
         }

@@ -158,6 +158,20 @@ pub(super) enum Mark {
     ByRule,
 }
 
+/// Who keeps others away while a repair is under way, and what becomes of it once it is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lease {
+    /// The session that upserts has the lock, so both end together.
+    OfTheSession,
+    /// The row in `repairs` is the lock, until the repair is complete. A slice that was killed may
+    /// still act, and is retried only once it cannot.
+    RetriedOnceDead,
+    /// The same, but the slice is retried at once: two slices of one key overlap.
+    RetriedAtOnce,
+    /// The slice is retried only once it cannot act, but others may begin meanwhile.
+    Expires,
+}
+
 /// How the second database is repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Second {
@@ -219,6 +233,7 @@ pub(super) struct Rules {
     pub(super) forgotten: bool,
     /// A repair reads nothing until the invocations from before it have ended.
     pub(super) waits: bool,
+    pub(super) lease: Lease,
     // Of `two` alone:
     pub(super) second: Second,
     pub(super) clocks_us: [u64; 2],
@@ -267,6 +282,7 @@ pub(super) const FIRST: Rules = Rules {
     redrive_dies: false,
     forgotten: false,
     waits: false,
+    lease: Lease::OfTheSession,
     second: Second::ReRead,
     clocks_us: [2, 1],
     merge: Merge::ByVersion,
@@ -305,3 +321,7 @@ pub(super) const OURS: Rules = Rules {
 /// The same, with the bucket that was there before a snapshot was restored.
 pub(super) const OURS_RESTORED: Rules =
     Rules { heads: Heads::OfUnheld, objects: true, restore: true, archive: Archive::Floor, ..OURS };
+
+/// The rules of a repair by slices, each an invocation of its own, for which one row in `repairs`
+/// is the lock.
+pub(super) const OUR_SLICES: Rules = Rules { lease: Lease::RetriedOnceDead, ..OURS };

@@ -3,7 +3,7 @@
 
 use super::database::{Act, Database, PARKED, Parked, Put, ReRead, Read, Row};
 use super::object::Object;
-use super::rules::{Archive, Rules, Ver};
+use super::rules::{Archive, Lease, Rules, Ver};
 use super::search::Problem;
 use crate::repair::reread::{self, AfterHold, AfterRead, Image, Seen};
 
@@ -48,8 +48,15 @@ impl Around<'_> {
         (Ver::of_change(sequence), self.history[usize::from(sequence)])
     }
 
-    /// Whether somebody has the lock of repairs.
+    /// Whether somebody has the lock of repairs, or a slice that was killed still keeps the others
+    /// away.
     pub(super) fn is_locked(&self, database: &Database) -> bool {
+        let leased = database.leased && self.rules.lease != Lease::Expires;
+        leased || self.is_taken(database)
+    }
+
+    /// Whether somebody who lives has the lock of repairs.
+    fn is_taken(&self, database: &Database) -> bool {
         let repairing = database.repair.is_some_and(|repair| repair != ReRead::Start);
         self.rules.lock && (repairing || database.redrive_is_locked(self.rules) || self.merging)
     }
@@ -77,8 +84,8 @@ impl Around<'_> {
 
     /// The repair begins, or does its next step.
     pub(super) fn repair(&self, database: &Database, changes: &mut Vec<Change>) {
-        let locked = self.is_locked(database);
-        if database.need && database.repair.is_none() && !locked {
+        let locked = self.is_taken(database);
+        if database.need && database.repair.is_none() && !database.leased && !locked {
             let repaired_at = Some(self.committed);
             let next =
                 Database { repaired_at, need: false, repair: Some(ReRead::Start), ..*database };
@@ -105,8 +112,30 @@ impl Around<'_> {
             let put = Some((version, content));
             changes.push(self.change(Act::ObjectIsMerged, *database, put, false));
         } else if let Some((read, repair, put)) = self.reread(repair, database) {
-            let next = Database { repair, ..*database };
+            let leased = database.leased && repair.is_some();
+            let next = Database { repair, leased, ..*database };
             changes.push(self.change(Act::Repair(read), next, put, repair.is_none()));
+        }
+    }
+
+    /// What a slice that was killed still does, and the slice that is begun in its place: it reads
+    /// anew, of the same repair.
+    pub(super) fn slices(&self, database: &Database, changes: &mut Vec<Change>) {
+        let mut push = |act, next, put, to_archive| {
+            changes.push(self.change(act, next, put, to_archive));
+        };
+        if let Some(at) = database.dead {
+            push(Act::DeadSliceEnds, Database { dead: None, ..*database }, None, false);
+            if let Some((read, dead, put)) = self.reread(at, database) {
+                let next = Database { dead, ..*database };
+                push(Act::DeadSlice(read), next, put, dead.is_none());
+            }
+        }
+        let waits = database.dead.is_some() && self.rules.lease != Lease::RetriedAtOnce;
+        let others = self.rules.lease == Lease::Expires && self.is_taken(database);
+        if database.leased && database.repair.is_none() && !waits && !others {
+            let next = Database { repair: Some(ReRead::Start), ..*database };
+            push(Act::SliceIsRetried, next, None, false);
         }
     }
 

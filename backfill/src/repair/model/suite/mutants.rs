@@ -1,8 +1,8 @@
 //! Each rule taken away: the search must find a problem.
 
 use super::super::rules::{
-    Archive, FIRST, First, HOLDS, Heads, Late, MERGED, Mark, Merge, Named, OUR_MERGE, OURS,
-    OURS_RESTORED, Redrive, Rules,
+    Archive, FIRST, First, HOLDS, Heads, Late, Lease, MERGED, Mark, Merge, Named, OUR_MERGE,
+    OUR_SLICES, OURS, OURS_RESTORED, Redrive, Rules,
 };
 use super::Histories::UpTo;
 use super::Of::{One, Two};
@@ -137,6 +137,22 @@ fn of_ours() -> Vec<Row> {
     ]
 }
 
+/// A rule of slices is taken away.
+#[rustfmt::skip]
+fn of_slices() -> Vec<Row> {
+    use Expected::Wrong;
+    vec![
+        row("a slice is retried while its predecessor may act", One, UpTo(2, 1),
+            Rules { lease: Lease::RetriedAtOnce, first: First::Never, ..OUR_SLICES },
+            Wrong, &[0, 1, 0]),
+        row("the same, compared in one statement and upserted in another", One, UpTo(2, 1),
+            Rules { lease: Lease::RetriedAtOnce, atomic: false, first: First::Never, ..OUR_SLICES },
+            Wrong, &[0, 1, 0]),
+        row("others may begin while a slice that was killed may act", One, UpTo(2, 1),
+            Rules { lease: Lease::Expires, ..OUR_SLICES }, Wrong, &[0, 1, 0]),
+    ]
+}
+
 /// Runs the searches, and names those that do not find what they must.
 fn run(rows: Vec<Row>) {
     let mut missed = Vec::new();
@@ -176,4 +192,9 @@ fn the_rules_of_the_commands_fail_if_one_is_lacking() {
 #[test]
 fn a_merge_that_lacks_one_rule_fails() {
     run(of_a_merge());
+}
+
+#[test]
+fn each_rule_of_slices_is_needed() {
+    run(of_slices());
 }

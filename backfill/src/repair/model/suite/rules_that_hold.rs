@@ -2,8 +2,8 @@
 //! beside them.
 
 use super::super::rules::{
-    Archive, FIRST, First, HOLDS, MERGED, Mark, OUR_MERGE, OURS, OURS_RESTORED, Redrive, Rules,
-    Second,
+    Archive, FIRST, First, HOLDS, Lease, MERGED, Mark, OUR_MERGE, OUR_SLICES, OURS, OURS_RESTORED,
+    Redrive, Rules, Second,
 };
 use super::Histories::{Exactly, UpTo};
 use super::Of::{One, Two};
@@ -176,6 +176,22 @@ fn of_the_commands_around_it() -> Vec<Row> {
     ]
 }
 
+/// A repair by slices, some of which are killed and may still act.
+#[rustfmt::skip]
+fn by_slices() -> Vec<Row> {
+    vec![
+        row("slices: keys from an export", One, UpTo(2, 2), OUR_SLICES,
+            [81_380, 1_238], 5, [4_799, 148]),
+        row("slices: two are killed", One, UpTo(2, 1), Rules { kills: 2, ..OUR_SLICES },
+            [43_559, 693], 5, [8_315, 222]),
+        row("slices: two parked", One, UpTo(2, 1),
+            Rules { parked: 2, gaps: 1, ..OUR_SLICES }, [11_779, 340], 5, [1_163, 68]),
+        row("slices: a snapshot is restored, its bucket is the old one", One, UpTo(2, 1),
+            Rules { lease: Lease::RetriedOnceDead, ..OURS_RESTORED },
+            [1_259_603, 3_740], 3, [31_875, 270]),
+    ]
+}
+
 /// Runs the searches, and names what is wrong with them.
 fn run(rows: Vec<Row>) {
     let mut wrong = Vec::new();
@@ -215,4 +231,9 @@ fn first_looks_lost_locks_and_shared_reads_change_nothing() {
 #[test]
 fn the_rules_of_the_commands_hold_together() {
     run(ours());
+}
+
+#[test]
+fn a_slice_that_was_killed_may_act_until_it_is_retried() {
+    run(by_slices());
 }
