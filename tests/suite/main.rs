@@ -34,6 +34,7 @@ mod rejects;
 mod repair;
 mod replay;
 mod runbook;
+mod soak;
 mod standby;
 mod status;
 mod stream;

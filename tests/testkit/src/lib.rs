@@ -3,6 +3,7 @@
 
 pub mod aws_server;
 pub mod closed_streams;
+pub mod cut_gate;
 pub mod dynamodb;
 pub mod dynamodb_gate;
 pub mod emulator;

@@ -217,3 +217,67 @@ pub fn object(row: &Json) -> Json {
     object.insert("versions".to_owned(), Json::Object(versions));
     Json::Object(object)
 }
+
+/// The bytes of an object, from its row: the members in the order of the contract, without blanks.
+///
+/// # Panics
+/// If the row is none of `measurements`.
+#[must_use]
+pub fn object_bytes(row: &Json) -> Vec<u8> {
+    let object = object(row);
+    let versions = |object: &Json| {
+        let version = |part: &str| format!("\"{part}\":{}", object["versions"][part]);
+        format!("\"versions\":{{{}}}", ["session", "left", "right"].map(version).join(","))
+    };
+    if !object["deleted"].is_null() {
+        let key = &object["session_id"];
+        return format!("{{\"session_id\":{key},\"deleted\":true,{}}}", versions(&object))
+            .into_bytes();
+    }
+    let of_scan = |side: &'static str| {
+        let names = SCAN.into_iter().map(|(name, _)| name).chain(["attributes"]);
+        names.map(move |name| format!("{side}_{name}"))
+    };
+    let names = std::iter::once("session_id".to_owned())
+        .chain(SESSION.into_iter().map(|(name, _)| name.to_owned()))
+        .chain(["session_attributes".to_owned()])
+        .chain(of_scan("left"))
+        .chain(of_scan("right"));
+    let member = |name: String| format!("\"{name}\":{}", object[name.as_str()]);
+    let mut members: Vec<String> = names.map(member).collect();
+    members.push(versions(&object));
+    let times = ["session", "left", "right"].map(|part| member(format!("{part}_changed_at")));
+    members.extend(times);
+    members.push(member("complete".to_owned()));
+    format!("{{{}}}", members.join(",")).into_bytes()
+}
+
+/// What a row becomes that knows one part better than another row does: of each part, the columns
+/// of the row with the greater version.
+///
+/// # Panics
+/// If one is no row of `measurements`.
+#[must_use]
+pub fn join(row: &Json, other: &Json) -> Json {
+    let mut joined = row.clone();
+    for part in ["session", "left", "right"] {
+        let version = format!("{part}_version");
+        if other[&version].as_str() <= row[&version].as_str() {
+            continue;
+        }
+        let of_part = |name: &str| match part {
+            "session" => {
+                SESSION.iter().any(|(known, _)| *known == name) || name.starts_with("session_")
+            }
+            _ => name.starts_with(&format!("{part}_")),
+        };
+        for (name, value) in other.as_object().expect("a row") {
+            if of_part(name) {
+                joined[name] = value.clone();
+            }
+        }
+    }
+    let present = ["user_id", "left_scanned_at", "right_scanned_at"];
+    joined["complete"] = json!(present.iter().all(|name| !joined[*name].is_null()));
+    joined
+}

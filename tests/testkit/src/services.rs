@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use projector::apply::{BatchOutcome, Projector};
@@ -201,15 +202,20 @@ impl Stores {
         connections: usize,
         limits: Option<TimeoutConfig>,
     ) -> Projector {
-        let archive =
-            ArchiveConfig { bucket: self.bucket.clone(), prefix: "measurements/".to_owned() };
         let mut aws = aws(s3_url).await;
         if let Some(limits) = limits {
             aws = aws.into_builder().timeout_config(limits).build();
         }
-        let archive = Archive::new(archive, &aws);
+        self.projector_of(&aws, connections)
+    }
+
+    /// A projector whose calls of S3 are made by this configuration.
+    #[must_use]
+    pub fn projector_of(&self, aws: &SdkConfig, connections: usize) -> Projector {
+        let archive =
+            ArchiveConfig { bucket: self.bucket.clone(), prefix: "measurements/".to_owned() };
         let mut projector = self.projector_without_archive(&self.database_url, connections);
-        projector.archive = Some(archive);
+        projector.archive = Some(Archive::new(archive, aws));
         projector
     }
 
@@ -291,6 +297,18 @@ pub fn parsed(objects: &Objects) -> BTreeMap<String, Json> {
 /// An AWS configuration whose services are all at this URL.
 pub async fn aws(url: &str) -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest()).endpoint_url(url).load().await
+}
+
+/// The same, whose calls are repeated at once if they fail: faults of a test cost no seconds.
+pub async fn hasty_aws(url: &str) -> SdkConfig {
+    let retries = RetryConfig::standard()
+        .with_max_attempts(4)
+        .with_initial_backoff(std::time::Duration::from_millis(1));
+    aws_config::defaults(BehaviorVersion::latest())
+        .endpoint_url(url)
+        .retry_config(retries)
+        .load()
+        .await
 }
 
 /// An S3 client.
