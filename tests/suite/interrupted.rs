@@ -1,29 +1,33 @@
 //! `backfill stream` that a signal, kill -9 or an outage interrupts: no checkpoint is ahead of the
 //! stores, and the next run resumes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use fastrand::Rng;
+use serde_json::Value as Json;
 use testkit::gates::TcpGate;
 use testkit::oracle;
 use testkit::records::{LABEL, Record, arn, session};
 use testkit::runs::{
     assert_code, assert_equal, counted, output, signal, stream, text, until, well_formed,
 };
-use testkit::services::{Stores, parsed};
+use testkit::services::Stores;
 use testkit::stream_server::{Fault, StreamServer};
 
 /// What a checkpoint says is in both stores: of each shard with one, every record up to it.
-async fn assert_no_checkpoint_ahead(
+pub(crate) async fn assert_no_checkpoint_ahead<B: AsRef<[u8]>>(
     stores: &Stores,
     records_by_shard: &HashMap<(String, String), Vec<Record>>,
+    objects: &BTreeMap<String, B>,
 ) {
     let sql = "SELECT stream_arn, shard_id, sequence_number, finished FROM backfill_checkpoints";
     let checkpoints: Vec<(String, String, Option<String>, bool)> =
         stores.connect().await.rows(sql).await;
     let rows = stores.rows().await;
-    let objects = parsed(&stores.objects().await);
+    let json = |body: &B| serde_json::from_slice::<Json>(body.as_ref()).expect("JSON");
+    let objects: BTreeMap<&String, Json> =
+        objects.iter().map(|(key, body)| (key, json(body))).collect();
     for (arn, shard, last, finished) in checkpoints {
         let last: u128 = last.map_or(0, |last| last.parse().expect("a number"));
         for record in &records_by_shard[&(arn.clone(), shard.clone())] {
@@ -34,7 +38,8 @@ async fn assert_no_checkpoint_ahead(
             let version = format!("{}/{:040}", record.label, record.sequence_number);
             let row = rows[session][format!("{part}_version")].as_str().unwrap_or_default();
             assert!(row >= version.as_str(), "{shard} is ahead of the row of {}", record.item);
-            let object = &objects[&format!("measurements/{session}.json")]["versions"][part];
+            let key = format!("measurements/{session}.json");
+            let object = &objects[&key]["versions"][part];
             let object = object.as_str().unwrap_or_default();
             assert!(
                 object >= version.as_str(),
@@ -167,7 +172,7 @@ async fn a_replay_killed_twenty_times_ends_like_one_that_was_not() {
             child.kill().await.expect("it is killed");
             killed += 1;
         }
-        assert_no_checkpoint_ahead(&stores, &by_shard).await;
+        assert_no_checkpoint_ahead(&stores, &by_shard, &stores.objects().await).await;
     }
     assert!(killed >= 20, "the replay was too short to be killed so often: {killed}");
     assert!(resumed(), "it resumed from checkpoints");
@@ -199,5 +204,6 @@ async fn a_database_that_goes_away_is_waited_for() {
     assert_code(&ended, 0);
     assert!(text(&ended.stderr).contains("in 2 s"), "{ended:?}");
     assert_equal(&stores, &records).await;
-    assert_no_checkpoint_ahead(&stores, &server.records_by_shard()).await;
+    let objects = stores.objects().await;
+    assert_no_checkpoint_ahead(&stores, &server.records_by_shard(), &objects).await;
 }

@@ -2,19 +2,24 @@
 //! run of all tests takes a sample; `make soak` takes the whole, and writes what it came to into
 //! docs/proof.md. Both print their seed; `SOAK_SEED` repeats a run.
 
+mod clock;
 mod cuts;
 mod histories;
+mod kills;
 mod world;
 
 use std::io::Write as _;
 
 use serde_json::{Value as Json, json};
 
+fn is_soak() -> bool {
+    std::env::var("SOAK").is_ok_and(|soak| soak == "1")
+}
+
 /// How much of something is tried: a sample, or as much as `make soak` wants.
 fn amount(sample: u64, whole: u64) -> u64 {
-    let is_soak = std::env::var("SOAK").is_ok_and(|soak| soak == "1");
     let wanted = std::env::var("SOAK_AMOUNT").ok().and_then(|amount| amount.parse().ok());
-    wanted.unwrap_or(if is_soak { whole } else { sample })
+    wanted.unwrap_or(if is_soak() { whole } else { sample })
 }
 
 /// The seed of this run. It is printed, so that a failure shows it.
