@@ -8,8 +8,17 @@ BINARIES := target/debug
 # the benchmark and its plots.
 BUILD := $(CARGO) build --workspace --exclude bench
 
+# What cargo-fuzz passes to the compiler: libFuzzer sees which edges an input reaches, and what is compared. The target
+# is named, so that build scripts and macros, which run while this is built, are not instrumented.
+COVERAGE := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+TARGET ?= change
+RUNS ?= 1000000
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop deploy-local test bench lint fmt fixtures day backfill lambda clean
+.PHONY: help demo demo-stop deploy-local test soak fuzz bench lint fmt fixtures day backfill lambda clean
 
 help: ## List the commands
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +37,16 @@ deploy-local: ## Deploy infra/ on a stand-in of AWS with the real projector, and
 test: ## Run all tests against real services
 	$(BUILD) --all-targets
 	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer scripts/run-tests
+
+soak: ## Prove at scale, and write docs/proof.md (by hand, up to hours). PART=cuts: one part; SOAK_SEED and SOAK_AMOUNT repeat or limit it
+	$(CARGO) build --profile soak -p projector -p backfill -p tests --bins --tests
+	$(SERVICES) --with-dynamodb scripts/soak $(PART)
+
+fuzz: ## Fuzz a TARGET (change, object, version, document, export) with RUNS inputs, guided by coverage; finds stay in target/fuzz
+	mkdir -p target/fuzz/corpus/$(TARGET)
+	RUSTFLAGS="$(COVERAGE)" $(CARGO) build -p fuzz --features libfuzzer --bin fuzz --profile fuzz --target $(HOST) --target-dir target/fuzz
+	FUZZ_TARGET=$(TARGET) target/fuzz/$(HOST)/fuzz/fuzz -runs=$(RUNS) -max_len=4096 -timeout=10 -print_final_stats=1 \
+		-artifact_prefix=target/fuzz/ target/fuzz/corpus/$(TARGET) tests/corpus/$(TARGET)
 
 bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: under five minutes; PART=database: one part
 	$(CARGO) build --release -p projector -p backfill -p bench --bin projector --bin backfill --bin bench
