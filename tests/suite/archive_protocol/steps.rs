@@ -12,7 +12,7 @@ impl Machine {
         for (writer, at) in state.writers.into_iter().enumerate() {
             if at != Writer::Done {
                 steps.extend(self.goes_on(state, writer));
-                self.fails(state, writer, steps);
+                Self::fails(state, writer, steps);
             }
             if state.statements[writer] {
                 let mut after = *state;
@@ -112,7 +112,7 @@ impl Machine {
     }
 
     /// What can go wrong with a writer.
-    fn fails(&self, state: &State, writer: usize, steps: &mut Vec<Step>) {
+    fn fails(state: &State, writer: usize, steps: &mut Vec<Step>) {
         if state.faults == 0 {
             return;
         }

@@ -201,8 +201,7 @@ struct Repair {
 
 impl Repair {
     async fn read(projector: &Projector, histories: &[History]) -> Self {
-        let items: Vec<Change> =
-            histories.iter().filter_map(History::item).map(|record| decoded(record)).collect();
+        let items: Vec<Change> = histories.iter().filter_map(History::item).map(decoded).collect();
         let keys: BTreeSet<&str> = items.iter().map(|item| item.session_id.as_str()).collect();
         let keys: Vec<&str> = keys.into_iter().collect();
         let rows = versions_by_key(&projector.database, &keys, Deadline::NONE).await;

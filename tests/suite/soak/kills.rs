@@ -49,7 +49,7 @@ struct Shard {
 }
 
 impl Shard {
-    fn new(records: Vec<Record>, batch_size: usize) -> Self {
+    fn new(records: &[Record], batch_size: usize) -> Self {
         let batches = records.chunks(batch_size).map(<[Record]>::to_vec).collect();
         Self { batches, acknowledged: Vec::new() }
     }
@@ -88,7 +88,7 @@ async fn kill_function(rng: &mut Rng) -> u64 {
     let all = [sessions.clone(), scans.clone()].concat();
     let mut kills = 0;
     for records in [scans, sessions] {
-        let mut shard = Shard::new(records, 12);
+        let mut shard = Shard::new(&records, 12);
         let start = async || Function::start(program("projector", &[], &world)).await;
         let mut function = start().await.expect("it starts");
         function.first_poll().await.expect("it polls");

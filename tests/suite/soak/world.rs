@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use projector::apply::Projector;
 use serde_json::Value as Json;
 use testkit::memory_s3::MemoryS3;
 use testkit::oracle::{self, Rows};
 use testkit::records::Record;
-use testkit::services::{Stores, hasty_aws};
+use testkit::services::Stores;
 
 /// A database in which no row goes back, and an S3 in which no object does.
 pub(crate) struct World {
@@ -21,11 +20,6 @@ impl World {
         let stores = Stores::fresh().await;
         stores.forbid_going_back().await;
         Self { stores, s3: MemoryS3::start(seed, s3_faults_per_mille).await }
-    }
-
-    /// A projector of these stores.
-    pub(crate) async fn projector(&self, connections: usize) -> Projector {
-        self.stores.projector_of(&hasty_aws(&self.s3.url).await, connections)
     }
 
     /// The objects, by session.

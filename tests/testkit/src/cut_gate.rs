@@ -110,8 +110,8 @@ async fn one_way(
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let (passes, is_cut) = lock(passed).take(way, read);
-        if to.write_all(&buffer[..passes]).await.is_err() || is_cut {
+        let (count, is_cut) = lock(passed).take(way, read);
+        if to.write_all(&buffer[..count]).await.is_err() || is_cut {
             return;
         }
     }
