@@ -12,11 +12,13 @@ fn what_holds_data_is_retained() {
     // name. A table is never in what is rolled back.
     let stateful = [
         ("AWS::DynamoDB::Table", "Retain"),
+        ("AWS::ECR::Repository", "Retain"),
         ("AWS::RDS::DBInstance", "RetainExceptOnCreate"),
         ("AWS::S3::Bucket", "RetainExceptOnCreate"),
         ("AWS::S3::BucketPolicy", "RetainExceptOnCreate"),
         ("AWS::SecretsManager::Secret", "RetainExceptOnCreate"),
         ("AWS::Logs::LogGroup", "RetainExceptOnCreate"),
+        ("AWS::SQS::Queue", "RetainExceptOnCreate"),
     ];
     for (kind, policy) in stateful {
         for (place, resource) in resources(kind) {
@@ -229,13 +231,15 @@ fn the_key_of_a_bucket_reaches_every_template_that_needs_it() {
             assert!(!matches(pattern, alias), "{name}.{parameter}: a policy takes no alias");
         }
     }
-    assert_eq!(keys, 3, "the bucket's, that of its copy, and the projector's");
+    assert_eq!(keys, 5, "the bucket's, its copy's, the projector's, the service's, a consumer's");
     let config = &FILES["samconfig.toml"];
     for (environment, parameters) in [
         ("old", ["ArchiveKmsKeyArn"].as_slice()),
         ("new", &["ArchiveKmsKeyArn"]),
         ("old-archive", &["KmsKeyArn", "ReplicateToKmsKeyArn"]),
         ("new-archive", &["KmsKeyArn"]),
+        ("tenant", &["ArchiveKmsKeyArn"]),
+        ("fanout", &["ArchiveKmsKeyArn"]),
     ] {
         let given = overrides(&config[environment]);
         for parameter in parameters {

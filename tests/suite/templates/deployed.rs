@@ -1,0 +1,264 @@
+//! The stacks of the service on a stand-in of AWS, as far as it knows them: the image repository,
+//! the cache, the builds, the role of external-dns, and an object's event on its way to a
+//! consumer's queue. It does not know Fargate profiles, access entries, `CodePipeline`,
+//! `CodeDeploy` and OIDC providers, nor rules of security groups as resources of their own: these
+//! are taken out here, linted, and read off the templates by `tenant.rs`, `delivery.rs` and
+//! `releases.rs`. The record set is in no template.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+use testkit::services::service;
+
+use super::root;
+
+/// Runs a command in a folder, and gives what it printed.
+fn run(folder: &Path, command: &str) -> String {
+    let output = Command::new("bash")
+        .args(["-c", command])
+        .current_dir(folder)
+        .env("SAM_CLI_POLL_DELAY", "0.3")
+        .output()
+        .expect("bash runs");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command}\n{printed}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    printed
+}
+
+fn json_of(folder: &Path, command: &str) -> Json {
+    serde_json::from_str(&run(folder, &format!("aws --output json {command}"))).expect("JSON")
+}
+
+const UNKNOWN: [&str; 6] = [
+    "AWS::EC2::SecurityGroupIngress",
+    "AWS::EC2::SecurityGroupEgress",
+    "AWS::EKS::FargateProfile",
+    "AWS::EKS::AccessEntry",
+    "AWS::CodePipeline::Pipeline",
+    "AWS::IAM::RolePolicy",
+];
+
+/// A template without the resources that the stand-in does not know, and without outputs of those.
+fn known(name: &str) -> String {
+    let text = std::fs::read_to_string(root().join(format!("infra/{name}.yaml"))).expect("a file");
+    let mut blocks = vec![String::new()];
+    for line in text.lines() {
+        let begins = !line.starts_with("   ") && !line.trim_start().starts_with('#');
+        if begins && !line.is_empty() {
+            blocks.push(String::new());
+        }
+        let block = blocks.last_mut().expect("a block");
+        *block += &format!("{line}\n");
+    }
+    let unknown =
+        |block: &str| UNKNOWN.iter().any(|kind| block.contains(&format!("Type: {kind}\n")));
+    let gone: Vec<String> = blocks
+        .iter()
+        .filter(|block| unknown(block))
+        .map(|block| block.trim_start().split(':').next().expect("an id").to_owned())
+        .collect();
+    let kept = blocks.iter().filter(|block| {
+        !unknown(block) && !gone.iter().any(|id| block.contains(&format!("Value: !Ref {id}\n")))
+    });
+    kept.map(String::as_str).collect()
+}
+
+/// Deploys a template as a stack of this run's own.
+fn deploy(folder: &Path, name: &str, parameters: &str) -> String {
+    let stack = format!("{name}-{}", std::process::id());
+    std::fs::write(folder.join(format!("{name}.yaml")), known(name)).expect("a file");
+    run(
+        folder,
+        &format!(
+            "sam deploy --stack-name {stack} --template-file {name}.yaml --resolve-s3 \
+             --capabilities CAPABILITY_IAM --parameter-overrides {parameters}"
+        ),
+    );
+    stack
+}
+
+fn output(folder: &Path, stack: &str, key: &str) -> String {
+    let command = format!(
+        "aws cloudformation describe-stacks --stack-name {stack} --output text \
+         --query \"Stacks[0].Outputs[?OutputKey=='{key}'].OutputValue\""
+    );
+    run(folder, &command).trim().to_owned()
+}
+
+fn folder() -> tempfile::TempDir {
+    assert!(service("AWS_ENDPOINT_URL").starts_with("http://127.0.0.1:"), "a stand-in");
+    tempfile::tempdir().expect("a folder")
+}
+
+/// The network of the stand-in, as two parameters.
+fn network(folder: &Path) -> String {
+    let vpc = run(folder, "aws ec2 describe-vpcs --query 'Vpcs[0].VpcId' --output text");
+    let subnets =
+        "aws ec2 describe-subnets --query \"join(',', Subnets[].SubnetId)\" --output text";
+    format!("VpcId={} SubnetIds={}", vpc.trim(), run(folder, subnets).trim())
+}
+
+/// The images outlive the stack that declares them.
+#[test]
+fn the_repository_is_immutable_shared_and_retained() {
+    let folder = folder();
+    let folder = folder.path();
+    let name = format!("team/reader-{}", std::process::id());
+    let stack = deploy(
+        folder,
+        "images",
+        &format!("RepositoryName={name} PullAccounts=111122223333,444455556666"),
+    );
+    let describe = format!("ecr describe-repositories --repository-names {name}");
+    let repository = json_of(folder, &describe)["repositories"][0].clone();
+    assert_eq!(repository["imageTagMutability"], "IMMUTABLE");
+    assert_eq!(repository["imageScanningConfiguration"]["scanOnPush"], true);
+    assert_eq!(Json::from(output(folder, &stack, "RepositoryUri")), repository["repositoryUri"]);
+    let policy = json_of(folder, &format!("ecr get-repository-policy --repository-name {name}"));
+    let policy: Json =
+        serde_json::from_str(policy["policyText"].as_str().expect("a text")).expect("JSON");
+    let accounts = json!({ "AWS": ["111122223333", "444455556666"] });
+    assert_eq!(policy["Statement"][0]["Principal"], accounts);
+    let rules = json_of(folder, &format!("ecr get-lifecycle-policy --repository-name {name}"));
+    let rules: Json =
+        serde_json::from_str(rules["lifecyclePolicyText"].as_str().expect("a text")).expect("JSON");
+    assert_eq!(rules["rules"][1]["selection"]["countNumber"], 500);
+
+    run(folder, &format!("aws cloudformation delete-stack --stack-name {stack}"));
+    let gone =
+        format!("timeout 60 aws cloudformation wait stack-delete-complete --stack-name {stack}");
+    run(folder, &gone);
+    assert_eq!(json_of(folder, &describe)["repositories"][0]["repositoryName"], name);
+}
+
+#[test]
+fn the_cache_has_two_nodes_tls_and_one_address() {
+    let folder = folder();
+    let folder = folder.path();
+    let stack = deploy(folder, "cache", &network(folder));
+    let groups = json_of(folder, "elasticache describe-replication-groups");
+    let groups = groups["ReplicationGroups"].as_array().expect("groups");
+    let ours = groups.iter().find(|group| {
+        group["Description"].as_str().is_some_and(|text| text.starts_with(&format!("{stack},")))
+    });
+    let cache = ours.expect("a replication group");
+    assert_eq!(cache["MemberClusters"].as_array().map(Vec::len), Some(2));
+    assert_eq!((&cache["Engine"], &cache["MultiAZ"]), (&json!("valkey"), &json!("enabled")));
+    assert_eq!(cache["TransitEncryptionMode"], "required");
+    assert_eq!(output(folder, &stack, "Port"), "6379");
+    assert_ne!(output(folder, &stack, "Host"), "");
+}
+
+/// Everything of the tenant and of the pipelines that the stand-in knows: imports that resolve,
+/// roles whose documents are JSON, builds with their variables.
+#[test]
+fn the_roles_and_the_builds_are_made_of_what_the_stacks_before_export() {
+    let folder = folder();
+    let folder = folder.path();
+    let id = std::process::id();
+    let images = deploy(
+        folder,
+        "images",
+        &format!("RepositoryName=team/built-{id} PullAccounts=111122223333"),
+    );
+    let network = network(folder);
+    let group =
+        "aws ec2 describe-security-groups --query 'SecurityGroups[0].GroupId' --output text";
+    let group = run(folder, group);
+    let database = deploy(
+        folder,
+        "existing-database",
+        &format!(
+            "Host=db.example.com DatabaseName=measurements ResourceId=db-ABC InstanceIdentifier=db \
+             DatabaseSecurityGroupId={} {}",
+            group.trim(),
+            network.split(' ').next().expect("a VPC")
+        ),
+    );
+    let issuer = "OidcIssuer=oidc.eks.eu-central-1.amazonaws.com/id/ABC";
+    let tenant = deploy(
+        folder,
+        "tenant",
+        &format!(
+            "ClusterName=shared {issuer} ImagesStack={images} DatabaseStack={database} {network}"
+        ),
+    );
+    let role = output(folder, &tenant, "ServiceRoleArn");
+    let (_, role) = role.rsplit_once('/').expect("a name");
+    let trust = json_of(folder, &format!("iam get-role --role-name {role}"));
+    let condition = &trust["Role"]["AssumeRolePolicyDocument"]["Statement"][0]["Condition"];
+    assert_eq!(
+        condition["StringEquals"]["oidc.eks.eu-central-1.amazonaws.com/id/ABC:sub"],
+        "system:serviceaccount:read-model:reader"
+    );
+    deploy(
+        folder,
+        "dns-role",
+        &format!(
+            "{issuer} ClusterZoneId=Z1 ClusterZoneNames='*.apps.example.com' ServiceZoneId=Z2 \
+             ServiceNames=reader.example.com,a-reader.example.com"
+        ),
+    );
+
+    let connection = "arn:aws:codeconnections:eu-central-1:111122223333:connection/0a1b";
+    let delivery = deploy(
+        folder,
+        "delivery",
+        &format!(
+            "ConnectionArn={connection} ServiceRepository=team/reader TenantStack={tenant} \
+             ImagesStack={images} ProjectorRepository=team/read-model ProjectorStack=projector-new"
+        ),
+    );
+    let projects =
+        json_of(folder, &format!("codebuild batch-get-projects --names {delivery}-image"));
+    let environment = &projects["projects"][0]["environment"];
+    assert_eq!(environment["type"], "ARM_CONTAINER");
+    let variables = environment["environmentVariables"].as_array().expect("variables");
+    let of = |name: &str| {
+        let variable = variables.iter().find(|variable| variable["name"] == name);
+        variable.unwrap_or_else(|| panic!("no {name}"))["value"].clone()
+    };
+    assert_eq!(Json::from(output(folder, &images, "RepositoryUri")), of("REPOSITORY_URI"));
+    assert_eq!(of("OVERLAY"), "dark");
+    assert_eq!(projects["projects"][0]["source"]["buildspec"], "infra/buildspec.yml");
+}
+
+/// Every object below the prefix is a message, and no other object of the bucket is.
+#[test]
+fn an_object_becomes_a_message_of_the_consumer() {
+    let folder = folder();
+    let folder = folder.path();
+    let bucket = format!("archive-with-events-{}", std::process::id());
+    let archive = deploy(folder, "archive", &format!("BucketName={bucket} EventBridge=true"));
+    let fanout = deploy(folder, "fanout", &format!("ArchiveStack={archive}"));
+    let queue = output(folder, &fanout, "QueueUrl");
+    std::fs::write(folder.join("object"), "{}").expect("a file");
+    for key in ["other/s1.json", "measurements/s1.json"] {
+        run(folder, &format!("aws s3api put-object --bucket {bucket} --key {key} --body object"));
+    }
+    let receive = format!(
+        "aws --endpoint-url \"$AWS_ENDPOINT_URL\" --output json sqs receive-message \
+         --queue-url {queue} --max-number-of-messages 10"
+    );
+    let mut keys = Vec::new();
+    for _ in 0..40 {
+        let received = run(folder, &receive);
+        let received: Json = serde_json::from_str(&received).unwrap_or_default();
+        for message in received["Messages"].as_array().into_iter().flatten() {
+            let body = message["Body"].as_str().expect("a body");
+            let event: Json = serde_json::from_str(body).expect("JSON");
+            keys.push(event["detail"]["object"]["key"].clone());
+        }
+        if !keys.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    assert_eq!(keys, ["measurements/s1.json"]);
+}
