@@ -3,7 +3,6 @@
 //! ECR, Docker and kubectl do.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -30,6 +29,8 @@ fn nothing_is_deployed_that_nobody_approved() {
             .collect();
         assert_eq!(categories[..3], ["Source", "Build", "Approval"], "{id}");
         assert_eq!(categories.len(), 4, "{id}");
+        // Any other approval would be given by a machine.
+        assert_eq!(stages[2]["Actions"][0]["ActionTypeId"]["Provider"], "Manual", "{id}");
         let told = stages[2]["Actions"][0]["Configuration"]["CustomData"].as_str().expect("a text");
         assert!(told.contains("#{"), "{id}: whoever approves sees what");
     }
@@ -152,58 +153,57 @@ spec:
   - image: old.example/reader:1
 ";
 
-/// Stands in for ECR, Docker and kubectl. `kustomize deploy` does what the kustomization says, if
-/// it says what ours must.
-const TOOLS: [(&str, &str); 3] = [
-    (
-        "aws",
-        r#"case "$*" in
-*get-login-password*) echo secret ;;
-*describe-images*)
-    [ ! -e ecr-refuses ] || { echo "An error occurred (AccessDeniedException)" >&2; exit 254; }
-    [ -e pushed ] || { echo "An error occurred (ImageNotFoundException)" >&2; exit 254; }
-    echo sha256:0123 ;;
-*describe-stacks*) cat release ;;
-esac"#,
-    ),
-    ("docker", r#"[ "$1" != push ] || touch pushed"#),
-    (
-        "kubectl",
-        r#"case $2 in
-infra/k8s/overlays/dark) cat source.yaml ;;
-deploy)
-    grep -qF 'Namespace|SecurityGroupPolicy' deploy/kustomization.yaml || exit 1
-    grep -qx '      $patch: delete' deploy/kustomization.yaml || exit 1
-    field() { sed -n "s/^ *-* *$1: //p" deploy/kustomization.yaml | head -n 1; }
-    name=$(sed -n 's/^  - name: //p' deploy/kustomization.yaml)
-    sed -e '1,2d' -e "s|image: $name:1|image: $(field newName)@$(field digest)|" deploy/rendered.yaml ;;
-*) exit 1 ;;
-esac"#,
-    ),
-];
+/// Stands in for ECR, Docker, kubectl and sam, and writes down each call. `kustomize deploy` does
+/// what the kustomization says, if it says what ours must. Functions and not files: a file that is
+/// written while another test forks cannot be run.
+const TOOLS: &str = r#"
+aws() {
+    echo "aws $*" >>calls
+    case "$*" in
+    *get-login-password*) echo secret ;;
+    *describe-images*)
+        [ ! -e ecr-refuses ] || { echo "An error occurred (AccessDeniedException)" >&2; return 254; }
+        [ -e pushed ] || { echo "An error occurred (ImageNotFoundException)" >&2; return 254; }
+        echo sha256:0123 ;;
+    *describe-stacks*) cat release ;;
+    esac
+}
+docker() {
+    echo "docker $*" >>calls
+    case $1 in
+    login) cat >/dev/null ;;
+    push) touch pushed ;;
+    esac
+}
+sam() { echo "sam $*" >>calls; }
+kubectl() {
+    case $2 in
+    infra/k8s/overlays/dark) cat source.yaml ;;
+    deploy)
+        grep -qF 'Namespace|SecurityGroupPolicy' deploy/kustomization.yaml || return 1
+        grep -qx '      $patch: delete' deploy/kustomization.yaml || return 1
+        local name new digest
+        name=$(sed -n 's/^  - name: //p' deploy/kustomization.yaml)
+        new=$(sed -n 's/^ *newName: //p' deploy/kustomization.yaml)
+        digest=$(sed -n 's/^ *digest: //p' deploy/kustomization.yaml)
+        sed -e '1,2d' -e "s|image: $name:1|image: $new@$digest|" deploy/rendered.yaml ;;
+    *) return 1 ;;
+    esac
+}
+"#;
 
 /// Runs the commands of a buildspec as `CodeBuild` does, in one shell, after this.
 fn build(folder: &Path, file: &str, before: &str) -> Output {
-    let tools = folder.join("tools");
-    std::fs::create_dir_all(&tools).expect("a folder");
-    for (name, script) in TOOLS.into_iter().chain([("sam", "")]) {
-        let path = tools.join(name);
-        let logged = format!("#!/bin/bash\necho \"{name} $*\" >>calls\n{script}\n");
-        std::fs::write(&path, logged).expect("a tool");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("runs");
-    }
     std::fs::write(folder.join("calls"), "").expect("a file");
-    let mut commands = before.to_owned();
+    let mut commands = format!("{TOOLS}{before}");
     for phase in ["pre_build", "build", "post_build"] {
         for command in list(&FILES[file]["phases"][phase]["commands"]) {
             commands += &format!("\n{}", command.as_str().unwrap_or_default());
         }
     }
-    let path = std::env::var("PATH").expect("a PATH");
     Command::new("bash")
         .args(["-c", &format!("{commands}\necho \"IMAGE=$IMAGE\"")])
         .current_dir(folder)
-        .env("PATH", format!("{}:{path}", tools.display()))
         .env("CODEBUILD_RESOLVED_SOURCE_VERSION", "0123456789abcdef0123456789abcdef01234567")
         .env("CODEBUILD_BUILD_SUCCEEDING", "1")
         .env("REPOSITORY_NAME", "team/reader")
