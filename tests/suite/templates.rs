@@ -41,7 +41,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
 }
 
-/// All templates, buildspecs and `samconfig.toml`, as AWS's own tools read them: `!Ref x` is `{"Ref": "x"}`.
+/// All templates, buildspecs and `samconfig.toml`, as AWS's own tools read them: `!Ref x` is
+/// `{"Ref": "x"}`.
 static FILES: LazyLock<Json> = LazyLock::new(|| {
     let script = "import json, pathlib, sys, tomlkit
 from samcli.yamlhelper import yaml_parse
