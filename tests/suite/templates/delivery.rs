@@ -197,8 +197,10 @@ fn build(folder: &Path, file: &str, before: &str) -> Output {
     std::fs::write(folder.join("calls"), "").expect("a file");
     let mut commands = format!("{TOOLS}{before}");
     for phase in ["pre_build", "build", "post_build"] {
-        for command in list(&FILES[file]["phases"][phase]["commands"]) {
-            commands += &format!("\n{}", command.as_str().unwrap_or_default());
+        let of_phase = list(&FILES[file]["phases"][phase]["commands"]);
+        for command in of_phase.into_iter().filter_map(Json::as_str) {
+            commands.push('\n');
+            commands.push_str(command);
         }
     }
     Command::new("bash")

@@ -54,7 +54,8 @@ fn known(name: &str) -> String {
             blocks.push(String::new());
         }
         let block = blocks.last_mut().expect("a block");
-        *block += &format!("{line}\n");
+        block.push_str(line);
+        block.push('\n');
     }
     let unknown =
         |block: &str| UNKNOWN.iter().any(|kind| block.contains(&format!("Type: {kind}\n")));

@@ -1,5 +1,6 @@
 //! The projector's releases: without one, a stack is what it always was; with one, the mappings
-//! follow an alias, which CodeDeploy moves and an alarm takes back. No stand-in knows CodeDeploy.
+//! follow an alias, which `CodeDeploy` moves and an alarm takes back. No stand-in knows
+//! `CodeDeploy`.
 
 use std::collections::BTreeSet;
 
