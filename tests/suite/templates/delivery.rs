@@ -1,6 +1,6 @@
 //! The pipelines: what stages they have, what a release may change, and what their builds do. No
-//! stand-in knows CodePipeline; the commands of the builds are run here with tools that answer as
-//! ECR, Docker and kubectl do.
+//! stand-in knows `CodePipeline`; the commands of the builds are run here with tools that answer
+//! as ECR, Docker and kubectl do.
 
 use std::collections::BTreeSet;
 use std::path::Path;
