@@ -36,7 +36,7 @@ deploy-local: ## Deploy infra/ on a stand-in of AWS with the real projector, and
 
 test: ## Run all tests against real services
 	$(BUILD) --all-targets
-	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer scripts/run-tests
+	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer --with-kubernetes scripts/run-tests
 
 soak: ## Prove at scale, and write docs/proof.md (by hand, up to hours). PART=cuts: one part; SOAK_SEED and SOAK_AMOUNT repeat or limit it
 	$(CARGO) build --profile soak -p projector -p backfill -p tests --bins --tests

@@ -19,6 +19,7 @@ mod interrupted;
 mod lambda;
 mod listings;
 mod live;
+mod manifests;
 mod mapping;
 mod merge;
 mod migrate;
