@@ -18,8 +18,6 @@ STEPS = {
     "old-upsert-only": "the old side's policy becomes upsert-only, which is the way back",
     "remove-old-ingress": "the Ingress of the old cluster is deleted",
 }
-# Steps after which nobody may write at all.
-QUIET = ("dark", "old-create-only", "remove-old-ingress")
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,6 @@ class Verdict:
     """What would happen after a step, and what speaks against it."""
 
     changes: tuple
-    ends: tuple
     refusals: tuple
 
 
@@ -52,11 +49,13 @@ def judge(step, sides, zone):
     changes = tuple(dict.fromkeys(change for found in outcomes for change in found.changes))
     ends = [found.zone for found in outcomes]
     refusals = [*writes(step, zone, outcomes, changes), *splits(ends, changes)]
+    cluster = {"live": "new", "old-upsert-only": "old"}.get(step)
+    if cluster:
+        refusals += obstacles_of(stepped, zone, cluster)
     if step == "live":
-        refusals += switch(stepped, zone, ends, "new")
         refusals += way_back(stepped, ends)
-    if step == "old-upsert-only" and simple(zone):
-        refusals += switch(stepped, zone, ends, "old")
+    if cluster and not refusals and simple(zone):
+        refusals += switch(stepped, zone, ends, cluster)
     if step == "remove-old-ingress":
         refusals += still_old(sides, zone)
     if not any(kind == "A" for kind, _ in zone.records):
@@ -64,46 +63,53 @@ def judge(step, sides, zone):
             "record-missing", f"{zone.host} has no A record of a load balancer: whichever side"
             " comes first creates it, even with create-only",
             "put it back first: infra/scripts/dns-switch back, or the change batch that made it"))
-    unique = tuple(dict.fromkeys(refusals))
-    return Verdict(changes, tuple({repr(end): end for end in ends}.values()), unique)
+    return Verdict(changes, tuple(dict.fromkeys(refusals)))
 
 
 def writes(step, zone, outcomes, changes):
     """What is dangerous about the changes themselves."""
     found = []
     fighters = sorted({change.cluster for change in changes})
-    if any(outcome.fights for outcome in outcomes):
+    # Deleted and created in turn is named below, with a remedy of its own.
+    deletes = any(change.verb == "deletes" for change in changes)
+    if any(outcome.fights for outcome in outcomes) and not deletes:
         found.append(Refusal(
             "fight", f"the sides ({' and '.join(fighters)}) overwrite each other's record of"
             f" {zone.host} in every cycle",
             "one side lets go first: the old side by --policy=create-only, or the new side by the"
             " overlay dark"))
+    for change in first_per_side(change for change in changes if change.verb == "deletes"):
+        found.append(Refusal(
+            "deletes-live", f"the {change.cluster} side {change}: clients get no answer",
+            f"give the {change.cluster} side --policy=upsert-only or create-only, or scale its"
+            " external-dns to zero, and wait for the rollout"))
     for change in changes:
-        if change.verb == "deletes":
-            found.append(Refusal(
-                "deletes-live", f"the {change.cluster} side {change}: {zone.host} is gone for"
-                " every client",
-                f"give the {change.cluster} side --policy=upsert-only or create-only, or scale its"
-                " external-dns to zero, and wait for the rollout"))
         if change.verb == "creates" and change.kind == "AAAA":
             found.append(Refusal(
                 "aaaa-appears", f"the {change.cluster} side {change}, which no other side takes"
                 " along when the A record moves",
                 f"give the {change.cluster} side --managed-record-types=A (of v0.14 or later;"
                 " before that, make its load balancer ipv4)"))
-    for change in (refused for outcome in outcomes for refused in outcome.refused):
+    for change in first_per_side(refused for outcome in outcomes for refused in outcome.refused):
         found.append(Refusal(
             "clash", f"the {change.cluster} side {change}, and Route 53 refuses that: simple and"
             " weighted records of one name exclude each other. Nothing moves",
             "annotations alone cannot begin or end weights: use infra/scripts/dns-switch weighted"
             " or simple, and make the set-identifier of both Ingresses agree with the zone"))
-    others = [change for change in changes if change.verb == "updates"]
-    if step in QUIET and others and not found:
+    loud = [change for change in changes if change.cluster == "new" and change.verb != "deletes"]
+    if step == "dark" and loud:
         found.append(Refusal(
-            "not-quiet", f"the {others[0].cluster} side {others[0]}, and this step should change"
-            " nothing",
-            "find out why: `dns-check` without --before says what each side does as things are"))
+            "not-dark", f"the new side {loud[0]} although its Ingress is dark",
+            "see above which other external-dns of that cluster does not heed the annotation"))
     return found
+
+
+def first_per_side(changes):
+    """The first change of each cluster: the others are refused for the same reason."""
+    found = {}
+    for change in changes:
+        found.setdefault(change.cluster, change)
+    return found.values()
 
 
 def splits(ends, changes):
@@ -139,20 +145,24 @@ def claimed(sides, cluster):
 
 
 def switch(sides, zone, ends, cluster):
-    """Why the name would not come to point to a cluster, if so."""
-    mine = [side for side in sides if side.cluster == cluster]
-    found = [refusal for side in mine if side.claim for refusal in obstacles(side, zone)]
-    if not any(side.claim for side in mine):
-        found.append(Refusal(
-            "no-ingress", f"no Ingress of the {cluster} cluster that its external-dns reads names"
-            f" {zone.host}",
-            "apply infra/k8s/overlays/dark first, or name the one that will: --new-ingress"))
-    wanted = claimed(mine, cluster)
-    if not found and simple(zone) and any(points_to(end) != wanted for end in ends):
-        found.append(Refusal(
+    """That the name would not come to point to a cluster, if so: nothing else says why."""
+    wanted = claimed([side for side in sides if side.claim], cluster)
+    if any(points_to(end) != wanted for end in ends):
+        return [Refusal(
             "no-switch", f"{zone.host} would not come to point to the {cluster} cluster alone",
-            "see above which side writes what"))
-    return found
+            "see above which side writes what")]
+    return []
+
+
+def obstacles_of(sides, zone, cluster):
+    """What keeps a cluster from writing the record."""
+    mine = [side for side in sides if side.cluster == cluster]
+    if any(side.claim for side in mine):
+        return [refusal for side in mine if side.claim for refusal in obstacles(side, zone)]
+    remedy = "apply infra/k8s/overlays/dark first, or name the one that will: --new-ingress"
+    return [Refusal(
+        "no-ingress", f"no Ingress of the {cluster} cluster that its external-dns reads names"
+        f" {zone.host}", remedy if cluster == "new" else "give the old Ingress its host again")]
 
 
 def obstacles(side, zone):
@@ -166,7 +176,8 @@ def obstacles(side, zone):
         yield Refusal("zone-not-covered", f"{name}: its filters leave out {what}",
                       "widen --domain-filter, --zone-id-filter or --aws-zone-type")
     if not side.writes:
-        yield Refusal("stopped", f"{name} has no pods, or only --dry-run", "start it")
+        yield Refusal("stopped", f"{name} has no pods, or only --dry-run",
+                      "scale it to one pod, and take --dry-run out of its args")
     if side.policy == "create-only":
         yield Refusal("creates-only", f"{name}: its policy is create-only, and the record exists",
                       "give it --policy=upsert-only")

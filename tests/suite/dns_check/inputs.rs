@@ -234,7 +234,7 @@ fn an_ingress_without_the_host_is_judged_if_it_is_named() {
     let switched = [points("new", "updates", "A", NEW_ALB)];
     world.ask("live", &named).allowed().does(&switched);
     world.old.policy("upsert-only");
-    world.ask("live", &named).refused(&["fight", "no-switch"]);
+    world.ask("live", &named).refused(&["fight"]);
     // A host in tls.hosts or in the annotation counts as well.
     world.new.ingress["spec"]["tls"] = json!([{ "hosts": [HOST] }]);
     world.ask("now", &[]).refused(&["fight"]);
