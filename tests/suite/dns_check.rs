@@ -52,10 +52,9 @@ impl Cluster {
         self
     }
 
+    /// Another policy at the same place.
     fn policy(&mut self, policy: &str) -> &mut Self {
-        let args = self.container()["args"].as_array_mut().expect("args");
-        args.retain(|flag| !flag.as_str().is_some_and(|flag| flag.starts_with("--policy")));
-        args.push(json!(format!("--policy={policy}")));
+        self.container()["args"][3] = json!(format!("--policy={policy}"));
         self
     }
 
