@@ -68,7 +68,11 @@ fn one<'a>(documents: &'a [Json], kind: &str) -> &'a Json {
 /// Every member at any depth, by its name.
 fn members<'a>(value: &'a Json, found: &mut Vec<(&'a str, &'a Json)>) {
     match value {
-        Json::Array(values) => values.iter().for_each(|value| members(value, found)),
+        Json::Array(values) => {
+            for value in values {
+                members(value, found);
+            }
+        }
         Json::Object(values) => {
             for (name, value) in values {
                 found.push((name, value));
@@ -81,7 +85,9 @@ fn members<'a>(value: &'a Json, found: &mut Vec<(&'a str, &'a Json)>) {
 
 fn all_members(documents: &[Json]) -> Vec<(&str, &Json)> {
     let mut found = Vec::new();
-    documents.iter().for_each(|document| members(document, &mut found));
+    for document in documents {
+        members(document, &mut found);
+    }
     found
 }
 
@@ -311,7 +317,7 @@ fn the_components_change_the_flags_that_they_name_and_no_others() {
 fn kubectl_applies_the_policy_and_takes_it_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("deployment.yaml");
-    let path = file.to_str().expect("a path");
+    let deployment = file.to_str().expect("a path");
     let patch = |patch: &str| {
         let patch = format!("infra/k8s/external-dns/old/{patch}.yaml");
         let output = run(
@@ -320,7 +326,7 @@ fn kubectl_applies_the_policy_and_takes_it_back() {
                 "patch",
                 "--local",
                 "-f",
-                path,
+                deployment,
                 "--type",
                 "json",
                 "--patch-file",
