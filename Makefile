@@ -36,17 +36,7 @@ deploy-local: ## Deploy infra/ on a stand-in of AWS with the real projector, and
 
 test: ## Run all tests against real services
 	$(BUILD) --all-targets
-	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer --with-kubernetes scripts/run-tests
-
-soak: ## Prove at scale, and write docs/proof.md (by hand, up to hours). PART=cuts: one part; SOAK_SEED and SOAK_AMOUNT repeat or limit it
-	$(CARGO) build --profile soak -p projector -p backfill -p tests --bins --tests
-	$(SERVICES) --with-dynamodb scripts/soak $(PART)
-
-fuzz: ## Fuzz a TARGET (change, object, version, document, export) with RUNS inputs, guided by coverage; finds stay in target/fuzz
-	mkdir -p target/fuzz/corpus/$(TARGET)
-	RUSTFLAGS="$(COVERAGE)" $(CARGO) build -p fuzz --features libfuzzer --bin fuzz --profile fuzz --target $(HOST) --target-dir target/fuzz
-	FUZZ_TARGET=$(TARGET) target/fuzz/$(HOST)/fuzz/fuzz -runs=$(RUNS) -max_len=4096 -timeout=10 -print_final_stats=1 \
-		-artifact_prefix=target/fuzz/ target/fuzz/corpus/$(TARGET) tests/corpus/$(TARGET)
+	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer --with-kubernetes --with-registry scripts/run-tests
 
 bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: under five minutes; PART=database: one part
 	$(CARGO) build --release -p projector -p backfill -p bench --bin projector --bin backfill --bin bench

@@ -1,14 +1,10 @@
 """PgBouncer in transaction mode, from the distribution's package."""
 
-import os
-import pathlib
 import re
-import shutil
 import signal
 import subprocess
 
-from services import fail
-from services.cache import installed_once
+from services.debian import installed_packages, loader_environment
 from services.postgres import USER
 from services.processes import free_port, unprivileged
 
@@ -21,40 +17,7 @@ POOLERS = (
 
 def install():
     """Unpacks the package and its libraries into the cache. Needs no root."""
-    if not shutil.which("apt-get"):
-        fail("PgBouncer comes from a package that needs Linux with apt:"
-             " run this in a Debian container")
-    return installed_once(
-        "PgBouncer", f"pgbouncer{pathlib.Path('/etc/os-release').read_text()}", unpack
-    )
-
-
-def unpack(folder):
-    """Uses apt with lists and a cache of its own, and dpkg-deb: neither needs root."""
-    apt = folder / "apt"
-    (apt / "lists/partial").mkdir(parents=True)
-    options = ["-qq", "-o", f"Dir::State={apt}", "-o", f"Dir::Cache={apt}",
-               "-o", "APT::Sandbox::User=root"]
-    # This fails for any source that is away. If that is PgBouncer's own, the next step fails.
-    subprocess.run(["apt-get", *options, "update"], stdout=subprocess.DEVNULL)
-    listed = subprocess.run(
-        ["apt-cache", *options, "depends", "--important", "pgbouncer"],
-        check=True, stdout=subprocess.PIPE, text=True,
-    )
-    # The C library stays the machine's: the loader belongs to it.
-    libraries = re.findall(r"Depends: (lib(?!c6\b)\S+)", listed.stdout)
-    subprocess.run(["apt-get", *options, "download", "pgbouncer", *libraries],
-                   cwd=apt, check=True, stdout=subprocess.DEVNULL)
-    for package in apt.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-    shutil.rmtree(apt)
-    version(folder)
-
-
-def loader_environment(installed):
-    """How the loader finds the libraries that were unpacked with it."""
-    folders = sorted({str(library.parent) for library in installed.rglob("lib*.so.*")})
-    return {**os.environ, "LD_LIBRARY_PATH": ":".join(folders)}
+    return installed_packages("PgBouncer", ("pgbouncer",), version)
 
 
 def version(installed):

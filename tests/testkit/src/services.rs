@@ -24,8 +24,11 @@ use crate::sql::Client;
 #[must_use]
 pub fn service(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
-        panic!("{variable} is not set: these tests want real services, run them with `make test` \
-            or `scripts/with-services --with-dynamodb --with-sam --with-pgbouncer cargo nextest run --workspace`")
+        panic!(
+            "{variable} is not set: these tests want real services, run them with `make test` \
+            or `scripts/with-services --with-dynamodb --with-sam --with-pgbouncer --with-registry \
+            cargo nextest run --workspace`"
+        )
     })
 }
 
