@@ -10,6 +10,7 @@ mod convergence;
 mod credentials;
 mod database;
 mod dns_check;
+mod dns_switch;
 mod doctor;
 mod dynamodb_local;
 mod faults;
