@@ -7,6 +7,7 @@ mod backfill;
 mod blame;
 mod check;
 mod convergence;
+mod copy_image;
 mod credentials;
 mod database;
 mod dns_check;

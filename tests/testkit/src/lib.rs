@@ -14,6 +14,7 @@ pub mod mapping;
 pub mod memory_s3;
 pub mod oracle;
 pub mod records;
+pub mod registry;
 pub mod route53;
 pub mod runs;
 pub mod runtime_api;
