@@ -4,18 +4,16 @@
 mod cbor;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value as Json, json};
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
+
+use crate::http::serve;
 
 /// Values by how many minutes ago the minute began that they stand for.
 pub type Series = BTreeMap<i64, f64>;
@@ -63,22 +61,10 @@ impl AwsServer {
     /// # Panics
     /// If no port can be had.
     pub async fn start(account: Account) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let server = Self { url, account: Arc::new(Mutex::new(account)) };
-        let serving = server.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let server = serving.clone();
-                tokio::spawn(async move {
-                    let answer = service_fn(|request| server.answer(request));
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), answer)
-                        .await
-                });
-            }
-        });
-        server
+        let account = Arc::new(Mutex::new(account));
+        let shared = Arc::clone(&account);
+        let url = serve(move |request| answer(Arc::clone(&shared), request)).await;
+        Self { url, account }
     }
 
     /// Changes the account.
@@ -88,38 +74,35 @@ impl AwsServer {
     pub fn change(&self, change: impl FnOnce(&mut Account)) {
         change(&mut self.account.lock().expect("not poisoned"));
     }
+}
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let call = call(request).await;
-        let account = self.account.lock().expect("not poisoned").clone();
-        if account.silent.contains(&call.operation) {
-            std::future::pending::<()>().await;
-        }
-        let forbidden = account.forbidden.contains(&call.operation);
-        let answer = if forbidden { None } else { account.answer(&call) };
-        let (status, body) = match answer {
-            Some(body) => (200, body),
-            None => (403, json!({ "__type": "AccessDeniedException", "message": "by the test" })),
-        };
-        let (body, kind) = if call.is_cbor {
-            let mut bytes = Vec::new();
-            cbor::encode(&body, &mut bytes);
-            (bytes, "application/cbor")
-        } else {
-            (body.to_string().into_bytes(), "application/x-amz-json-1.0")
-        };
-        let mut response = Response::builder().status(status).header("content-type", kind);
-        if call.is_cbor {
-            response = response.header("smithy-protocol", "rpc-v2-cbor");
-        }
-        if status != 200 {
-            response = response.header("x-amzn-errortype", "AccessDeniedException");
-        }
-        Ok(response.body(Full::from(body)).expect("a response"))
+async fn answer(account: Arc<Mutex<Account>>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let call = call(request).await;
+    let account = account.lock().expect("not poisoned").clone();
+    if account.silent.contains(&call.operation) {
+        std::future::pending::<()>().await;
     }
+    let forbidden = account.forbidden.contains(&call.operation);
+    let answer = if forbidden { None } else { account.answer(&call) };
+    let (status, body) = match answer {
+        Some(body) => (200, body),
+        None => (403, json!({ "__type": "AccessDeniedException", "message": "by the test" })),
+    };
+    let (body, kind) = if call.is_cbor {
+        let mut bytes = Vec::new();
+        cbor::encode(&body, &mut bytes);
+        (bytes, "application/cbor")
+    } else {
+        (body.to_string().into_bytes(), "application/x-amz-json-1.0")
+    };
+    let mut response = Response::builder().status(status).header("content-type", kind);
+    if call.is_cbor {
+        response = response.header("smithy-protocol", "rpc-v2-cbor");
+    }
+    if status != 200 {
+        response = response.header("x-amzn-errortype", "AccessDeniedException");
+    }
+    response.body(Full::from(body)).expect("a response")
 }
 
 async fn call(request: Request<Incoming>) -> Call {

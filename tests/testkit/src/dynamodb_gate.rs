@@ -1,7 +1,6 @@
 //! A gate in front of DynamoDB, that throttles on command and sees what each answer consumed.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -9,11 +8,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value as Json, json};
-use tokio::net::{TcpListener, TcpStream};
+
+use crate::http::{host, send, serve};
 
 /// What the gate does with a call.
 #[derive(Clone, Debug)]
@@ -62,25 +60,14 @@ impl DynamoDbGate {
     /// # Panics
     /// If no port can be had.
     pub async fn open(upstream: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
         let state = Arc::new(State {
-            upstream: upstream.trim_start_matches("http://").to_owned(),
+            upstream: host(upstream),
             rule: Mutex::new(Box::new(|_| Fault::Pass)),
             calls: Mutex::default(),
             consumed: Mutex::default(),
         });
         let shared = Arc::clone(&state);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let state = Arc::clone(&shared);
-                let service = service_fn(move |request| answer(Arc::clone(&state), request));
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service),
-                );
-            }
-        });
+        let url = serve(move |request| answer(Arc::clone(&shared), request)).await;
         Self { url, state }
     }
 
@@ -111,10 +98,7 @@ impl DynamoDbGate {
     }
 }
 
-async fn answer(
-    state: Arc<State>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
     let operation = target.and_then(|target| target.rsplit('.').next()).unwrap_or_default();
@@ -147,7 +131,7 @@ async fn answer(
     state.consumed.lock().expect("not poisoned").push((Instant::now(), units));
     let response = Response::builder().status(status);
     let response = response.header("content-type", "application/x-amz-json-1.0");
-    Ok(response.body(Full::from(answer.to_string())).expect("a response"))
+    response.body(Full::from(answer.to_string())).expect("a response")
 }
 
 /// The request with at most this many keys per table, and the other keys.
@@ -175,10 +159,6 @@ fn units(consumed: &Json) -> f64 {
 
 async fn forward(state: &State, head: &Parts, body: &Json) -> (u16, Json) {
     let asking = async {
-        let stream = TcpStream::connect(&state.upstream).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
         let mut request = Request::post("/").header("host", &state.upstream);
         for name in ["authorization", "content-type", "x-amz-date", "x-amz-target"] {
             if let Some(value) = head.headers.get(name) {
@@ -186,10 +166,8 @@ async fn forward(state: &State, head: &Parts, body: &Json) -> (u16, Json) {
             }
         }
         let request = request.body(Full::new(Bytes::from(body.to_string())))?;
-        let answer = sender.send_request(request).await?;
-        let status = answer.status().as_u16();
-        let body = answer.into_body().collect().await?.to_bytes();
-        anyhow::Ok((status, serde_json::from_slice(&body)?))
+        let answer = send(&state.upstream, request).await?;
+        anyhow::Ok((answer.status().as_u16(), serde_json::from_slice(answer.body())?))
     };
     let failed = |error: anyhow::Error| (500, json!({"message": error.to_string()}));
     asking.await.unwrap_or_else(failed)

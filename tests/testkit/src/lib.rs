@@ -10,6 +10,7 @@ pub mod emulator;
 pub mod exports;
 pub mod gates;
 pub mod generate;
+mod http;
 pub mod mapping;
 pub mod memory_s3;
 pub mod oracle;

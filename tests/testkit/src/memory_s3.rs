@@ -1,14 +1,15 @@
-//! An S3 that is fast enough to measure against: PUT, HEAD and GET of objects held in memory, with
-//! S3's conditions.
+//! An S3 that is fast enough to measure against: PUT, HEAD, GET and listings of objects held in
+//! memory, with S3's conditions.
 //!
 //! The stand-in of the tests answers some hundred requests a second, which hides what its clients
 //! cost, and a million histories would take it days. As a process of its own it serves the
 //! benchmark. In a test ([`MemoryS3`]) it also fails at random, and sees to it that no object goes
 //! back: each PUT is compared with what it replaces.
 
-use std::collections::{BTreeMap, HashMap};
-use std::convert::Infallible;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -16,14 +17,16 @@ use fastrand::Rng;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use projector::measurement::Versions;
 use projector::object::dominates;
 use projector::part::{Part, PerPart};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+
+use crate::http::{query_value, serve};
+
+/// A page of a listing has at most this many objects.
+const PAGE: usize = 1_000;
 
 /// An object: its ETag, the headers that come back with it, its body.
 #[derive(Clone)]
@@ -45,7 +48,8 @@ struct Watch {
 
 #[derive(Default)]
 struct Bucket {
-    objects: HashMap<String, Object>,
+    /// By `/bucket/key`.
+    objects: BTreeMap<String, Object>,
     watch: Option<Watch>,
 }
 
@@ -65,14 +69,11 @@ impl MemoryS3 {
     /// # Panics
     /// If no port can be had.
     pub async fn start(seed: u64, faults_per_mille: u32) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
         let rng = Rng::with_seed(seed);
         let watch = Watch { rng, faults_per_mille, requests: 0, faults: 0, went_back: Vec::new() };
         let bucket = Bucket { watch: Some(watch), ..Bucket::default() };
         let bucket = Arc::new(Mutex::new(bucket));
-        tokio::spawn(serve(listener, Arc::clone(&bucket)));
-        Self { url, bucket }
+        Self { url: serve_bucket(Arc::clone(&bucket)).await, bucket }
     }
 
     /// The objects of a bucket, by key.
@@ -108,56 +109,42 @@ fn lock(bucket: &Shared) -> MutexGuard<'_, Bucket> {
     bucket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Says its URL in a line on standard output, and serves until standard input ends.
+async fn serve_bucket(bucket: Shared) -> String {
+    serve(move |request| answer(Arc::clone(&bucket), request)).await
+}
+
+/// Says its URL in a line on standard output, and serves buckets that are empty at first, of any
+/// name, until standard input ends.
 ///
 /// # Errors
-/// Where no port can be had.
+/// If standard output is closed.
 pub async fn serve_until_stdin_ends() -> anyhow::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}\n", listener.local_addr()?);
-    tokio::io::stdout().write_all(url.as_bytes()).await?;
-    let mut nothing = Vec::new();
-    let mut stdin = tokio::io::stdin();
-    tokio::select! {
-        () = serve(listener, Shared::default()) => {}
-        _ = stdin.read_to_end(&mut nothing) => {}
-    }
+    let url = serve_bucket(Shared::default()).await;
+    tokio::io::stdout().write_all(format!("{url}\n").as_bytes()).await?;
+    tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
     Ok(())
 }
 
-async fn serve(listener: TcpListener, bucket: Shared) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let _ = stream.set_nodelay(true);
-        let bucket = Arc::clone(&bucket);
-        let service = service_fn(move |request| answer(Arc::clone(&bucket), request));
-        tokio::spawn(
-            hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service),
-        );
-    }
-}
-
-async fn answer(
-    bucket: Shared,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(bucket: Shared, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
     // An answer before the body has been read would end the connection.
     let body = body.collect().await.map(http_body_util::Collected::to_bytes);
     // A connection that broke in the middle of a body leaves no object.
-    let Ok(body) = body else { return Ok(refusal(400)) };
+    let Ok(body) = body else { return refusal(400) };
     let mut bucket = lock(&bucket);
     let fault = bucket.watch.as_mut().and_then(Watch::fault);
     if fault == Some(Lost::Request) {
-        return Ok(refusal(503));
+        return refusal(503);
     }
+    let query = head.uri.query().unwrap_or_default();
     let response = match head.method {
         Method::PUT => bucket.put(path, &head.headers, body),
+        Method::GET if query.contains("list-type=2") => bucket.list(&path, query),
         Method::GET | Method::HEAD => bucket.get(&path, &head.method, &head.headers),
         _ => refusal(405),
     };
-    Ok(if fault == Some(Lost::Answer) { refusal(500) } else { response })
+    if fault == Some(Lost::Answer) { refusal(500) } else { response }
 }
 
 #[derive(PartialEq, Eq)]
@@ -218,6 +205,22 @@ impl Bucket {
         response.headers_mut().extend(object.metadata);
         response.headers_mut().insert("etag", object.etag);
         response
+    }
+
+    /// A page of `ListObjectsV2`, by `prefix` and `start-after`.
+    fn list(&self, path: &str, query: &str) -> Response<Full<Bytes>> {
+        let bucket = format!("{}/", path.trim_end_matches('/'));
+        let prefix = format!("{bucket}{}", query_value(query, "prefix"));
+        let after = format!("{bucket}{}", query_value(query, "start-after"));
+        let after = (Bound::Excluded(after.as_str()), Bound::Unbounded);
+        let listed = self.objects.range::<str, _>(after);
+        let mut xml = "<ListBucketResult>".to_owned();
+        for (path, object) in listed.filter(|(path, _)| path.starts_with(&prefix)).take(PAGE) {
+            let (key, bytes) = (&path[bucket.len()..], object.body.len());
+            write!(xml, "<Contents><Key>{key}</Key><Size>{bytes}</Size></Contents>")
+                .expect("a string takes all");
+        }
+        Response::new(Full::from(xml + "</ListBucketResult>"))
     }
 }
 

@@ -2,7 +2,6 @@
 //! PUT that S3 takes, the versions are compared with those of the object that it replaces.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,14 +10,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use projector::measurement::Versions;
 use projector::object;
 use projector::part::{Part, PerPart};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+
+use crate::http::{self, serve};
 
 /// What the S3 gate does with a request.
 #[derive(Clone, Debug)]
@@ -74,10 +72,8 @@ impl S3Gate {
     /// # Panics
     /// Where no port can be had.
     pub async fn open(upstream: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
         let state = Arc::new(State {
-            upstream: upstream.trim_start_matches("http://").to_owned(),
+            upstream: http::host(upstream),
             rule: Mutex::new(Box::new(|_| Fault::Pass)),
             seen: Mutex::default(),
             arrived: Notify::new(),
@@ -86,16 +82,7 @@ impl S3Gate {
             going_back_is_expected: AtomicBool::new(false),
         });
         let shared = Arc::clone(&state);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let state = Arc::clone(&shared);
-                let service = service_fn(move |request| relay(Arc::clone(&state), request));
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service),
-                );
-            }
-        });
+        let url = serve(move |request| relay(Arc::clone(&shared), request)).await;
         Self { url, state }
     }
 
@@ -148,10 +135,7 @@ impl Drop for S3Gate {
     }
 }
 
-async fn relay(
-    state: Arc<State>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn relay(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
     let fault = {
         let mut seen = state.seen.lock().expect("not poisoned");
@@ -164,8 +148,8 @@ async fn relay(
     let hide = match fault {
         Fault::Pass => false,
         Fault::HideAnswer => true,
-        Fault::Refuse(status) => return Ok(refusal(status, "Injected")),
-        Fault::RefuseWith(status, code) => return Ok(refusal(status, code)),
+        Fault::Refuse(status) => return refusal(status, "Injected"),
+        Fault::RefuseWith(status, code) => return refusal(status, code),
         Fault::Delay(delay) => {
             tokio::time::sleep(delay).await;
             false
@@ -180,10 +164,10 @@ async fn relay(
     } else {
         forward(&state, request).await
     };
-    Ok(match answer {
+    match answer {
         Ok(answer) if !hide => answer,
         _ => refusal(500, "Injected"),
-    })
+    }
 }
 
 /// Hands a PUT on, and compares what it writes with what it replaces. That another writer comes
@@ -271,12 +255,5 @@ async fn send(
     state: &State,
     request: Request<Full<Bytes>>,
 ) -> anyhow::Result<Response<Full<Bytes>>> {
-    let stream = TcpStream::connect(&state.upstream).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let (mut head, body) = response.into_parts();
-    head.headers.remove("transfer-encoding");
-    Ok(Response::from_parts(head, Full::new(body.collect().await?.to_bytes())))
+    Ok(http::send(&state.upstream, request).await?.map(Full::new))
 }

@@ -11,11 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde_json::{Value as Json, json};
-use tokio::net::TcpListener;
 
+use crate::http;
 use crate::records::{LABEL, Record, Table, arn};
 
 mod protocol;
@@ -115,8 +113,6 @@ impl StreamServer {
     /// # Panics
     /// Where no port can be had.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
         let content = Content {
             streams: BTreeMap::new(),
             replicas: HashMap::new(),
@@ -133,17 +129,7 @@ impl StreamServer {
             most_under_way: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&state);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let state = Arc::clone(&serving);
-                let service =
-                    service_fn(move |request| protocol::serve(Arc::clone(&state), request));
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service),
-                );
-            }
-        });
+        let url = http::serve(move |request| protocol::serve(Arc::clone(&serving), request)).await;
         Self { url, state }
     }
 

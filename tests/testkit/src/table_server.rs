@@ -1,26 +1,23 @@
-//! Two tables of any size behind DynamoDB's API, to measure a scan against. Items follow from
-//! their numbers, so the memory is constant; there is no write.
+//! Two tables of any size behind DynamoDB's API, to measure a scan against, and to see that a very
+//! large one ends. Items follow from their numbers, so the memory is constant; there is no write.
 //!
 //! AWS JSON 1.0, with `Scan`, `BatchGetItem`, `DescribeTable` and `DescribeTimeToLive`: their
-//! pages, limits and consumed capacity are those that the API reference documents. No test of a
-//! guarantee runs on it: DynamoDB Local serves those.
+//! pages, limits and consumed capacity are those that the API reference documents. No test of
+//! what a row holds runs on it: DynamoDB Local serves those.
 
 mod items;
 
-use std::convert::Infallible;
 use std::ops::Range;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value as Json, json};
-use tokio::net::TcpListener;
 
 pub use items::{Item, Items};
 
+use crate::http;
 use crate::records::Table;
 
 /// The most bytes of items that a page of a Scan returns.
@@ -39,25 +36,10 @@ type Answer = Result<String, &'static str>;
 /// # Panics
 /// If no port can be had.
 pub async fn start(items: Items) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let _ = stream.set_nodelay(true);
-            let service = service_fn(move |request| serve(items, request));
-            tokio::spawn(
-                hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service),
-            );
-        }
-    });
-    url
+    http::serve(move |request| answer(items, request)).await
 }
 
-async fn serve(
-    items: Items,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(items: Items, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
     let operation = target.and_then(|target| target.split_once('.')).map(|(_, name)| name);
     let operation = operation.unwrap_or_default().to_owned();
@@ -72,7 +54,7 @@ async fn serve(
     };
     let response =
         Response::builder().status(status).header("content-type", "application/x-amz-json-1.0");
-    Ok(response.body(Full::from(text)).expect("a response"))
+    response.body(Full::from(text)).expect("a response")
 }
 
 fn table(name: &str) -> Result<Table, &'static str> {

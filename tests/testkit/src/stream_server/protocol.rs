@@ -1,6 +1,5 @@
 //! The protocol of the server: AWS JSON 1.0 in and out, and the answers of each operation.
 
-use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +14,8 @@ use serde_json::{Value as Json, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::http::query_value;
+
 use super::{Call, Content, Fault, LoggedCall, Put, Shard, State};
 
 /// The most bytes of records that `GetRecords` returns.
@@ -26,7 +27,7 @@ type Answer = Result<Json, (u16, &'static str)>;
 pub(super) async fn serve(
     state: Arc<State>,
     request: Request<Incoming>,
-) -> Result<Response<BoxBody<Bytes, std::io::Error>>, Infallible> {
+) -> Response<BoxBody<Bytes, std::io::Error>> {
     let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
     let operation =
         target.and_then(|target| target.split_once('.')).map(|(_, name)| name.to_owned());
@@ -39,7 +40,7 @@ pub(super) async fn serve(
         if let Fault::Delay(delay) = fault {
             tokio::time::sleep(delay).await;
         }
-        return Ok(respond(&event_source_mappings(&state, &query), false));
+        return respond(&event_source_mappings(&state, &query), false);
     };
     let reads = operation == "GetRecords";
     if reads {
@@ -57,7 +58,7 @@ pub(super) async fn serve(
     if reads {
         state.under_way.fetch_sub(1, Ordering::SeqCst);
     }
-    Ok(respond(&answer, matches!(fault, Fault::Cut)))
+    respond(&answer, matches!(fault, Fault::Cut))
 }
 
 fn respond(answer: &Answer, cut: bool) -> Response<BoxBody<Bytes, std::io::Error>> {
@@ -93,7 +94,7 @@ fn respond(answer: &Answer, cut: bool) -> Response<BoxBody<Bytes, std::io::Error
 }
 
 fn event_source_mappings(state: &State, query: &str) -> Answer {
-    let arn = url_decoded(query, "EventSourceArn");
+    let arn = query_value(query, "EventSourceArn");
     let content = state.content.lock().expect("not poisoned");
     let stream = content.streams.get(&arn).ok_or((404, "ResourceNotFoundException"))?;
     let count = stream.mappings.ok_or((403, "AccessDeniedException"))?;
@@ -103,19 +104,6 @@ fn event_source_mappings(state: &State, query: &str) -> Answer {
     // One that is switched off reads nothing.
     mappings.push(json!({ "UUID": "off", "State": "Disabled", "EventSourceArn": arn }));
     Ok(json!({ "EventSourceMappings": mappings }))
-}
-
-fn url_decoded(query: &str, name: &str) -> String {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-    let mut decoded = String::new();
-    let mut rest = value.unwrap_or_default();
-    while let Some((plain, escaped)) = rest.split_once('%') {
-        let (code, behind) = escaped.split_at(2);
-        let byte = u8::from_str_radix(code, 16).expect("an escape");
-        write!(decoded, "{plain}{}", char::from(byte)).expect("a string takes all");
-        rest = behind;
-    }
-    decoded + rest
 }
 
 fn member<'a>(body: &'a Json, name: &str) -> &'a str {
