@@ -1,6 +1,7 @@
 //! `backfill repair`: two real tables whose streams have lost what a database lacks.
 
 mod exports;
+mod exports_in_s3;
 mod moving;
 mod traps;
 

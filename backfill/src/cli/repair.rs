@@ -35,9 +35,9 @@ pub(crate) struct RepairArguments {
     /// Read every item of both tables, by a parallel Scan with `ConsistentRead`.
     #[arg(long)]
     pub(crate) scan: bool,
-    /// Take the keys from exports: the folder that holds manifest-summary.json, or
-    /// `s3://BUCKET/PREFIX`. Give it once per export. Incremental exports must join without a hole,
-    /// from the start of the gap to less than 23 hours ago.
+    /// Take the keys from exports: the folder that holds manifest-summary.json, in S3
+    /// `s3://BUCKET/PREFIX/AWSDynamoDB/EXPORT-ID`. Give it once per export. Incremental exports
+    /// must join without a hole, from the start of the gap to less than 23 hours ago.
     #[arg(long, value_name = "PLACE")]
     pub(crate) export: Option<Vec<String>>,
     /// Take the keys from this file: one session id per line, or a report of `backfill verify`.

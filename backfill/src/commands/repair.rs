@@ -141,7 +141,7 @@ pub(crate) fn report(
 ) -> anyhow::Result<Outcome> {
     let Conducted { ended, tally, read_units, streams, took } = conducted;
     let how = match &ended {
-        Ok(Some(End::AllSettled)) if tally.failed_objects.count + tally.locked.count == 0 => "done",
+        Ok(Some(End::AllSettled)) if tally.is_whole() => "done",
         Ok(Some(End::AllSettled)) | Err(_) => "failed",
         Ok(Some(End::Stopped) | None) => "stopped",
     };
@@ -157,6 +157,16 @@ pub(crate) fn report(
             Ok(Outcome::Interrupted)
         }
         Ok(Some(End::AllSettled)) if tally.locked.count > 0 => {
+        Ok(Some(End::AllSettled)) if tally.unreadable.count > 0 => {
+            let failed = anyhow!(
+                "{} files of the exports could not be read, the lines above say why: {}. What the \
+                 others name is repaired",
+                tally.unreadable.count,
+                tally.unreadable.names()
+            );
+            let remedy = "copy these files again, or make new exports, and run the command again";
+            Err(failed.context(Remedy(remedy.to_owned())))
+        }
             let (count, named) = (tally.locked.count, tally.locked.names());
             let failed =
                 anyhow!("{count} parts could not be written, the lines above say why: {named}");

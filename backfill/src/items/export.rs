@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use crate::items::manifest::{self, Covers, DataFile, Summary};
-use crate::items::place::{Pieces, Place};
+use crate::items::place::{FileFault, Pieces, Place};
 use crate::items::{self, Item, Key};
 
 /// At most this many items are in a batch.
@@ -93,7 +93,10 @@ pub(crate) async fn summaries(
     let mut found = Vec::with_capacity(places.len());
     for text in places {
         let place = Place::parse(text, client);
-        let json = place.read(manifest::SUMMARY).await?;
+        let json = match place.read(manifest::SUMMARY).await {
+            Err(error) if is_missing(&error) => return Err(wrong(no_export(&place))),
+            read => read?,
+        };
         let summary = manifest::summary(&json)
             .map_err(|error| wrong(format!("{}: {error:#}", place.name(manifest::SUMMARY))))?;
         let Tables { sessions, scans } = tables;
@@ -107,6 +110,20 @@ pub(crate) async fn summaries(
         found.push(Export { place, of_sessions: summary.table == *sessions, summary });
     }
     Ok(found)
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<FileFault>().is_some_and(|fault| fault.is_missing)
+}
+
+/// Whoever made the export gave a prefix; its folder is below that one.
+fn no_export(place: &Place) -> String {
+    format!(
+        "names no export: there is no {}. Give the folder that holds {}: below the prefix that the \
+         export was made with, it is AWSDynamoDB/EXPORT-ID",
+        place.name(manifest::SUMMARY),
+        manifest::SUMMARY
+    )
 }
 
 /// One full export of each table, in any order, with their files.
@@ -265,28 +282,29 @@ impl<T> Batches<T> {
     /// The next lines; `None` after the last one, once the file was found to be whole.
     ///
     /// # Errors
-    /// If the file cannot be read, or is not the one of the manifest. The error names it.
+    /// [`FileFault`] if the file is missing, or not the one of the manifest; and if it cannot be
+    /// read. Each error names it.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<T>>> {
         let mut items = Vec::new();
         let mut bytes = 0;
-        let damaged = || format!("{} is damaged", self.name);
+        let damaged = |why: anyhow::Error| FileFault::damaged(&self.name, &why);
         let read = |line: &[u8]| (self.read)(line, self.of_sessions);
         loop {
-            bytes += self.input.lines(&mut items, read).with_context(damaged)?;
+            bytes += self.input.lines(&mut items, read).map_err(damaged)?;
             if items.len() >= BATCH_ITEMS || bytes >= BATCH_BYTES {
                 return Ok(Some(items));
             }
             if self.input.ended {
-                self.input.verify(&self.expected).with_context(damaged)?;
+                self.input.verify(&self.expected).map_err(damaged)?;
                 return Ok(Some(items).filter(|items| !items.is_empty()));
             }
             if self.input.compressed.is_empty() {
                 match self.pieces.next().await? {
                     Some(piece) => self.input.add(&piece),
-                    None => self.input.end().with_context(damaged)?,
+                    None => self.input.end().map_err(damaged)?,
                 }
             }
-            self.input.decompress().with_context(damaged)?;
+            self.input.decompress().map_err(damaged)?;
         }
     }
 }

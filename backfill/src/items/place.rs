@@ -1,28 +1,49 @@
 //! Where the files of an export are, a folder or a prefix of a bucket, and their bytes piece by
-//! piece. A read of S3 that breaks off resumes at its byte.
+//! piece. A read of S3 that breaks off resumes at its byte, and an S3 that is away for a while, or
+//! asks to slow down, is waited for.
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use aws_config::SdkConfig;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::retry::RetryConfig;
-use aws_sdk_s3::error::ProvideErrorMetadata as _;
+use aws_sdk_s3::error::{ProvideErrorMetadata as _, SdkError};
+use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use projector::archive;
 
+use crate::console;
 use crate::items::manifest::BESIDE;
-use crate::retry::pause_after;
+use crate::retry::{MAX_TRIES, pause_after};
 
-/// How often a read is resumed without any progress.
-const RESUMED_AT_MOST: u32 = 5;
 /// How much of a file is read at once.
 const PIECE_BYTES: usize = 256 << 10;
-/// How often a call is made before it is given up.
-const TRIES: u32 = 8;
+
+/// A file of an export that is at fault itself: it is missing or damaged. The others can be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} {problem}")]
+pub(crate) struct FileFault {
+    pub(crate) name: String,
+    /// What is wrong, and the remedy.
+    pub(crate) problem: String,
+    pub(crate) is_missing: bool,
+}
+
+impl FileFault {
+    fn missing(name: &str) -> Self {
+        let problem = "is missing: copy the whole export, or make a new one".to_owned();
+        Self { name: name.to_owned(), problem, is_missing: true }
+    }
+
+    /// A file that is there, and is not the one that the manifest lists.
+    pub(crate) fn damaged(name: &str, why: &anyhow::Error) -> Self {
+        let problem = format!("is damaged: {why:#}. Copy it again, or make a new export");
+        Self { name: name.to_owned(), problem, is_missing: false }
+    }
+}
 
 /// Where the files are.
 #[derive(Clone, Debug)]
@@ -42,10 +63,9 @@ impl fmt::Display for Place {
     }
 }
 
-/// The client for exports: as the archive's, with the SDK's own retries, more of them.
+/// The client for exports: as the archive's, with the SDK's own retries. [`Pieces`] has more.
 pub(crate) fn client(aws: &SdkConfig) -> Client {
-    let retries = RetryConfig::standard().with_max_attempts(TRIES);
-    Client::from_conf(archive::client_config(aws).retry_config(retries).build())
+    Client::from_conf(archive::client_config(aws).build())
 }
 
 impl Place {
@@ -121,16 +141,22 @@ impl Pieces {
     /// The next piece; `None` at the end.
     ///
     /// # Errors
-    /// If the file is not there or cannot be read.
+    /// [`FileFault`] if the file is not there; and if it cannot be read. Each error names it.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
         let name = self.place.name(&self.path);
-        let mut resumed = 0;
+        let mut failures = 0;
         while !self.ended {
-            if self.source.is_none() {
-                let opened = self.open().await;
-                self.source = Some(opened.with_context(|| format!("cannot read {name}"))?);
-            }
-            let Some(source) = &mut self.source else { continue };
+            let Some(source) = &mut self.source else {
+                match self.open().await {
+                    Ok(source) => self.source = Some(source),
+                    Err(Unopened::Passes(why)) => wait(&name, why, &mut failures).await?,
+                    Err(Unopened::Missing) => return Err(FileFault::missing(&name).into()),
+                    Err(Unopened::Stays(error)) => {
+                        return Err(error.context(format!("cannot read {name}")));
+                    }
+                }
+                continue;
+            };
             match source {
                 Source::File(file) => {
                     let mut piece = Vec::with_capacity(PIECE_BYTES);
@@ -146,17 +172,9 @@ impl Pieces {
                     }
                     None => self.ended = true,
                     Some(Err(error)) => {
-                        resumed += 1;
-                        if resumed > RESUMED_AT_MOST {
-                            return Err(error).with_context(|| format!("cannot read {name}"));
-                        }
-                        tracing::warn!(
-                            name,
-                            error = projector::error::chain(&error),
-                            "S3 broke off; resuming"
-                        );
                         self.source = None;
-                        tokio::time::sleep(pause_after(resumed)).await;
+                        let why = format!("S3 broke off: {}", projector::error::chain(&error));
+                        wait(&name, why, &mut failures).await?;
                     }
                 },
             }
@@ -165,9 +183,16 @@ impl Pieces {
     }
 
     /// Opens the file where it was left.
-    async fn open(&mut self) -> anyhow::Result<Source> {
+    async fn open(&mut self) -> Result<Source, Unopened> {
         let (client, bucket, prefix) = match &self.place {
-            Place::Folder(folder) => return Ok(Source::File(File::open(folder.join(&self.path))?)),
+            Place::Folder(folder) => {
+                return File::open(folder.join(&self.path)).map(Source::File).map_err(|error| {
+                    match error.kind() {
+                        ErrorKind::NotFound => Unopened::Missing,
+                        _ => Unopened::Stays(error.into()),
+                    }
+                });
+            }
             Place::Bucket(client, bucket, prefix) => (client, bucket, prefix),
         };
         let mut request = client.get_object().bucket(bucket).key(key(prefix, &self.path));
@@ -179,17 +204,73 @@ impl Pieces {
                 self.etag = object.e_tag;
                 Ok(Source::Object(object.body))
             }
-            Err(error) => match (error.code(), error.message()) {
-                (Some("NoSuchKey"), _) => bail!("there is no such file"),
-                (Some(code), message) => bail!(
-                    "{code} {}: the role needs s3:GetObject there, and s3:ListBucket to tell a \
-                     missing file from a forbidden one",
-                    message.unwrap_or_default()
-                ),
-                (None, _) => Err(error.into()),
-            },
+            Err(error) => Err(unopened(error)),
         }
     }
+}
+
+/// Why a file is not open.
+enum Unopened {
+    /// It is not there.
+    Missing,
+    /// It may be there in a while.
+    Passes(String),
+    /// Nothing that passes.
+    Stays(anyhow::Error),
+}
+
+/// Waits before the next try.
+///
+/// # Errors
+/// If there were too many without any progress.
+async fn wait(name: &str, why: String, failures: &mut u32) -> anyhow::Result<()> {
+    *failures += 1;
+    if *failures == MAX_TRIES {
+        return Err(anyhow!(why).context(format!("cannot read {name}")));
+    }
+    let pause = pause_after(*failures);
+    console::line(&format!("cannot read {name} ({why}); again in {} s", pause.as_secs()));
+    tokio::time::sleep(pause).await;
+    Ok(())
+}
+
+/// What S3's answer to a GET comes to.
+fn unopened(error: SdkError<GetObjectError>) -> Unopened {
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    let said = format!(
+        "{} {}",
+        error.code().unwrap_or("no error code"),
+        error.message().unwrap_or_default()
+    );
+    let why = match (error.code().unwrap_or_default(), status) {
+        ("NoSuchKey", _) => return Unopened::Missing,
+        ("SlowDown" | "RequestTimeout" | "ThrottlingException", _) | (_, Some(429 | 500..)) => {
+            return Unopened::Passes(format!("S3 asks to slow down, or is away: {}", said.trim()));
+        }
+        (_, None) => {
+            let why = projector::error::chain(&error);
+            return match error {
+                SdkError::ConstructionFailure(_) => Unopened::Stays(error.into()),
+                _ => Unopened::Passes(format!("S3 cannot be reached: {why}")),
+            };
+        }
+        ("NoSuchBucket", _) => "there is no such bucket: correct the place",
+        ("InvalidObjectState", _) => "its storage class is an archive: restore the objects first",
+        ("PreconditionFailed", _) => "it changed while it was read: run the same command again",
+        ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) | (_, Some(301)) => {
+            "the bucket is in another region than AWS_REGION: copy the export to a folder, or to a \
+             bucket of this region"
+        }
+        (code, _) if code.starts_with("KMS.") => {
+            "the key that encrypts the export cannot be used: enable it, and allow the role \
+             kms:Decrypt"
+        }
+        _ => {
+            "the role needs s3:GetObject there, kms:Decrypt if a key encrypts the export, and \
+             s3:ListBucket to tell a missing file from a forbidden one"
+        }
+    };
+    Unopened::Stays(anyhow!("{}: {why}", said.trim()))
 }
 
 #[cfg(test)]

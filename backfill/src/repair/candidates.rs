@@ -8,6 +8,8 @@
 //!   row may hold it.
 //! - A file of keys.
 //!
+//! A data file of an export that is missing or damaged is named, and holds up no other file.
+//!
 //! What a full export says is as old as the export. A change that it lacks is younger than the trim
 //! horizon (`windows.rs`), so the streams bring it to the row whatever the row holds, and an equal
 //! first look needs no second one.
@@ -33,6 +35,7 @@ use crate::compare_tables::{FILES_AT_MOST, Source, first_looks};
 use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
 use crate::items::export::{Batches, ChangedKey, ExportFile};
+use crate::items::place::FileFault;
 use crate::repair::candidates::changed_rows::ChangedRows;
 use crate::repair::candidates::exports::{OpenExports, Shows};
 use crate::repair::candidates::keys_file::KeysFile;
@@ -48,8 +51,21 @@ pub(crate) struct Batch {
     pub(crate) equal: Vec<(Key, Option<String>)>,
     /// Why the items without a valid key are malformed, without values. No row can hold them.
     pub(crate) without_key: Vec<String>,
+    /// Files of an export that are missing or damaged. What they name is not known.
+    pub(crate) unreadable: Vec<FileFault>,
     /// How many items, or lines of a file, were looked at.
     pub(crate) items: u64,
+}
+
+impl Batch {
+    /// Goes on without the file that is at fault.
+    ///
+    /// # Errors
+    /// The same error, if it is not the fault of one file.
+    fn without_file(error: anyhow::Error) -> anyhow::Result<Option<Self>> {
+        let unreadable = vec![error.downcast()?];
+        Ok(Some(Self { unreadable, ..Self::default() }))
+    }
 }
 
 /// All candidates of one source.
@@ -158,8 +174,10 @@ impl<'a> Candidates<'a> {
         loop {
             let read = match &mut self.source {
                 Stage::Looks(looks, seen, _) => {
-                    let looks = looks.try_next().await?;
-                    looks.map(|looks| sort(looks, seen, &mut self.waiting))
+                    let looks = looks.try_next().await;
+                    let looks =
+                        looks.map(|looks| looks.map(|looks| sort(looks, seen, &mut self.waiting)));
+                    looks.or_else(Batch::without_file)?
                 }
                 Stage::AddingUp(rows) => rows.next().await?.map(|_| Batch::default()),
                 Stage::Suspected(suspected) => suspected.next().await?.map(|checked| {
@@ -169,8 +187,11 @@ impl<'a> Candidates<'a> {
                     Batch::default()
                 }),
                 Stage::Changes(changes, _) => {
-                    let changes = changes.try_next().await?;
-                    changes.map(|changes| sort_changes(changes, &mut self.waiting))
+                    let changes = changes.try_next().await;
+                    let changes = changes.map(|changes| {
+                        changes.map(|changes| sort_changes(changes, &mut self.waiting))
+                    });
+                    changes.or_else(Batch::without_file)?
                 }
                 Stage::Rows(rows) => rows.next().await?.map(|keys| {
                     self.waiting.extend(keys);

@@ -97,7 +97,8 @@ impl Conductor<'_> {
         let ended = self.after_the_streams(&mut repair, source, function_timeout).await;
         let Repair { mut lock, tally, progress, .. } = repair;
         drop(progress);
-        let complete = matches!(ended, Ok(Some(End::AllSettled)));
+        let all_read = tally.unreadable.count == 0;
+        let complete = all_read && matches!(ended, Ok(Some(End::AllSettled)));
         let written = tally.written + tally.removed;
         let kept =
             ledger::end(lock.connection(), begun.id, complete, tally.candidates, written).await;

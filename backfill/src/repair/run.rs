@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::advisory_lock::Held;
 use crate::console::{self, Progress};
 use crate::items::api::KEYS_PER_CALL;
+use crate::items::place::FileFault;
 use crate::items::{self, Key};
 use crate::read_ahead::send_all;
 use crate::rejected_records;
@@ -211,7 +212,10 @@ impl<'a> Repair<'a> {
             self.named.add(key, identity, is_under_way);
         }
         self.tally.add_untried(untried);
-        let Candidates { differing, equal, without_key, items } = batch;
+        let Candidates { differing, equal, without_key, unreadable, items } = batch;
+        for FileFault { name, problem, .. } in unreadable {
+            self.tally.unreadable.add(&name, &problem);
+        }
         for reason in without_key {
             self.tally.malformed.add("an item without a valid key", &reason);
         }

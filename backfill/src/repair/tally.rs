@@ -28,6 +28,8 @@ pub(crate) struct Tally {
     pub(crate) removed: u64,
     /// Parts that the streams brought meanwhile.
     pub(crate) dropped: u64,
+    /// Files of the exports that are missing or damaged.
+    pub(crate) unreadable: Failures,
     /// Items that the projector or PostgreSQL refuses.
     pub(crate) malformed: Failures,
     /// Objects that were looked at after their rows, and hold at least them now.
@@ -67,6 +69,7 @@ impl Default for Tally {
             written: 0,
             removed: 0,
             dropped: 0,
+            unreadable: Failures::new("file not read"),
             malformed: Failures::new("cannot be applied"),
             objects: 0,
             failed_objects: Failures::new("object not written"),
@@ -90,6 +93,11 @@ impl Tally {
     pub(crate) fn progress(&self) -> String {
         let Self { waiting, written, removed, .. } = self;
         format!("{waiting} parts wait for the streams, {} written", written + removed)
+    }
+
+    /// Whether everything that the source names was looked at, and no row and no object failed.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.unreadable.count + self.locked.count + self.failed_objects.count == 0
     }
 
     /// What a run came to that settled every candidate.
@@ -120,6 +128,7 @@ impl Tally {
             ("removed", always(self.removed), "parts whose item is gone"),
             ("dropped", if_any(self.dropped), "parts that the streams brought meanwhile"),
             ("not settled", if_any(self.waiting), "parts that still waited for the streams"),
+            ("files not read", if_any(self.unreadable.count), "files of the exports"),
             ("cannot apply", if_any(self.malformed.count), "items, in rejected_records"),
             ("locked", if_any(self.locked.count), "parts whose rows were locked each time"),
             ("redriven", if_any(self.redriven), "records removed from rejected_records"),
@@ -153,6 +162,8 @@ impl Tally {
             "removed": self.removed,
             "dropped": self.dropped,
             "not_settled": self.waiting,
+            "files_not_read": self.unreadable.count,
+            "first_files_not_read": self.unreadable.first(),
             "malformed": self.malformed.count,
             "first_malformed": self.malformed.json(),
             "locked": self.locked.count,

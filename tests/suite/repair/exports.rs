@@ -22,7 +22,7 @@ fn write(root: &std::path::Path, id: &str, of_tables: [Files; 2]) -> Vec<String>
 }
 
 /// A line for each item as the window leaves it.
-fn lines(drafts: &[&Draft]) -> Vec<Json> {
+pub(super) fn lines(drafts: &[&Draft]) -> Vec<Json> {
     let line = |draft: &&Draft| {
         let item = draft.image.as_ref().map(|_| draft.item());
         exports::change(&draft.key(), item.as_ref(), None)
@@ -30,7 +30,7 @@ fn lines(drafts: &[&Draft]) -> Vec<Json> {
     drafts.iter().map(line).collect()
 }
 
-fn arguments<'a>(start: &'a [&'a str], flags: &'a [String]) -> Vec<&'a str> {
+pub(super) fn arguments<'a>(start: &'a [&'a str], flags: &'a [String]) -> Vec<&'a str> {
     start.iter().copied().chain(flags.iter().map(String::as_str)).collect()
 }
 

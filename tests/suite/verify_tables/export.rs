@@ -96,7 +96,7 @@ async fn an_export_that_is_damaged_or_unfit_is_refused_by_name() {
         (damaged(data, &|bytes| bytes.truncate(60)), 1, data, "is damaged"),
         // The header's operating system: nothing but the MD5 shows it.
         (damaged(data, &|bytes| bytes[9] ^= 1), 1, data, "its MD5 is not the one of the manifest"),
-        (missing, 1, data, "cannot read"),
+        (missing, 1, data, "is missing: copy the whole export"),
         (
             replaced(manifest, "\"itemCount\":10", "\"itemCount\":9"),
             1,

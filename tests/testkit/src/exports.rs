@@ -15,13 +15,15 @@ use crate::runs::{now, rfc3339};
 /// Files by their path.
 pub type Files = Vec<(String, Vec<u8>)>;
 
+/// The file that says what an export is.
+const SUMMARY: &str = "manifest-summary.json";
 /// What comes before the folders of all exports in a key.
 const PREFIX: &str = "exports/AWSDynamoDB";
 
 /// A full export that is an hour old: its files by their path beside the summary.
 #[must_use]
 pub fn full(table: &str, items: &[Json]) -> Files {
-    let id = "01795334400000-a1b2c3d4";
+    let id = &id_of(table);
     let lines: Vec<Json> = items.iter().map(|item| json!({ "Item": item })).collect();
     let (mut files, listed) = data_files(&format!("{PREFIX}/{id}"), "", &lines);
     let mut summary = summary(table, id, items.len());
@@ -67,6 +69,58 @@ pub fn change(keys: &Json, new_image: Option<&Json>, old_image: Option<&Json>) -
     change
 }
 
+/// An id of an export; two tables have two.
+fn id_of(table: &str) -> String {
+    let digest = Md5::digest(table);
+    let end = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("01795334400000-{end}")
+}
+
+/// The same export as DynamoDB writes it to a bucket, below a prefix (which may be empty) and with
+/// this KMS key: its files by their key. Gives the prefix of the summary, too.
+///
+/// # Panics
+/// If the files are no export.
+#[must_use]
+pub fn in_bucket(
+    files: &[(String, Vec<u8>)],
+    (bucket, prefix): (&str, &str),
+    kms_key: Option<&str>,
+) -> (String, Files) {
+    let is_manifest = |path: &str| path.ends_with(".json");
+    let summary = files.iter().find(|(path, _)| path.ends_with(SUMMARY)).expect("a summary");
+    let json: Json = serde_json::from_slice(&summary.1).expect("JSON");
+    let id = json["exportArn"].as_str().and_then(|arn| arn.rsplit('/').next()).expect("an id");
+    let root = format!("{prefix}/AWSDynamoDB").trim_start_matches('/').to_owned();
+    let folder = format!("{root}/{id}");
+    // The data of a full export is in its folder, that of incremental ones is beside it.
+    let base = if summary.0 == SUMMARY { &folder } else { &root };
+    let mut written = Files::new();
+    for (path, bytes) in files {
+        let mut bytes = bytes.clone();
+        if path.ends_with(SUMMARY) {
+            let mut json = json.clone();
+            let manifest = json["manifestFilesS3Key"].as_str().expect("a key");
+            json["manifestFilesS3Key"] = manifest.replace(PREFIX, &root).into();
+            json["s3Bucket"] = bucket.into();
+            json["s3Prefix"] = if prefix.is_empty() { Json::Null } else { prefix.into() };
+            json["s3SseAlgorithm"] = if kms_key.is_some() { "KMS" } else { "AES256" }.into();
+            json["s3SseKmsKeyId"] = kms_key.into();
+            bytes = json.to_string().into_bytes();
+        } else if is_manifest(path) {
+            let text = String::from_utf8(bytes).expect("text");
+            bytes = text.replace(&format!("{PREFIX}/"), &format!("{root}/")).into_bytes();
+        }
+        if is_manifest(path) {
+            let path = path.replace(".json", ".md5");
+            written.push((format!("{base}/{path}"), md5(&bytes).into_bytes()));
+        }
+        written.push((format!("{base}/{path}"), bytes));
+    }
+    written.push((format!("{folder}/_started"), Vec::new()));
+    (folder, written)
+}
+
 /// Writes files below a folder.
 ///
 /// # Panics
@@ -77,6 +131,12 @@ pub fn write(root: &Path, files: &[(String, Vec<u8>)]) {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         std::fs::write(path, bytes).expect("a file");
     }
+}
+
+/// What a manifest says of a file.
+#[must_use]
+pub fn md5(bytes: &[u8]) -> String {
+    BASE64.encode(Md5::digest(bytes))
 }
 
 /// Two data files, whose keys begin with `root`, and the manifest that lists them.
@@ -92,7 +152,7 @@ fn data_files(root: &str, name: &str, lines: &[Json]) -> (Files, Vec<u8>) {
         let path = format!("data/{number}{name}abcdefghijklmnop.json.gz");
         let file = json!({
             "itemCount": lines.len(),
-            "md5Checksum": BASE64.encode(Md5::digest(&bytes)),
+            "md5Checksum": md5(&bytes),
             "etag": format!("{number}-1"),
             "dataFileS3Key": format!("{root}/{path}"),
         });
