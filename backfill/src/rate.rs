@@ -32,6 +32,19 @@ impl Rate {
         }
     }
 
+    /// Takes this many units, and leaves the waiting to the caller: nothing more should be taken
+    /// until [`Rate::is_paid`].
+    pub(crate) fn owe(&mut self, units: f64) {
+        if let Some(paid_at) = self.paid_at_after(Instant::now(), units) {
+            self.paid_at = paid_at;
+        }
+    }
+
+    /// Whether everything taken so far is paid for.
+    pub(crate) fn is_paid(&self) -> bool {
+        self.paid_at <= Instant::now()
+    }
+
     fn paid_at_after(&self, now: Instant, units: f64) -> Option<Instant> {
         let seconds = units / self.per_second?;
         let earliest = now.checked_sub(BURST).unwrap_or(now);

@@ -53,6 +53,11 @@ pub(crate) struct RepairArguments {
     /// With --scan: how many segments each table is scanned in.
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000), requires = "scan")]
     pub(crate) segments: u16,
+    /// Look at the rows of at most this many sessions per second, and write those of at most as
+    /// many: a session whose parts come apart counts each time. It spares a database that is
+    /// loaded. What the streams bring is not limited.
+    #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_rate: Option<u32>,
     #[command(flatten)]
     pub(crate) reading: ReReadArguments,
     #[command(flatten)]

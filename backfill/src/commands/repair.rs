@@ -56,6 +56,7 @@ pub(crate) async fn run(
         aws: &aws,
         api,
         reading: &arguments.reading,
+        max_rate: arguments.max_rate,
         stop,
     };
     let connections = Connections::apart_from(&conductor.projector.database);
@@ -156,7 +157,6 @@ pub(crate) fn report(
             output.ended_early(&format!("stopped by a signal: {again}"));
             Ok(Outcome::Interrupted)
         }
-        Ok(Some(End::AllSettled)) if tally.locked.count > 0 => {
         Ok(Some(End::AllSettled)) if tally.unreadable.count > 0 => {
             let failed = anyhow!(
                 "{} files of the exports could not be read, the lines above say why: {}. What the \
@@ -167,6 +167,7 @@ pub(crate) fn report(
             let remedy = "copy these files again, or make new exports, and run the command again";
             Err(failed.context(Remedy(remedy.to_owned())))
         }
+        Ok(Some(End::AllSettled)) if tally.locked.count > 0 => {
             let (count, named) = (tally.locked.count, tally.locked.names());
             let failed =
                 anyhow!("{count} parts could not be written, the lines above say why: {named}");

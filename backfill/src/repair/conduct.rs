@@ -22,7 +22,7 @@ use crate::items::api::TablesApi;
 use crate::repair::function;
 use crate::repair::ledger;
 use crate::repair::look::Looker;
-use crate::repair::run::{End, Repair};
+use crate::repair::run::{End, Limits, Repair};
 use crate::repair::source::Source;
 use crate::repair::tally::Tally;
 use crate::replay::background::{Background, Summary};
@@ -62,6 +62,8 @@ pub(crate) struct Conductor<'a> {
     pub(crate) aws: &'a SdkConfig,
     pub(crate) api: TablesApi,
     pub(crate) reading: &'a ReReadArguments,
+    /// At most this many sessions are looked at per second, and at most as many written.
+    pub(crate) max_rate: Option<u32>,
     pub(crate) stop: &'a Stop,
 }
 
@@ -93,7 +95,8 @@ impl Conductor<'_> {
         let mut streams = Background::start(self.aws, projector, (pace, resume)).await?;
         let progress = Progress::start(length);
         let held = (lock, &mut streams);
-        let mut repair = Repair::new(looker, &self.projector, held, function_timeout, progress);
+        let limits = Limits { function_timeout, max_rate: self.max_rate };
+        let mut repair = Repair::new(looker, &self.projector, held, limits, progress);
         let ended = self.after_the_streams(&mut repair, source, function_timeout).await;
         let Repair { mut lock, tally, progress, .. } = repair;
         drop(progress);

@@ -25,6 +25,7 @@ use crate::console::{self, Progress};
 use crate::items::api::KEYS_PER_CALL;
 use crate::items::place::FileFault;
 use crate::items::{self, Key};
+use crate::rate::Rate;
 use crate::read_ahead::send_all;
 use crate::rejected_records;
 use crate::repair::candidates::Batch as Candidates;
@@ -61,6 +62,15 @@ pub(crate) enum End {
     AllSettled,
     /// A signal came first.
     Stopped,
+}
+
+/// What a run keeps to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How long an invocation of the function may take.
+    pub(crate) function_timeout: time::Duration,
+    /// At most this many sessions are looked at per second, and at most as many written.
+    pub(crate) max_rate: Option<u32>,
 }
 
 /// What a job came to, and in which epoch it was begun.
@@ -100,8 +110,9 @@ pub(crate) struct Repair<'a> {
     /// Keeps other repairs, merges and redrives away; images are written over its connection.
     pub(crate) lock: Held,
     pub(crate) streams: &'a mut Background,
-    /// How long an invocation of the function may take.
-    pub(crate) function_timeout: time::Duration,
+    limits: Limits,
+    /// What was written, in sessions.
+    writes: Rate,
     pub(crate) tally: Tally,
     pub(crate) progress: Progress,
     named: Named,
@@ -126,7 +137,7 @@ impl<'a> Repair<'a> {
         looker: &'a Looker<'a>,
         projector: &'a Projector,
         (lock, streams): (Held, &'a mut Background),
-        function_timeout: time::Duration,
+        limits: Limits,
         progress: Progress,
     ) -> Self {
         Self {
@@ -134,7 +145,8 @@ impl<'a> Repair<'a> {
             projector,
             lock,
             streams,
-            function_timeout,
+            limits,
+            writes: Rate::new(limits.max_rate),
             tally: Tally::default(),
             progress,
             named: Named::default(),
@@ -154,8 +166,14 @@ impl<'a> Repair<'a> {
     /// What the source says; what does not pass of the stores, the tables or the streams.
     pub(crate) async fn all(&mut self, mut source: Source<'_>, stop: &Stop) -> anyhow::Result<End> {
         let (sender, steps) = mpsc::channel(1);
+        let mut looks = Rate::new(self.limits.max_rate);
+        let next = async || {
+            let step = source.next().await?;
+            looks.take(step.as_ref().map_or(0, Step::sessions) as f64).await;
+            Ok(step)
+        };
         // Boxed: the future is large.
-        let reading = Box::pin(send_all(async || source.next().await, sender));
+        let reading = Box::pin(send_all(next, sender));
         self.until_done(reading, steps, stop).await
     }
 
@@ -294,17 +312,20 @@ impl<'a> Repair<'a> {
         self.settled(equal).await
     }
 
-    /// Writes the images whose hold is over.
+    /// Writes the images whose hold is over, as many as the limit allows by now. The others come
+    /// with the next look at the holds.
     async fn write_what_is_over(&mut self, stop: &Stop) -> anyhow::Result<()> {
         let through = ReadThrough {
             sessions: self.streams.read_through(true),
             scans: self.streams.read_through(false),
         };
         let now = OffsetDateTime::now_utc();
-        self.waiting.observe(&through, self.function_timeout, now);
+        self.waiting.observe(&through, self.limits.function_timeout, now);
         while !stop.requested()
+            && self.writes.is_paid()
             && let Some(batch) = self.waiting.take_over()?
         {
+            self.writes.owe(batch.sessions() as f64);
             self.write(batch).await?;
         }
         self.show(0);

@@ -1,7 +1,7 @@
 //! Where the keys of a repair come from: the tables, or the records that were rejected. And which
 //! rejected records go once their parts are settled.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use projector::apply::Pace;
 use projector::change::{Tables, place_of};
@@ -23,6 +23,16 @@ pub(crate) struct Step {
     pub(crate) untried: Vec<String>,
     /// Sessions that only the bucket may hold.
     pub(crate) unheld: Vec<String>,
+}
+
+impl Step {
+    /// How many sessions have a row that is looked at.
+    pub(crate) fn sessions(&self) -> usize {
+        let Self { batch, unheld, .. } = self;
+        let equal = batch.equal.iter().map(|(key, _)| key);
+        let keys = batch.differing.iter().chain(equal).map(|(_, session_id)| session_id);
+        keys.chain(unheld).collect::<HashSet<_>>().len()
+    }
 }
 
 /// Where the keys come from.

@@ -1,6 +1,7 @@
 //! Images that wait for the end of their hold. They are in temporary files without a name, so that
 //! a repair of millions of parts takes little memory and leaves nothing behind, whatever ends it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -79,6 +80,13 @@ struct Line<'a> {
     floor: Option<&'a str>,
     #[serde(borrow)]
     item: Option<&'a RawValue>,
+}
+
+impl Batch {
+    /// How many sessions have a row that is written.
+    pub(crate) fn sessions(&self) -> usize {
+        self.images.iter().map(|image| &image.key.1).collect::<HashSet<_>>().len()
+    }
 }
 
 impl Waiting {

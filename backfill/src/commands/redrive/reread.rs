@@ -58,7 +58,8 @@ pub(super) async fn run(
     let aws = Box::pin(start::aws_with_credentials()).await?;
     let projector = delivery.shared_projector();
     let api = TablesApi::new(&aws, projector.tables.clone(), arguments.reading.read_units);
-    let conductor = Conductor { projector, aws: &aws, api, reading: &arguments.reading, stop };
+    let reading = &arguments.reading;
+    let conductor = Conductor { projector, aws: &aws, api, reading, max_rate: None, stop };
     let connections = Connections::apart_from(&conductor.projector.database);
     let looker = conduct::looker(&conductor.projector, &conductor.api, &connections).await?;
     let (database, tables) = (&connections.source, &conductor.projector.tables);
