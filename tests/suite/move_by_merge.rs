@@ -5,15 +5,14 @@
 
 pub(crate) mod world;
 
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value as Json;
-use testkit::emulator::binary;
 use testkit::oracle;
-use testkit::runs::{assert_code, backfill};
+use testkit::runs::{assert_code, backfill, with_tables};
 use testkit::services::{Stores, parsed, service};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
@@ -88,22 +87,8 @@ impl Move {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("backfill"));
-        command
-            .args(arguments)
-            // The clock of the streams is hours ahead: so must be that of who reads them.
-            .env("LD_PRELOAD", service("DYNAMODB_LOCAL_PRELOAD"))
-            .env("DATABASE_URL", &self.new.database_url)
-            .env("PEER_DATABASE_URL", &self.old.database_url)
-            .env("ARCHIVE_BUCKET", &self.new.bucket)
-            .env("SESSIONS_TABLE", &self.world.tables[0])
-            .env("SCANS_TABLE", &self.world.tables[1])
-            .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB", service("DYNAMODB_LOCAL_URL"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = with_tables(&self.new, &self.world.tables, arguments);
+        command.env("PEER_DATABASE_URL", &self.old.database_url);
         command
     }
 

@@ -9,10 +9,9 @@ use std::process::Output;
 
 use serde_json::{Value as Json, json};
 use testkit::dynamodb::{DynamoDb, Kind, Write};
-use testkit::emulator::binary;
 use testkit::oracle;
 use testkit::records::{Draft, Table, removal, scan, session};
-use testkit::runs::{assert_code, text, until};
+use testkit::runs::{assert_code, text, until, with_tables};
 use testkit::services::{Stores, parsed, service};
 use testkit::trim::TrimmedStreams;
 use tokio::process::Command;
@@ -93,22 +92,8 @@ impl World {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("backfill"));
-        command
-            .args(arguments)
-            // The clock of the streams is hours ahead: so must be that of who reads them.
-            .env("LD_PRELOAD", service("DYNAMODB_LOCAL_PRELOAD"))
-            .env("DATABASE_URL", &self.stores.database_url)
-            .env("ARCHIVE_BUCKET", &self.stores.bucket)
-            .env("SESSIONS_TABLE", &self.tables[0])
-            .env("SCANS_TABLE", &self.tables[1])
-            .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB", service("DYNAMODB_LOCAL_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &self.streams.url)
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = with_tables(&self.stores, &self.tables, arguments);
+        command.env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &self.streams.url);
         command
     }
 

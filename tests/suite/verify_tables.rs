@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use testkit::dynamodb::{DynamoDb, Kind, Write};
-use testkit::emulator::binary;
 use testkit::records::{Draft, LABEL, Record, Table, removal, scan, session};
-use testkit::runs::{assert_code, signal, text, until};
+use testkit::runs::{assert_code, signal, text, until, with_tables};
 use testkit::services::{Stores, apply, service};
 use tokio::process::Command;
 
@@ -66,20 +65,8 @@ impl World {
     }
 
     fn backfill(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("backfill"));
-        command
-            .args(arguments)
-            // The clock of the streams is hours ahead: so must be that of who reads them.
-            .env("LD_PRELOAD", service("DYNAMODB_LOCAL_PRELOAD"))
-            .env("DATABASE_URL", &self.stores.database_url)
-            .env("SESSIONS_TABLE", &self.tables[0])
-            .env("SCANS_TABLE", &self.tables[1])
-            .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB", service("DYNAMODB_LOCAL_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", service("DYNAMODB_LOCAL_URL"))
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = with_tables(&self.stores, &self.tables, arguments);
+        command.env_remove("ARCHIVE_BUCKET");
         command
     }
 

@@ -1,15 +1,14 @@
 //! The whole of it while everything moves: two tables that are written for as long as the test
 //! runs, a live function, and a database that lacks two days which the streams have lost.
 
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value as Json;
-use testkit::emulator::binary;
 use testkit::oracle;
-use testkit::runs::assert_code;
+use testkit::runs::{assert_code, with_tables};
 use testkit::services::{Stores, parsed, service};
 use testkit::trim::TrimmedStreams;
 use tokio::process::Command;
@@ -75,21 +74,8 @@ impl Moving {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("backfill"));
-        command
-            .args(arguments)
-            .env("LD_PRELOAD", service("DYNAMODB_LOCAL_PRELOAD"))
-            .env("DATABASE_URL", &self.stores.database_url)
-            .env("ARCHIVE_BUCKET", &self.stores.bucket)
-            .env("SESSIONS_TABLE", &self.world.tables[0])
-            .env("SCANS_TABLE", &self.world.tables[1])
-            .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB", service("DYNAMODB_LOCAL_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &self.streams.url)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = with_tables(&self.stores, &self.world.tables, arguments);
+        command.env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", &self.streams.url);
         command
     }
 
@@ -114,15 +100,7 @@ impl Moving {
         self.side.drained().await;
         assert!(self.sampler.await.expect("no row goes back") > 3);
         let proof = ["verify", "--tables", "--wait", "0", "--rounds", "1"];
-        let mut command = Command::new(binary("backfill"));
-        command
-            .args(proof)
-            .env("LD_PRELOAD", service("DYNAMODB_LOCAL_PRELOAD"))
-            .env("DATABASE_URL", &self.stores.database_url)
-            .env("SESSIONS_TABLE", &self.world.tables[0])
-            .env("SCANS_TABLE", &self.world.tables[1])
-            .env("AWS_ENDPOINT_URL", service("AWS_ENDPOINT_URL"))
-            .env("AWS_ENDPOINT_URL_DYNAMODB", service("DYNAMODB_LOCAL_URL"));
+        let mut command = with_tables(&self.stores, &self.world.tables, &proof);
         assert_code(&command.output().await.expect("backfill runs"), 0);
         let rows = self.stores.rows().await;
         assert!(parsed(&self.stores.objects().await) == oracle::objects(&rows));

@@ -55,6 +55,22 @@ pub fn command(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Co
     command
 }
 
+/// A command of `backfill` on these stores and on two tables of DynamoDB Local: the sessions, and
+/// the scans.
+#[must_use]
+pub fn with_tables(stores: &Stores, tables: &[String; 2], arguments: &[&str]) -> Command {
+    let dynamodb = service("DYNAMODB_LOCAL_URL");
+    let mut command = watched(stores, arguments);
+    command
+        // The clock of the streams is hours ahead: so must be that of who reads them.
+        .env("LD_PRELOAD", service("DYNAMODB_LOCAL_PRELOAD"))
+        .env("SESSIONS_TABLE", &tables[0])
+        .env("SCANS_TABLE", &tables[1])
+        .env("AWS_ENDPOINT_URL_DYNAMODB", &dynamodb)
+        .env("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", dynamodb);
+    command
+}
+
 /// `backfill stream` that does not wait long for what is idle or missing.
 #[must_use]
 pub fn stream(stores: &Stores, server: &StreamServer, arguments: &[&str]) -> Command {
