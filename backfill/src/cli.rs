@@ -466,8 +466,8 @@ mod tests {
     fn each_command_shows_only_the_settings_that_concern_it() {
         const LOGIN: &[&str] = &["DATABASE_URL", "DATABASE_SECRET_ARN", "DATABASE_AUTH"];
         const TABLES: &[&str] = &["SESSIONS_TABLE", "SCANS_TABLE"];
-        let stores =
-            [LOGIN, &["DATABASE_CONNECTIONS", "ARCHIVE_BUCKET", "ARCHIVE_PREFIX"]].concat();
+        const ARCHIVE: &[&str] = &["ARCHIVE_BUCKET", "ARCHIVE_PREFIX", "ARCHIVE_OBJECTS"];
+        let stores = [LOGIN, &["DATABASE_CONNECTIONS"], ARCHIVE].concat();
         let sides = [LOGIN, &["DATABASE_CONNECTIONS"], TABLES].concat();
         let expected: [(&str, &[&str]); 14] = [
             ("doctor", &VARIABLES),

@@ -70,6 +70,8 @@ pub(crate) struct Differing {
 pub(crate) struct Tally {
     /// They held their rows already.
     pub(crate) current: u64,
+    /// They are not wanted yet, because their rows have not had all parts.
+    pub(crate) not_yet: u64,
     /// Of a dry run: they are not there.
     pub(crate) missing: u64,
     /// Of a dry run: they hold less than their rows.
@@ -405,14 +407,15 @@ async fn compare_one(
     Ok(match reconcile(database, archive, session_id, known, Deadline::NONE).await? {
         Reconciled::Written => Done::Written,
         Reconciled::UpToDate => Done::Found(Found::UpToDate),
+        Reconciled::NotYet => Done::Found(Found::NotYet),
     })
 }
 
 impl Tally {
     /// How many objects were compared.
     pub(crate) fn compared(&self) -> u64 {
-        let Self { current, missing, behind, written } = *self;
-        current + missing + behind + written
+        let Self { current, not_yet, missing, behind, written } = *self;
+        current + not_yet + missing + behind + written
     }
 
     /// The same in a few words, for the progress.
@@ -428,6 +431,7 @@ impl Tally {
         *match done {
             Done::Written => &mut self.written,
             Done::Found(Found::UpToDate) => &mut self.current,
+            Done::Found(Found::NotYet) => &mut self.not_yet,
             Done::Found(Found::Missing) => &mut self.missing,
             Done::Found(Found::Behind) => &mut self.behind,
         } += 1;

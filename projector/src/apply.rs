@@ -26,6 +26,7 @@ pub use self::learned::Learned;
 pub use self::pace::Pace;
 pub use self::reconcile::{
     Decision, Found, Known, Reconciled, decide, look_at_object, object_versions, reconcile,
+    wants_object,
 };
 use crate::archive::Archive;
 use crate::cause;

@@ -13,13 +13,14 @@ pub(crate) use self::url::secured;
 use crate::change::Tables;
 
 /// Every variable that is read here. `RUST_LOG` and the SDK's own (`AWS_…`) are read elsewhere.
-pub const VARIABLES: [&str; 9] = [
+pub const VARIABLES: [&str; 10] = [
     "DATABASE_URL",
     "DATABASE_SECRET_ARN",
     "DATABASE_AUTH",
     "DATABASE_CONNECTIONS",
     "ARCHIVE_BUCKET",
     "ARCHIVE_PREFIX",
+    "ARCHIVE_OBJECTS",
     "SESSIONS_TABLE",
     "SCANS_TABLE",
     "TTL_REMOVALS",
@@ -91,6 +92,40 @@ pub struct ArchiveConfig {
     pub bucket: String,
     /// `ARCHIVE_PREFIX`; the key is this, the session's id, and `.json`.
     pub prefix: String,
+    /// `ARCHIVE_OBJECTS`.
+    pub objects: ArchiveObjects,
+}
+
+impl ArchiveConfig {
+    /// The prefix unless `ARCHIVE_PREFIX` says otherwise.
+    pub const DEFAULT_PREFIX: &str = "measurements/";
+}
+
+/// From when on a session has an object. An object that exists always follows its row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArchiveObjects {
+    /// From its first part on.
+    #[default]
+    Every,
+    /// Once all three parts have arrived.
+    Complete,
+}
+
+impl ArchiveObjects {
+    /// The mode of this name, as `ARCHIVE_OBJECTS` has it.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Every, Self::Complete].into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// `every` or `complete`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Every => "every",
+            Self::Complete => "complete",
+        }
+    }
 }
 
 /// What to do with the removals that DynamoDB makes at the end of an item's time to live.
@@ -209,15 +244,26 @@ fn database(
 fn archive(
     get: &impl Fn(&'static str) -> Option<String>,
 ) -> Result<Option<ArchiveConfig>, ConfigError> {
-    let prefix = get("ARCHIVE_PREFIX").unwrap_or_else(|| "measurements/".to_owned());
+    let prefix = get("ARCHIVE_PREFIX");
+    let prefix = prefix.unwrap_or_else(|| ArchiveConfig::DEFAULT_PREFIX.to_owned());
     if prefix.starts_with('/') {
         return wrong("ARCHIVE_PREFIX", "starts with a slash, which would be a part of every key");
     }
+    let objects = match get("ARCHIVE_OBJECTS") {
+        None => ArchiveObjects::default(),
+        Some(name) => match ArchiveObjects::parse(&name) {
+            Some(objects) => objects,
+            None => {
+                let problem = format!("is {name:?}, expected every or complete");
+                return wrong("ARCHIVE_OBJECTS", problem);
+            }
+        },
+    };
     let Some(bucket) = get("ARCHIVE_BUCKET") else { return Ok(None) };
     if let Some(problem) = bucket_problem(&bucket) {
         return wrong("ARCHIVE_BUCKET", format!("is {bucket:?}, {problem}"));
     }
-    Ok(Some(ArchiveConfig { bucket, prefix }))
+    Ok(Some(ArchiveConfig { bucket, prefix, objects }))
 }
 
 /// What S3 would refuse in a bucket's name (Amazon S3 User Guide, "General purpose bucket naming
@@ -244,7 +290,9 @@ fn bucket_problem(name: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, ConfigError, Login, TtlRemovals, VARIABLES, bucket_problem};
+    use super::{
+        ArchiveObjects, Config, ConfigError, Login, TtlRemovals, VARIABLES, bucket_problem,
+    };
     use sqlx::postgres::PgSslMode;
     use std::cell::RefCell;
     use std::collections::BTreeSet;
@@ -271,7 +319,12 @@ mod tests {
         assert_eq!(config.database.connections, 1);
         assert_eq!(config.archive, None);
         let config = read(&[URL, ("ARCHIVE_BUCKET", "feet")]).expect("a configuration");
-        assert_eq!(config.archive.expect("an archive").prefix, "measurements/");
+        let archive = config.archive.expect("an archive");
+        assert_eq!(archive.prefix, "measurements/");
+        assert_eq!(archive.objects, ArchiveObjects::Every);
+        let complete = [URL, ("ARCHIVE_BUCKET", "feet"), ("ARCHIVE_OBJECTS", "complete")];
+        let archive = read(&complete).expect("a configuration").archive.expect("an archive");
+        assert_eq!(archive.objects, ArchiveObjects::Complete);
     }
 
     #[test]
@@ -287,7 +340,7 @@ mod tests {
     #[test]
     fn what_is_missing_or_wrong_is_named_in_one_line() {
         let secret = ("DATABASE_SECRET_ARN", "arn:aws:secretsmanager:eu-central-1:1:secret:s");
-        let cases: [(&[(&str, &str)], &str); 11] = [
+        let cases: [(&[(&str, &str)], &str); 12] = [
             (&[], "DATABASE_URL is not set: give "),
             (&[("DATABASE_URL", "db.example")], "DATABASE_URL does not start with postgres://"),
             (&[("DATABASE_URL", "mysql://h/d")], "DATABASE_URL does not start with postgres://"),
@@ -299,6 +352,7 @@ mod tests {
             (&[URL, ("SCANS_TABLE", "sessions")], "SCANS_TABLE names the table of SESSIONS_TABLE"),
             (&[URL, ("ARCHIVE_BUCKET", "s3://feet")], "ARCHIVE_BUCKET is \"s3://feet\""),
             (&[URL, ("ARCHIVE_PREFIX", "/m/")], "ARCHIVE_PREFIX starts with a slash"),
+            (&[URL, ("ARCHIVE_OBJECTS", "all")], "ARCHIVE_OBJECTS is \"all\", expected every"),
         ];
         for (variables, expected) in cases {
             let message = read(variables).expect_err(expected).to_string();

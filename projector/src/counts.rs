@@ -47,6 +47,11 @@ macro_rules! for_each_count {
                 "objects current",
                 "held the row already"
             );
+            /// Objects not wanted yet, because their rows have not had all parts.
+            objects_not_yet: None, Line::IfAny(
+                "objects not yet",
+                "their rows have not had all parts (ARCHIVE_OBJECTS=complete)"
+            );
         }
     };
 }

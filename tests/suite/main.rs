@@ -2,6 +2,7 @@
 //! link them for each. The test runner gives each test a process of its own. What needs an
 //! allocator of its own is in `memory.rs`.
 
+mod archive_objects;
 mod archive_protocol;
 mod backfill;
 mod blame;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use projector::apply::Projector;
+use projector::config::ArchiveObjects;
 use serde_json::Value as Json;
 use testkit::oracle;
 use testkit::records::{LABEL, Record, removal, scan, session};
@@ -24,10 +25,14 @@ struct Race {
 
 impl Race {
     async fn start() -> Self {
+        Self::writing(ArchiveObjects::Every).await
+    }
+
+    async fn writing(objects: ArchiveObjects) -> Self {
         let stores = Stores::fresh().await;
         let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
-        let (older, newer) =
-            (stores.projector_at(&gate.url, 1).await, stores.projector_at(&gate.url, 1).await);
+        let older = stores.projector_writing(objects, &gate.url).await;
+        let newer = stores.projector_writing(objects, &gate.url).await;
         Self { stores, gate, older, newer }
     }
 
@@ -75,6 +80,19 @@ async fn a_new_rows_put_that_arrives_late_does_not_bring_the_older_row_back() {
     let race = Race::start().await;
     race.overtake(session("s1", "old").place(LABEL, 1), session("s1", "new").place(LABEL, 2)).await;
     assert_eq!(race.object().await["user_id"], "new");
+    race.assert_newest().await;
+}
+
+/// The PUT of a complete row is in flight when a part of the row is removed. The row is not
+/// complete any more, and without an object the PUT would bring the part back.
+#[tokio::test]
+async fn a_complete_rows_put_that_arrives_late_does_not_bring_a_removed_part_back() {
+    let race = Race::writing(ArchiveObjects::Complete).await;
+    let (left, right) = (scan("s1", "left", "245.3"), scan("s1", "right", "245.9"));
+    apply(&race.older, &[session("s1", "u").place(LABEL, 1), left.place(LABEL, 2)]).await;
+    assert_eq!((race.gate.count("PUT"), race.gate.count("HEAD")), (0, 1));
+    race.overtake(right.place(LABEL, 3), removal(&left).place(LABEL, 4)).await;
+    assert_eq!(race.object().await["complete"], false);
     race.assert_newest().await;
 }
 

@@ -86,6 +86,10 @@ pub(crate) struct Stores {
     /// What comes before `SESSION_ID.json` in an object's key [default: measurements/].
     #[arg(long, env, value_name = "PREFIX")]
     archive_prefix: Option<String>,
+    /// From when on a session has an object: from its first part on (`every`), or once all three
+    /// parts have arrived (`complete`) [default: every].
+    #[arg(long, env, value_name = "every|complete")]
+    archive_objects: Option<String>,
 }
 
 impl Stores {
@@ -99,6 +103,7 @@ impl Stores {
             ("DATABASE_CONNECTIONS", &self.database_connections),
             ("ARCHIVE_BUCKET", &self.archive_bucket),
             ("ARCHIVE_PREFIX", &self.archive_prefix),
+            ("ARCHIVE_OBJECTS", &self.archive_objects),
         ];
         self.database.list().into_iter().chain(own).collect()
     }

@@ -151,13 +151,14 @@ async fn bucket(archive: Option<&ArchiveConfig>, aws: &SdkConfig, is_wrong: bool
 }
 
 fn judge_bucket(config: &ArchiveConfig, probed: Result<(), Error>) -> Verdict {
-    let ArchiveConfig { bucket, prefix } = config;
+    let ArchiveConfig { bucket, prefix, objects } = config;
     let error = match probed {
         Ok(()) => {
             return Verdict::works(format!(
-                "s3://{bucket}/{prefix}: the role may read and list; whether it may write \
-                 (s3:PutObject, s3:PutObjectTagging) shows only in a write, which this command \
-                 does not make"
+                "s3://{bucket}/{prefix}, ARCHIVE_OBJECTS={}: the role may read and list; whether it \
+                 may write (s3:PutObject, s3:PutObjectTagging) shows only in a write, which this \
+                 command does not make",
+                objects.name()
             ));
         }
         Err(error) => error,
@@ -191,14 +192,14 @@ fn judge_credentials(key: &str, expiry: Option<SystemTime>, now: SystemTime) -> 
 mod tests {
     use super::{Verdict, judge_bucket, judge_credentials};
     use projector::cause::Message;
-    use projector::config::ArchiveConfig;
+    use projector::config::{ArchiveConfig, ArchiveObjects};
     use projector::error::Error;
     use std::time::{Duration, SystemTime};
 
     #[test]
     fn a_refusal_of_the_bucket_has_what_s3_said_and_the_remedy() {
-        let config =
-            ArchiveConfig { bucket: "feet".to_owned(), prefix: "measurements/".to_owned() };
+        let (bucket, prefix) = ("feet".to_owned(), "measurements/".to_owned());
+        let config = ArchiveConfig { bucket, prefix, objects: ArchiveObjects::Complete };
         let denied = Error::Archive {
             operation: "GET",
             bucket: "feet".to_owned(),
@@ -210,7 +211,8 @@ mod tests {
             panic!("refused")
         };
         assert!(detail.contains("s3:ListBucket") && remedy.contains("s3:GetObject"), "{detail}");
-        assert!(matches!(judge_bucket(&config, Ok(())), Verdict::Works(_)));
+        let Verdict::Works(detail) = judge_bucket(&config, Ok(())) else { panic!("it answers") };
+        assert!(detail.contains("ARCHIVE_OBJECTS=complete"), "{detail}");
     }
 
     #[test]

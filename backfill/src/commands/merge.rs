@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
 use projector::bind;
+use projector::config::ArchiveObjects;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
@@ -112,6 +113,7 @@ struct Prepared {
 async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Result<Prepared> {
     let config = settings.config()?;
     let without_archive = config.archive.is_none();
+    let objects = config.archive.as_ref().map(|archive| archive.objects);
     let projector = start::projector_with_credentials(config).await?;
     let peer = match &arguments.from {
         None => None,
@@ -138,10 +140,18 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
             ));
             note_replica(peer).await?;
         }
-        None => console::line(
-            "assuming that the archive is current: its projector has read the streams past now, \
-             its bucket of failures is empty, and no replication into it is pending",
-        ),
+        None => {
+            console::line(
+                "assuming that the archive is current: its projector has read the streams past \
+                 now, its bucket of failures is empty, and no replication into it is pending",
+            );
+            if objects == Some(ArchiveObjects::Complete) {
+                console::line(
+                    "ARCHIVE_OBJECTS=complete: an archive of this mode lacks the measurements that \
+                     never had all parts, so they are not merged",
+                );
+            }
+        }
     }
     if without_archive && !arguments.dry_run {
         console::line("ARCHIVE_BUCKET is not set: no object is written");

@@ -106,7 +106,7 @@ fn objects(count: usize) -> String {
 
 /// For people.
 fn text(end: &str, tally: &Tally, duration: Duration, dry_run: bool) -> String {
-    let Tally { current, missing, behind, written } = *tally;
+    let Tally { current, not_yet, missing, behind, written } = *tally;
     let compared = tally.compared();
     let took = span(duration.max(Duration::from_secs(1)));
     let end = if dry_run { format!("dry run, nothing was written, {end}") } else { end.to_owned() };
@@ -124,12 +124,16 @@ fn text(end: &str, tally: &Tally, duration: Duration, dry_run: bool) -> String {
     {
         let _ = writeln!(text, "  {name:<16}{count:>10}  {meaning}");
     }
+    if not_yet > 0 {
+        let meaning = "their rows have not had all parts (ARCHIVE_OBJECTS=complete)";
+        let _ = writeln!(text, "  {:<16}{not_yet:>10}  {meaning}", "objects not yet");
+    }
     text
 }
 
 /// As JSON. `resume_after` is `null` if nothing is left to do.
 fn json(end: &str, comparing: &Comparing<'_>, duration: Duration, dry_run: bool) -> Json {
-    let Tally { current, missing, behind, written } = *comparing.tally();
+    let Tally { current, not_yet, missing, behind, written } = *comparing.tally();
     let not_done = comparing.left();
     json!({
         "ended": end,
@@ -137,6 +141,7 @@ fn json(end: &str, comparing: &Comparing<'_>, duration: Duration, dry_run: bool)
         "seconds": duration.as_secs_f64(),
         "objects": comparing.tally().compared(),
         "current": current,
+        "not_yet": not_yet,
         "missing": missing,
         "behind": behind,
         "written": written,

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
 use projector::apply::Pace;
 use projector::archive::{Archive, Listed};
-use projector::config::{ArchiveConfig, ConfigError};
+use projector::config::{ArchiveConfig, ArchiveObjects, ConfigError};
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::{self, Consequence, Error};
@@ -81,7 +81,10 @@ impl<'a> Objects<'a> {
                 if bucket.is_empty() {
                     return Err(wrong(format!("is {place:?}: give s3://BUCKET/PREFIX")).into());
                 }
-                let config = ArchiveConfig { bucket: bucket.to_owned(), prefix: prefix.to_owned() };
+                let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
+                // It is only read.
+                let objects = ArchiveObjects::default();
+                let config = ArchiveConfig { bucket, prefix, objects };
                 let aws = Box::pin(start::aws_with_credentials()).await?;
                 let archive = Archive::new(config, &aws);
                 let last = if after.is_empty() { String::new() } else { archive.key(after) };

@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use projector::apply::{Pace, object_versions};
+use projector::apply::{Pace, object_versions, wants_object};
 use projector::archive::Archive;
 use projector::deadline::Deadline;
 use projector::measurement::{Document, Versions};
@@ -131,9 +131,7 @@ impl Looker<'_> {
         objects: &HashMap<String, Versions>,
     ) -> anyhow::Result<Objects> {
         let mut compared = Objects::default();
-        if self.archive.is_none() {
-            return Ok(compared);
-        }
+        let Some(archive) = self.archive else { return Ok(compared) };
         let rows = self.versions(session_ids).await?;
         let none = Versions::default();
         for session_id in session_ids {
@@ -141,7 +139,8 @@ impl Looker<'_> {
             let object = objects.get(session_id).unwrap_or(&none);
             let ahead = Part::ALL.into_iter().filter(|part| object[*part] > row[*part]);
             compared.ahead.extend(ahead.map(|part| (part, session_id.clone())));
-            if !dominates(object, row) {
+            let is_there = objects.contains_key(session_id);
+            if !dominates(object, row) && (is_there || wants_object(row, archive.objects())) {
                 compared.behind.push(session_id.clone());
             }
         }

@@ -106,7 +106,8 @@ fn changes(batch: &Batch, now: OffsetDateTime) -> anyhow::Result<Vec<IndexedChan
         };
         let version = image_version(image.floor.as_deref(), now_us)?;
         let changed_at = Some(batch.read_at);
-        let change = Change { session_id, part, version, changed_at, document, expired: false };
+        let (inserted, expired) = (false, false);
+        let change = Change { session_id, part, version, changed_at, document, inserted, expired };
         Ok(IndexedChange { record_index, change })
     };
     batch.images.iter().enumerate().map(change).collect()

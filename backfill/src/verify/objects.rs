@@ -131,7 +131,7 @@ impl Objects<'_> {
         for Differing { session_id, found, .. } in self.waiting.drain(..) {
             let (kind, detail) = match found {
                 Found::Missing => (Kind::Missing, "the row has no object"),
-                Found::Behind | Found::UpToDate => (
+                Found::Behind | Found::UpToDate | Found::NotYet => (
                     Kind::Older,
                     "the object lacks a version that the row holds, or does not say what it holds",
                 ),

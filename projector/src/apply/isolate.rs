@@ -86,6 +86,7 @@ mod tests {
                             version,
                             changed_at: None,
                             document: None,
+                            inserted: false,
                             expired: false,
                         },
                     });

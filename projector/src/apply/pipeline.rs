@@ -15,7 +15,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use super::attempt::{Statement, upsert};
 use super::isolate::{Bisected, bisect, split, split_locked};
 use super::queues::{Queues, record_indices};
-use super::reconcile::{Reconciled, reconcile};
+use super::reconcile::{Known, Reconciled, reconcile};
 use super::refusals::{ENOUGH_REFUSED, OTHERS, Refusals};
 use super::regions::OvertakenByLabel;
 use super::{BatchOutcome, Projector, classify, refusal};
@@ -115,7 +115,8 @@ async fn reconcile_session<'a>(
     deadline: Deadline,
 ) -> (SessionChanges<'a>, Result<Reconciled, Error>) {
     let session_id = session.session_id;
-    let done = reconcile(&projector.database, archive, session_id, upserted.into(), deadline).await;
+    let known = Known::of(upserted, &session.patch, archive.objects());
+    let done = reconcile(&projector.database, archive, session_id, known, deadline).await;
     (session, done)
 }
 
@@ -381,6 +382,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
                 match reconciled {
                     Reconciled::Written => self.outcome.counts.objects_written += 1,
                     Reconciled::UpToDate => self.outcome.counts.objects_current += 1,
+                    Reconciled::NotYet => self.outcome.counts.objects_not_yet += 1,
                 }
                 Ok(())
             }

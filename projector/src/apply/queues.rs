@@ -142,6 +142,7 @@ mod tests {
                 version: Version::new("l", "1").expect("a version"),
                 changed_at: None,
                 document: None,
+                inserted: false,
                 expired: false,
             },
         };

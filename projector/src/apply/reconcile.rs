@@ -6,15 +6,20 @@
 //! compares again. An object is never deleted here: a removed session's becomes a tombstone,
 //! because an older PUT still in flight would bring a deleted one back.
 //!
+//! With `ARCHIVE_OBJECTS=complete` an object is first written once its row has a version of each
+//! part ([`wants_object`]); from then on it follows its row.
+//!
 //! [`decide`] is the whole decision, and pure; [`reconcile`] is the loop around it that asks and
 //! writes.
 
 use std::time::Duration;
 
 use crate::archive::{Archive, Condition, Described, Put, Seen};
+use crate::config::ArchiveObjects;
 use crate::database::Database;
 use crate::deadline::Deadline;
 use crate::error::Error;
+use crate::fold::Patch;
 use crate::measurement::{Measurement, Versions};
 use crate::object::{self, FORMAT};
 use crate::read_model::{self, Held, Upserted};
@@ -29,6 +34,8 @@ pub enum Reconciled {
     Written,
     /// It held the row, or something newer, already.
     UpToDate,
+    /// It is not there, and not wanted yet.
+    NotYet,
 }
 
 /// What to do about an object, given what a HEAD saw.
@@ -36,6 +43,8 @@ pub enum Reconciled {
 pub enum Decision<'a> {
     /// It holds at least the row.
     UpToDate,
+    /// It is not there, and the row has not had all of its parts: none is wanted yet.
+    NotYet,
     /// It is not there, or holds less than the row: write the row.
     Put(Condition<'a>),
     /// It holds some part better, because the projector of another database writes it too: the
@@ -50,10 +59,28 @@ pub enum Decision<'a> {
     AskAgain,
 }
 
+/// Whether an object that is not there is wanted for a row with these versions.
+///
+/// With `complete` it is once the row has a version of each part. A part that was removed counts,
+/// although such a row is not complete: it may have been, and a PUT from that time may still be in
+/// flight, sent by a process that is gone. Nothing but an object that is there keeps that PUT out.
+/// Versions only grow, so a row that wants an object wants it for good. No PUT of an older row can
+/// therefore arrive after somebody found that none is wanted yet.
+#[must_use]
+pub fn wants_object(row: &Versions, objects: ArchiveObjects) -> bool {
+    objects == ArchiveObjects::Every || row.values().all(Option::is_some)
+}
+
 /// Decides what to do about the object of a row with these versions.
 #[must_use]
-pub fn decide<'a>(seen: Option<&'a Seen>, row: &Versions) -> Decision<'a> {
-    let Some(seen) = seen else { return Decision::Put(Condition::Absent) };
+pub fn decide<'a>(seen: Option<&'a Seen>, row: &Versions, objects: ArchiveObjects) -> Decision<'a> {
+    let Some(seen) = seen else {
+        return if wants_object(row, objects) {
+            Decision::Put(Condition::Absent)
+        } else {
+            Decision::NotYet
+        };
+    };
     let Some(etag) = seen.etag.as_deref() else { return Decision::AskAgain };
     let Some(Described { versions, format }) = &seen.described else {
         return Decision::ReadBody(etag);
@@ -75,7 +102,8 @@ pub fn decide<'a>(seen: Option<&'a Seen>, row: &Versions) -> Decision<'a> {
 /// What is known of a row and its object before the first comparison; nothing, if it is not said.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// The row is new, so it has no object; if that is wrong, the conditional PUT says so.
+    /// There is probably no object, because the row or one of its parts is new; if that is wrong,
+    /// the conditional PUT says so.
     no_object: bool,
     /// The row.
     row: Option<Box<Measurement>>,
@@ -96,14 +124,37 @@ impl From<Upserted> for Known {
         match upserted {
             Upserted::Unchanged(versions) => Self::from(versions),
             Upserted::Written { inserted, held } => {
-                let row = match held {
-                    Held::Row(row) => Some(row),
-                    // It is too large to have come with the others, or was not asked for.
-                    Held::Versions(_) | Held::AtLeastPatch => None,
+                let (row, versions) = match held {
+                    Held::Row(row) => (Some(row), None),
+                    // It is too large to have come with the others.
+                    Held::Versions(versions) => (None, Some(versions)),
+                    Held::AtLeastPatch => (None, None),
                 };
-                Self { no_object: inserted, row, versions: None }
+                Self { no_object: inserted, row, versions }
             }
         }
+    }
+}
+
+impl Known {
+    /// What the upsert of this patch tells. With `complete`, the item that makes a row complete is
+    /// new in most cases, and then the row has no object yet.
+    #[must_use]
+    pub fn of(upserted: Upserted, patch: &Patch<'_>, objects: ArchiveObjects) -> Self {
+        let written = matches!(upserted, Upserted::Written { .. });
+        let is_new = patch.values().flatten().any(|change| change.inserted);
+        let mut known = Self::from(upserted);
+        known.no_object |= objects == ArchiveObjects::Complete && written && is_new;
+        known
+    }
+
+    /// Whether the first PUT may go out without a HEAD. If no object is wanted for the row, one
+    /// that is there must be found.
+    fn guesses(&self, objects: ArchiveObjects) -> bool {
+        let versions = self.row.as_ref().map(|row| &row.versions).or(self.versions.as_ref());
+        let wanted = versions
+            .map_or(objects == ArchiveObjects::Every, |versions| wants_object(versions, objects));
+        self.no_object && wanted
     }
 }
 
@@ -120,13 +171,16 @@ pub async fn reconcile(
 ) -> Result<Reconciled, Error> {
     let _permit = archive.permit().await;
     let key = archive.key(session_id);
+    let mut guess = known.guesses(archive.objects());
     for tries in 1..=TRIES {
-        let guessed = std::mem::take(&mut known.no_object);
+        let guessed = std::mem::take(&mut guess);
         let seen = if guessed { None } else { archive.head(&key).await? };
-        if let Some(versions) = known.versions.take()
-            && decide(seen.as_ref(), &versions) == Decision::UpToDate
-        {
-            return Ok(Reconciled::UpToDate);
+        if let Some(versions) = known.versions.take() {
+            match decide(seen.as_ref(), &versions, archive.objects()) {
+                Decision::UpToDate => return Ok(Reconciled::UpToDate),
+                Decision::NotYet => return Ok(Reconciled::NotYet),
+                _ => {}
+            }
         }
         let row = known.row.take();
         if let Some(done) =
@@ -162,8 +216,9 @@ async fn try_once(
             (read_model::read(database, session_id, deadline).await?, Some(large))
         }
     };
-    let put = match decide(seen, &row.versions) {
+    let put = match decide(seen, &row.versions, archive.objects()) {
         Decision::UpToDate => return Ok(Some(Reconciled::UpToDate)),
+        Decision::NotYet => return Ok(Some(Reconciled::NotYet)),
         Decision::Put(condition) => {
             let _large = large.filter(|_| Archive::is_large(&row));
             archive.put(&key, &row, &condition).await?
@@ -186,6 +241,8 @@ async fn try_once(
 pub enum Found {
     /// It holds the row, or something newer.
     UpToDate,
+    /// It is not there, and not wanted yet.
+    NotYet,
     /// It is not there.
     Missing,
     /// It holds less than the row, at least in one part, or does not say what it holds.
@@ -205,8 +262,9 @@ pub async fn look_at_object(
     let _permit = archive.permit().await;
     let key = archive.key(session_id);
     let seen = archive.head(&key).await?;
-    match decide(seen.as_ref(), versions) {
+    match decide(seen.as_ref(), versions, archive.objects()) {
         Decision::UpToDate => Ok(Found::UpToDate),
+        Decision::NotYet => Ok(Found::NotYet),
         Decision::Put(Condition::Absent) => Ok(Found::Missing),
         Decision::Put(Condition::Matches(_)) | Decision::Merge(_) | Decision::ReadBody(_) => {
             Ok(Found::Behind)
@@ -275,10 +333,13 @@ async fn merge(
 mod tests {
     use super::{Decision, Known, decide};
     use crate::archive::{Condition, Described, Seen};
+    use crate::change::Change;
+    use crate::config::ArchiveObjects;
     use crate::measurement::{Measurement, Versions};
     use crate::object::FORMAT;
-    use crate::part::PerPart;
+    use crate::part::{Part, PerPart};
     use crate::read_model::{Held, Upserted};
+    use crate::version::Version;
 
     fn versions(parts: [u8; 3]) -> Versions {
         parts.map(|part| (part > 0).then(|| format!("l/{part}"))).into()
@@ -312,12 +373,58 @@ mod tests {
             (Some(([3, 1, 0], 0)), Decision::ForeignFormat),
             (None, Decision::ReadBody("e")),
         ];
-        for (described, expected) in cases {
-            assert_eq!(decide(Some(&seen(described)), &row), expected, "{described:?}");
+        // An object that is there follows its row in both modes, also a row that lacks a part.
+        for objects in [ArchiveObjects::Every, ArchiveObjects::Complete] {
+            for (described, expected) in &cases {
+                let seen = seen(*described);
+                assert_eq!(decide(Some(&seen), &row, objects), *expected, "{described:?}");
+            }
+            let without_etag = Seen { etag: None, described: None };
+            assert_eq!(decide(Some(&without_etag), &row, objects), Decision::AskAgain);
         }
-        assert_eq!(decide(None, &row), Decision::Put(Condition::Absent));
-        let without_etag = Seen { etag: None, described: None };
-        assert_eq!(decide(Some(&without_etag), &row), Decision::AskAgain);
+    }
+
+    #[test]
+    fn an_object_that_is_not_there_is_wanted_from_the_first_or_from_the_last_part_on() {
+        let put = Decision::Put(Condition::Absent);
+        for parts in [[1, 0, 0], [0, 2, 1], [1, 1, 0], [3, 2, 1]] {
+            let row = versions(parts);
+            assert_eq!(decide(None, &row, ArchiveObjects::Every), put);
+            let complete = if parts.contains(&0) { Decision::NotYet } else { put.clone() };
+            assert_eq!(decide(None, &row, ArchiveObjects::Complete), complete, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn a_put_without_a_head_is_tried_only_for_a_row_that_wants_an_object_and_is_likely_new() {
+        let change = |inserted| Change {
+            session_id: "s1".to_owned(),
+            part: Part::Right,
+            version: Version::new("l", "3").expect("a version"),
+            changed_at: None,
+            document: None,
+            inserted,
+            expired: false,
+        };
+        let (new, old) = (change(true), change(false));
+        let written =
+            |inserted, parts| Upserted::Written { inserted, held: Held::Versions(versions(parts)) };
+        let guesses = |upserted, change, objects| {
+            let patch = [None, None, Some(change)].into();
+            Known::of(upserted, &patch, objects).guesses(objects)
+        };
+        let (every, complete) = (ArchiveObjects::Every, ArchiveObjects::Complete);
+        // The row is new.
+        assert!(guesses(written(true, [0, 0, 3]), &new, every));
+        assert!(!guesses(written(true, [0, 0, 3]), &new, complete));
+        assert!(guesses(written(true, [1, 2, 3]), &old, complete));
+        // Its last part is.
+        assert!(!guesses(written(false, [1, 2, 3]), &new, every));
+        assert!(guesses(written(false, [1, 2, 3]), &new, complete));
+        assert!(!guesses(written(false, [1, 0, 3]), &new, complete));
+        assert!(!guesses(written(false, [1, 2, 3]), &old, complete));
+        // A redelivery.
+        assert!(!guesses(Upserted::Unchanged(versions([1, 2, 3])), &new, complete));
     }
 
     #[test]
@@ -334,7 +441,8 @@ mod tests {
         let of_row = || Held::Row(row.clone());
         assert_eq!(written(true, of_row()), known(true, Some(row.clone())));
         assert_eq!(written(false, of_row()), known(false, Some(row.clone())));
-        assert_eq!(written(true, Held::Versions(held.clone())), known(true, None));
+        let large = Known { versions: Some(held.clone()), ..known(true, None) };
+        assert_eq!(written(true, Held::Versions(held.clone())), large);
         assert_eq!(written(false, Held::AtLeastPatch), known(false, None));
         let unchanged = Known::from(Upserted::Unchanged(held.clone()));
         assert_eq!(unchanged, Known { versions: Some(held), ..Known::default() });

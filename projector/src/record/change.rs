@@ -36,6 +36,9 @@ pub struct Change {
     pub changed_at: Option<OffsetDateTime>,
     /// The part as it is now; `None` where it was removed.
     pub document: Option<Document>,
+    /// Whether the record says that the item is new (`INSERT`). It tells nothing for certain, since
+    /// an item may come again after its removal: only how likely there is no object yet.
+    pub inserted: bool,
     /// Whether the removal is DynamoDB's own, at the end of the item's time to live.
     pub expired: bool,
 }
@@ -345,7 +348,8 @@ fn change(record: &StreamRecord<'_>, label: &str, table: Table) -> Result<Change
         });
     let changed_at =
         images.approximate_creation_date_time.as_ref().map(creation_time).transpose()?;
-    Ok(Change { session_id, part, version, changed_at, document, expired })
+    let inserted = event_name == "INSERT";
+    Ok(Change { session_id, part, version, changed_at, document, inserted, expired })
 }
 
 /// The measurement's key, by the rule.

@@ -55,6 +55,7 @@ pub fn changes_of(row: Measurement) -> Result<Vec<Change>, NotOfChanges> {
             version,
             changed_at: changed_at[part],
             document,
+            inserted: false,
             expired: false,
         });
     }

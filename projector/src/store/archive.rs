@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cause::{self, Consequence, Message};
-use crate::config::ArchiveConfig;
+use crate::config::{ArchiveConfig, ArchiveObjects};
 use crate::error::{self, Error};
 use crate::measurement::{Measurement, Versions};
 use crate::object;
@@ -125,6 +125,12 @@ impl Archive {
         object::body_bytes(row) > LARGE_BYTES
     }
 
+    /// From when on a session has an object.
+    #[must_use]
+    pub fn objects(&self) -> ArchiveObjects {
+        self.config.objects
+    }
+
     /// Where the objects are, for a comparison with where they were: the bucket and the prefix.
     #[must_use]
     pub fn place(&self) -> String {
@@ -234,7 +240,7 @@ impl Archive {
     /// # Errors
     /// [`Error::Archive`] or [`Error::NoBucket`].
     pub async fn list(&self, after: &str) -> Result<Vec<Listed>, Error> {
-        let ArchiveConfig { bucket, prefix } = &self.config;
+        let ArchiveConfig { bucket, prefix, objects: _ } = &self.config;
         let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
         let list = if after.is_empty() { list } else { list.start_after(after) };
         let page = list.send().await.map_err(|error| self.failed("LIST", prefix, &error))?;

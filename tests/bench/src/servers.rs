@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::Context as _;
 use projector::apply::Projector;
 use projector::archive::Archive;
-use projector::config::ArchiveConfig;
+use projector::config::{ArchiveConfig, ArchiveObjects};
 use testkit::runtime_api::Function;
 use testkit::services::{Stores, aws};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -46,8 +46,8 @@ impl MemoryS3 {
 
     /// A projector of these stores whose objects go here.
     pub(crate) async fn projector(&self, stores: &Stores) -> Projector {
-        let config =
-            ArchiveConfig { bucket: "bench".to_owned(), prefix: "measurements/".to_owned() };
+        let (bucket, prefix) = ("bench".to_owned(), "measurements/".to_owned());
+        let config = ArchiveConfig { bucket, prefix, objects: ArchiveObjects::Every };
         let mut projector = stores.projector_without_archive(&stores.database_url, 1);
         projector.archive = Some(Archive::new(config, &aws(&self.url).await));
         projector

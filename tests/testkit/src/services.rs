@@ -8,7 +8,7 @@ use aws_config::{BehaviorVersion, SdkConfig};
 use projector::apply::{BatchOutcome, Projector};
 use projector::archive::Archive;
 use projector::change::Tables;
-use projector::config::{self, ArchiveConfig, DatabaseConfig, Login, TtlRemovals};
+use projector::config::{self, ArchiveConfig, ArchiveObjects, DatabaseConfig, Login, TtlRemovals};
 use projector::database::Database;
 use projector::deadline::Deadline;
 use serde_json::Value as Json;
@@ -215,11 +215,22 @@ impl Stores {
     /// A projector whose calls of S3 are made by this configuration.
     #[must_use]
     pub fn projector_of(&self, aws: &SdkConfig, connections: usize) -> Projector {
-        let archive =
-            ArchiveConfig { bucket: self.bucket.clone(), prefix: "measurements/".to_owned() };
+        let archive = self.archive(ArchiveObjects::Every);
         let mut projector = self.projector_without_archive(&self.database_url, connections);
         projector.archive = Some(Archive::new(archive, aws));
         projector
+    }
+
+    /// A projector that writes objects in this mode, and whose S3 is at this URL.
+    pub async fn projector_writing(&self, objects: ArchiveObjects, s3_url: &str) -> Projector {
+        let mut projector = self.projector_without_archive(&self.database_url, 1);
+        projector.archive = Some(Archive::new(self.archive(objects), &aws(s3_url).await));
+        projector
+    }
+
+    fn archive(&self, objects: ArchiveObjects) -> ArchiveConfig {
+        let (bucket, prefix) = (self.bucket.clone(), ArchiveConfig::DEFAULT_PREFIX.to_owned());
+        ArchiveConfig { bucket, prefix, objects }
     }
 
     /// A projector of the database alone, at this URL.

@@ -12,7 +12,7 @@ const ASK: &str = "correct what the message names: the route, the credentials or
 /// The conditions, in the order in which an operator reads them.
 pub(crate) fn judge(observed: &Observed, lag_seconds: u32) -> Vec<Condition> {
     let databases = &observed.databases;
-    let [new, _] = &observed.functions;
+    let [new, old] = &observed.functions;
     let mut conditions = stores::schemas(databases);
     conditions.extend(functions::mappings(observed));
     conditions.extend(functions::lags(observed, lag_seconds));
@@ -21,7 +21,7 @@ pub(crate) fn judge(observed: &Observed, lag_seconds: u32) -> Vec<Condition> {
     conditions.extend(functions::alarms(observed));
     conditions.push(stores::verified(databases));
     conditions.push(stores::since(databases));
-    conditions.extend(stores::archive(&observed.archive, &new.name));
+    conditions.extend(stores::archive(&observed.archive, [new, old]));
     conditions.push(stores::statistics(databases));
     conditions.push(stores::settings(databases));
     conditions.push(stores::warm(databases));
@@ -33,6 +33,7 @@ pub(crate) fn judge(observed: &Observed, lag_seconds: u32) -> Vec<Condition> {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use projector::config::{ArchiveConfig, ArchiveObjects};
     use sqlx::postgres::PgSslMode;
     use time::macros::datetime;
     use time::{Duration, OffsetDateTime};
@@ -244,7 +245,7 @@ mod tests {
 
     #[test]
     fn each_fault_of_a_store_is_named_and_nothing_else() {
-        let cases: [Case; 23] = [
+        let cases: [Case; 24] = [
             ("schema: new database", |o| o.databases.new_schema = Err("away".to_owned())),
             ("schema: old database", |o| {
                 drop(o.databases.old_schema.as_mut().expect("known").pop());
@@ -266,6 +267,14 @@ mod tests {
             ("replication", |o| seen(o).0.pending = Some(3.0)),
             ("replication", |o| seen(o).0.failed = Some(1.0)),
             ("archive", |o| seen(o).1.behind.push("s-1".to_owned())),
+            ("archive", |o| {
+                for (function, objects) in
+                    o.functions.iter_mut().zip([ArchiveObjects::Complete, ArchiveObjects::Every])
+                {
+                    let (bucket, prefix) = (function.name.clone(), "m/".to_owned());
+                    function.archive = Ok(Some(ArchiveConfig { bucket, prefix, objects }));
+                }
+            }),
             ("statistics", |o| statistics(o).analyzed_at = None),
             ("statistics", |o| statistics(o).changed_since = 200_001),
             ("settings", |o| setting(o, "setting work_mem", "2")),

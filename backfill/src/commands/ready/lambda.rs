@@ -4,14 +4,11 @@
 use aws_config::SdkConfig;
 use aws_sdk_lambda::Client;
 use aws_sdk_lambda::types::{EventSourceMappingConfiguration, FunctionResponseType};
-use projector::config::ArchiveConfig;
+use projector::config::{ArchiveConfig, ArchiveObjects};
 
 use super::condition::Asked;
 use super::limits::{refused, within};
 use super::observed::{Mapping, Table};
-
-/// The prefix of a function that has a bucket and no `ARCHIVE_PREFIX`.
-const DEFAULT_PREFIX: &str = "measurements/";
 
 /// The mappings of a function.
 pub(super) async fn mappings(aws: &SdkConfig, function: &str) -> Asked<Vec<Mapping>> {
@@ -54,8 +51,11 @@ pub(super) async fn archive(aws: &SdkConfig, function: &str) -> Asked<Option<Arc
             value.filter(|value| !value.is_empty()).cloned()
         };
         Ok(value("ARCHIVE_BUCKET").map(|bucket| {
-            let prefix = value("ARCHIVE_PREFIX").unwrap_or_else(|| DEFAULT_PREFIX.to_owned());
-            ArchiveConfig { bucket, prefix }
+            let prefix = value("ARCHIVE_PREFIX");
+            let prefix = prefix.unwrap_or_else(|| ArchiveConfig::DEFAULT_PREFIX.to_owned());
+            // A function does not start with another value.
+            let objects = value("ARCHIVE_OBJECTS").and_then(|name| ArchiveObjects::parse(&name));
+            ArchiveConfig { bucket, prefix, objects: objects.unwrap_or_default() }
         }))
     };
     within("the Lambda API", asking).await

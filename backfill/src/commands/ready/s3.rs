@@ -125,7 +125,9 @@ async fn choose(database: &Database) -> Result<Vec<Row>, Error> {
 async fn behind(archive: &Archive, rows: Vec<Row>) -> Result<Vec<Row>, Error> {
     let looking = rows.into_iter().map(async |(session_id, versions)| {
         let found = look_at_object(archive, &session_id, &versions).await?;
-        Ok::<_, Error>((found != Found::UpToDate).then_some((session_id, versions)))
+        Ok::<_, Error>(
+            (!matches!(found, Found::UpToDate | Found::NotYet)).then_some((session_id, versions)),
+        )
     });
     let looked: Vec<Result<Option<Row>, Error>> =
         stream::iter(looking).buffer_unordered(archive.concurrency()).collect().await;

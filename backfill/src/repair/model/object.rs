@@ -3,6 +3,7 @@
 
 use projector::apply::{Decision, decide};
 use projector::archive::{Condition, Described, Seen};
+use projector::config::ArchiveObjects;
 use projector::measurement::Versions;
 use projector::object::FORMAT;
 
@@ -67,14 +68,14 @@ fn head(object: Object) -> Seen {
 
 /// Whether a row has an object that is up to date.
 pub(super) fn is_up_to_date(object: Option<Object>, row: Ver) -> bool {
-    decide(object.map(head).as_ref(), &versions(row)) == Decision::UpToDate
+    decide(object.map(head).as_ref(), &versions(row), ArchiveObjects::Every) == Decision::UpToDate
 }
 
 /// Whether the object is as it was when a writer saw it, by the condition of the PUT.
 fn condition_holds(seen: Option<Object>, row: Ver, object: Option<Object>) -> bool {
     let seen = seen.map(head);
     let etag = object.and_then(|object| head(object).etag);
-    match decide(seen.as_ref(), &versions(row)) {
+    match decide(seen.as_ref(), &versions(row), ArchiveObjects::Every) {
         Decision::Put(Condition::Absent) => etag.is_none(),
         Decision::Put(Condition::Matches(expected)) => etag.as_deref() == Some(expected),
         other => panic!("{other:?} is decided of one part whose metadata is there"),

@@ -7,8 +7,8 @@ use time::Duration;
 
 use super::super::condition::{Asked, Condition, wanted};
 use super::super::observed::{
-    Archive, Databases, Reader, Relation, RelationKind, Replication, Sample, Setting, Since,
-    Verified,
+    Archive, Databases, Function, Reader, Relation, RelationKind, Replication, Sample, Setting,
+    Since, Verified,
 };
 use super::functions::some;
 
@@ -141,7 +141,7 @@ pub(super) fn since(databases: &Databases) -> Condition {
 }
 
 /// Whether the archive is the new projector's alone, and holds the rows.
-pub(super) fn archive(archive: &Archive, new_function: &str) -> Vec<Condition> {
+pub(super) fn archive(archive: &Archive, [new, old]: [&Function; 2]) -> Vec<Condition> {
     let copies = wanted("replication", "off, nothing pending or failed for 15 minutes");
     let objects = wanted("archive", "every object of a sample holds its row");
     let (replication, sample) = match archive {
@@ -152,14 +152,25 @@ pub(super) fn archive(archive: &Archive, new_function: &str) -> Vec<Condition> {
         Archive::Seen { replication, sample } => (replication, sample),
     };
     let remedy = format!(
-        "deploy {new_function} with ArchiveBucket (docs/migration.md, step 11); or, if only the \
-         readers of the database switch, give --no-archive"
+        "deploy {} with ArchiveBucket (docs/migration.md, step 11); or, if only the readers of \
+         the database switch, give --no-archive",
+        new.name
     );
     let copies = match replication {
         Ok(replication) => replicates(copies, replication),
         Err(why) => copies.not_asked(why, remedy.as_str()),
     };
+    let mode = |function: &Function| Some(function.archive.as_ref().ok()?.as_ref()?.objects);
     let objects = match sample {
+        Ok(_)
+            if let (Some(new), Some(old)) = (mode(new), mode(old))
+                && new != old =>
+        {
+            objects.fail(
+                format!("ARCHIVE_OBJECTS is {}, was {}", new.name(), old.name()),
+                "deploy both projectors with one ArchiveObjects, then run `backfill objects`",
+            )
+        }
         Ok(Sample { compared, behind }) => match some(behind) {
             None => objects.pass(format!("{compared} compared, all current")),
             Some(names) => objects.fail(
