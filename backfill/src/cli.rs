@@ -251,6 +251,9 @@ pub(crate) struct ObjectsArguments {
     /// Write nothing, and say which objects are missing or behind.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Write only the objects that `file`, `stream`, `merge` or `repair` left pending.
+    #[arg(long, conflicts_with_all = ["after", "dry_run"])]
+    pub(crate) pending: bool,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]

@@ -16,6 +16,7 @@ use projector::fold::IndexedChange;
 use tokio::task::JoinHandle;
 
 use crate::console;
+use crate::pending_objects;
 
 use crate::retry::{MAX_TRIES, pause_after};
 use crate::summary::Reasons;
@@ -65,6 +66,8 @@ pub(crate) struct Delivery {
     /// The records of batches that were begun and are not accounted for: a run that ends meanwhile
     /// does not know how many of them are stored.
     pub(crate) not_counted: u64,
+    /// How many objects were still pending when the run ended; `None` if that is not known.
+    pub(crate) objects_pending: Option<u64>,
 }
 
 /// What came of one batch.
@@ -110,6 +113,12 @@ impl Delivery {
         Self::shared(Self::share(projector))
     }
 
+    /// The same, where rows come first: [`Delivery::write_objects`] writes the objects.
+    pub(crate) fn deferring(mut projector: Projector) -> Self {
+        projector.defers_objects = true;
+        Self::new(projector)
+    }
+
     /// A projector for several users of one command, one of which delivers records of a stream.
     pub(crate) fn share(mut projector: Projector) -> Arc<Projector> {
         projector.all_refused_at_least = ALL_REFUSED_AT_LEAST;
@@ -124,6 +133,7 @@ impl Delivery {
             reasons: Reasons::default(),
             durations: Durations::default(),
             not_counted: 0,
+            objects_pending: None,
         }
     }
 
@@ -141,6 +151,28 @@ impl Delivery {
     /// The same, for who goes on to use it while batches are delivered.
     pub(crate) fn shared_projector(&self) -> Arc<Projector> {
         Arc::clone(&self.projector)
+    }
+
+    /// Writes the objects of all pending sessions, unless `end` comes first. `false` if it did.
+    ///
+    /// # Errors
+    /// As [`pending_objects::write`].
+    pub(crate) async fn write_objects(
+        &mut self,
+        end: impl Future<Output = ()>,
+    ) -> anyhow::Result<bool> {
+        tokio::select! {
+            biased;
+            () = end => Ok(false),
+            written = pending_objects::write(&self.projector, &mut self.counts) => {
+                written.map(|()| true)
+            }
+        }
+    }
+
+    /// Counts the objects that are still pending, for the summary.
+    pub(crate) async fn count_pending_objects(&mut self) {
+        self.objects_pending = pending_objects::count(&self.projector).await;
     }
 
     /// Delivers a batch: afterwards every record is in both stores, or is rejected. Gives the

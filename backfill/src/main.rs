@@ -18,6 +18,7 @@ mod merge;
 mod outcome;
 mod output;
 mod peer;
+mod pending_objects;
 mod rate;
 mod read_ahead;
 mod rejected_records;

@@ -29,24 +29,53 @@ pub(crate) async fn retry_transient<T>(
 ) -> anyhow::Result<T> {
     let mut failures = 0;
     loop {
-        let error = match ask().await {
+        match ask().await {
             Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        failures += 1;
-        let passing = match error.consequence() {
-            Consequence::Retry | Consequence::Split | Consequence::Reconnect => true,
-            Consequence::Reject | Consequence::Fatal => false,
-        };
-        if !passing || failures == MAX_TRIES {
-            return Err(error).with_context(|| format!("cannot {what}"));
+            Err(error) => wait_out(what, &mut failures, error).await?,
         }
-        let pause = pause_after(failures);
-        console::line(&format!(
-            "cannot {what} ({}); again in {} s",
-            error::chain(&error),
-            pause.as_secs()
-        ));
-        tokio::time::sleep(pause).await;
     }
+}
+
+/// The same for a task that another thread may run: the compiler cannot prove that of the futures
+/// of an async closure.
+///
+/// # Errors
+/// As [`retry_transient`].
+pub(crate) async fn retry_transient_on_a_task<T, F>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut failures = 0;
+    loop {
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => wait_out(what, &mut failures, error).await?,
+        }
+    }
+}
+
+/// Waits before the next try.
+///
+/// # Errors
+/// The error, if it does not pass or was the last of [`MAX_TRIES`].
+async fn wait_out(what: &str, failures: &mut u32, error: Error) -> anyhow::Result<()> {
+    *failures += 1;
+    let passing = match error.consequence() {
+        Consequence::Retry | Consequence::Split | Consequence::Reconnect => true,
+        Consequence::Reject | Consequence::Fatal => false,
+    };
+    if !passing || *failures == MAX_TRIES {
+        return Err(error).with_context(|| format!("cannot {what}"));
+    }
+    let pause = pause_after(*failures);
+    console::line(&format!(
+        "cannot {what} ({}); again in {} s",
+        error::chain(&error),
+        pause.as_secs()
+    ));
+    tokio::time::sleep(pause).await;
+    Ok(())
 }

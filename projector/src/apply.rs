@@ -55,6 +55,10 @@ pub struct Projector {
     pub database: Database,
     /// S3, where objects are wanted.
     pub archive: Option<Archive>,
+    /// Objects are not written along with the rows. Their sessions are kept in `pending_objects`,
+    /// in the same commit, and the caller writes the objects afterwards: once per session, however
+    /// many of its records came. For long runs of `backfill`.
+    pub defers_objects: bool,
     /// If at least this many sessions of a batch are all refused by PostgreSQL, for one and the
     /// same reason, the table is at fault and not the records: the batch fails as a whole.
     pub all_refused_at_least: usize,
@@ -117,9 +121,15 @@ impl Projector {
             ttl_removals,
             database,
             archive,
+            defers_objects: false,
             all_refused_at_least: ALL_REFUSED_AT_LEAST,
             learned: Learned::default(),
         }
+    }
+
+    /// Where objects are written along with the rows.
+    fn archive_at_once(&self) -> Option<&Archive> {
+        self.archive.as_ref().filter(|_| !self.defers_objects)
     }
 
     /// What earlier statements have taught.

@@ -25,4 +25,4 @@ pub mod telemetry;
 
 pub use self::model::{measurement, object, part, version};
 pub use self::record::{attribute, change, fold, image, item, kept, stored};
-pub use self::store::{archive, database, read_model, rejected};
+pub use self::store::{archive, database, pending_objects, read_model, rejected};

@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod database;
+pub mod pending_objects;
 mod rds_token;
 pub mod read_model;
 pub mod rejected;

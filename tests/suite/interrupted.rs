@@ -28,6 +28,9 @@ pub(crate) async fn assert_no_checkpoint_ahead<B: AsRef<[u8]>>(
     let json = |body: &B| serde_json::from_slice::<Json>(body.as_ref()).expect("JSON");
     let objects: BTreeMap<&String, Json> =
         objects.iter().map(|(key, body)| (key, json(body))).collect();
+    let pending = "SELECT session_id, mark::text FROM pending_objects";
+    let pending: HashMap<String, String> =
+        stores.connect().await.rows(pending).await.into_iter().collect();
     for (arn, shard, last, finished) in checkpoints {
         let last: u128 = last.map_or(0, |last| last.parse().expect("a number"));
         for record in &records_by_shard[&(arn.clone(), shard.clone())] {
@@ -38,6 +41,10 @@ pub(crate) async fn assert_no_checkpoint_ahead<B: AsRef<[u8]>>(
             let version = format!("{}/{:040}", record.label, record.sequence_number);
             let row = rows[session][format!("{part}_version")].as_str().unwrap_or_default();
             assert!(row >= version.as_str(), "{shard} is ahead of the row of {}", record.item);
+            // Its object is written, or known to be missing.
+            if pending.contains_key(session) {
+                continue;
+            }
             let key = format!("measurements/{session}.json");
             let object = &objects[&key]["versions"][part];
             let object = object.as_str().unwrap_or_default();

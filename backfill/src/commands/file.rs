@@ -40,6 +40,7 @@ use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery, validate};
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
+use crate::pending_objects;
 use crate::repair::reread::Replay;
 use crate::stop::Stop;
 use crate::summary::{self, Reasons};
@@ -67,7 +68,8 @@ pub(crate) async fn run(
     let store = if arguments.dry_run {
         Store::Nowhere(config.tables, Counts::default(), Reasons::default())
     } else {
-        Store::Projector(Box::new(Delivery::new(start::projector_with_credentials(config).await?)))
+        let projector = start::projector_with_credentials(config).await?;
+        Store::Projector(Box::new(Delivery::deferring(projector)))
     };
     let mut late = Late::default();
     if let Store::Projector(delivery) = &store {
@@ -86,7 +88,17 @@ pub(crate) async fn run(
     for (path, reason) in listing.unreadable {
         replay.tally.add(&FileReport::unreadable(path.display().to_string(), reason));
     }
-    let end = replay.all(extractor, arguments.batch_size as usize, stop).await;
+    let mut end = replay.all(extractor, arguments.batch_size as usize, stop).await;
+    if let Store::Projector(delivery) = &mut replay.store {
+        if matches!(end, Ok(End::AllRead)) {
+            end = match delivery.write_objects(stop.wait()).await {
+                Ok(true) => Ok(End::AllRead),
+                Ok(false) => Ok(End::RowsStored),
+                Err(error) => Err(error),
+            };
+        }
+        delivery.count_pending_objects().await;
+    }
     replay.finish(end, listing.hidden, output)
 }
 
@@ -142,7 +154,11 @@ type Task = Option<JoinHandle<anyhow::Result<Delivered>>>;
 /// How a replay ended, if not by an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
+    /// All is in both stores.
     AllRead,
+    /// A signal came while objects were written.
+    RowsStored,
+    /// A signal came before that.
     Stopped,
 }
 
@@ -281,7 +297,7 @@ impl FileReplay {
         let counts = *self.store.counts();
         let (heading, ended) = match &end {
             Ok(End::AllRead) => ("done", "done"),
-            Ok(End::Stopped) => ("stopped by a signal", "stopped"),
+            Ok(End::Stopped | End::RowsStored) => ("stopped by a signal", "stopped"),
             // The error says it all.
             Err(_) if counts.records == 0 => return end.map(|_| Outcome::Done),
             Err(_) => ("stopped by an error", "failed"),
@@ -291,7 +307,15 @@ impl FileReplay {
             || self.text(heading, duration) + &self.tally.text(hidden),
             || Ok(self.json(ended, duration, hidden)),
         )?;
-        if end? == End::Stopped {
+        let end = end?;
+        if end == End::RowsStored {
+            output.ended_early(
+                "stopped by a signal: all rows are stored. The same command again writes the \
+                 objects that are pending, and so does `backfill objects --pending`",
+            );
+            return Ok(Outcome::Interrupted);
+        }
+        if end == End::Stopped {
             if !self.under_way.is_empty() {
                 console::line(&format!(
                     "{} batches were not finished within {}",
@@ -310,8 +334,9 @@ impl FileReplay {
     fn text(&self, heading: &str, duration: Duration) -> String {
         match &self.store {
             Store::Projector(delivery) => {
-                let Delivery { counts, not_counted, reasons, .. } = &**delivery;
+                let Delivery { counts, not_counted, reasons, objects_pending, .. } = &**delivery;
                 summary::text(heading, counts, *not_counted, reasons, duration)
+                    + &pending_objects::line(*objects_pending)
             }
             Store::Nowhere(_, counts, reasons) => {
                 summary::dry_text(counts.records, counts.rejected, reasons)
@@ -320,9 +345,11 @@ impl FileReplay {
     }
 
     fn json(&self, ended: &str, duration: Duration, hidden: u64) -> Json {
-        let (dry_run, not_counted, reasons) = match &self.store {
-            Store::Projector(delivery) => (false, delivery.not_counted, &delivery.reasons),
-            Store::Nowhere(_, _, reasons) => (true, 0, reasons),
+        let (dry_run, not_counted, reasons, pending) = match &self.store {
+            Store::Projector(delivery) => {
+                (false, delivery.not_counted, &delivery.reasons, delivery.objects_pending)
+            }
+            Store::Nowhere(_, _, reasons) => (true, 0, reasons, None),
         };
         json!({
             "ended": ended,
@@ -330,6 +357,7 @@ impl FileReplay {
             "seconds": duration.as_secs_f64(),
             "counts": summary::counts_json(self.store.counts()),
             "not_counted": not_counted,
+            "objects_pending": pending,
             "reasons": reasons.json(),
             "files": self.tally.json(hidden),
         })

@@ -30,10 +30,6 @@ use crate::repair::reread::merge_is_repair;
 use crate::retry::retry_transient;
 use crate::stop::Stop;
 
-/// Ends a remedy.
-const OBJECTS: &str = "; after that run `backfill objects`: some rows are stored without their \
-    objects, and a merge passes over a row that is as new here";
-
 const REPLICA: &str = "SELECT pg_is_in_recovery(),
     extract(epoch FROM now() - pg_last_xact_replay_timestamp())::bigint";
 
@@ -64,14 +60,27 @@ pub(crate) async fn run(
     let after = arguments.after.clone().unwrap_or_default();
     let mut merge = Merge::new(delivery, lock, (Progress::start(length), repaired), after);
     let ended = merge.all(source, stop).await;
-    let objects = if merge.objects_may_be_missing() { OBJECTS } else { "" };
-    let Merge { tally, through, progress, mut lock, mut repaired, .. } = merge;
+    let Merge { mut delivery, mut tally, through, progress, mut lock, mut repaired, .. } = merge;
     if let (Some(id), Some(lock)) = (repair, &mut lock) {
         let complete = matches!(ended, Ok(End::AllRead)) && tally.not_merged.count == 0;
         let (candidates, written) = (tally.found.newer_parts, tally.counts.applied);
         ledger::end(lock.connection(), id, complete, candidates, written).await?;
     }
     drop((progress, lock));
+    // Also after a run that has read all and could not merge some.
+    let ended = match ended {
+        Ok(End::AllRead) if !arguments.dry_run => match delivery.write_objects(stop.wait()).await {
+            Ok(true) => Ok(End::AllRead),
+            Ok(false) => Ok(End::Stopped),
+            Err(error) => Err(error),
+        },
+        ended => ended,
+    };
+    if !arguments.dry_run {
+        delivery.count_pending_objects().await;
+    }
+    tally.counts = delivery.counts;
+    tally.objects_pending = delivery.objects_pending;
     let to_read = repaired.finish()?;
     let not_merged = tally.not_merged.count;
     let summary = Ended {
@@ -89,7 +98,7 @@ pub(crate) async fn run(
     if let Some(what) = to_read {
         console::line(&what);
     }
-    outcome(ended, &tally, (&through, objects), output)
+    outcome(ended, &tally, &through, output)
 }
 
 fn stopped_before(output: &Output) -> Outcome {
@@ -124,6 +133,8 @@ async fn prepare(settings: &Settings, arguments: &MergeArguments) -> anyhow::Res
             Some(peer)
         }
     };
+    let mut projector = projector;
+    projector.defers_objects = true;
     let delivery = Delivery::of_rejected(projector);
     let database = &delivery.projector().database;
     let mut lock = if arguments.dry_run {
@@ -231,7 +242,7 @@ async fn open<'a>(
 fn outcome(
     ended: anyhow::Result<End>,
     tally: &Tally,
-    (through, objects): (&str, &str),
+    through: &str,
     output: &Output,
 ) -> anyhow::Result<Outcome> {
     let resume = match through {
@@ -244,12 +255,13 @@ fn outcome(
         count => format!("; {count} sessions before that are not merged, and are named above"),
     };
     match ended {
+        Err(error) if error.is::<Remedy>() => Err(error),
         Err(error) => {
-            let remedy = format!("the run ended early: {resume}{named}{objects}");
+            let remedy = format!("the run ended early: {resume}{named}");
             Err(error.context(Remedy(remedy)))
         }
         Ok(End::Stopped) => {
-            output.ended_early(&format!("stopped by a signal: {resume}{named}{objects}"));
+            output.ended_early(&format!("stopped by a signal: {resume}{named}"));
             Ok(Outcome::Interrupted)
         }
         Ok(End::AllRead) if not_merged == 0 => Ok(Outcome::Done),
@@ -261,7 +273,7 @@ fn outcome(
             );
             let remedy = format!(
                 "fix the cause, or move away what is no object of ours ({FLAG}), and run the same \
-                 command again: what is merged is unchanged then{objects}"
+                 command again: what is merged is unchanged then"
             );
             Err(failed.context(Remedy(remedy)))
         }

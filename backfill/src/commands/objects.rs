@@ -6,10 +6,12 @@
 //! functions, and takes no object back.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use projector::config::ConfigError;
+use projector::counts::Counts;
 use projector::start;
 use serde_json::{Value as Json, json};
 
@@ -18,6 +20,7 @@ use crate::compare_objects::{Comparing, End, Tally};
 use crate::console::{Progress, span};
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
+use crate::pending_objects;
 use crate::statement;
 use crate::stop::Stop;
 
@@ -30,12 +33,24 @@ pub(crate) async fn run(
     stop: &Stop,
     output: &Output,
 ) -> anyhow::Result<Outcome> {
-    let projector = start::projector_with_credentials(settings.config()?).await?;
+    let projector = Arc::new(start::projector_with_credentials(settings.config()?).await?);
     let archive = projector.archive.as_ref().ok_or_else(|| ConfigError {
         variable: "ARCHIVE_BUCKET",
         problem: "is not set: it names the bucket whose objects are compared".to_owned(),
     })?;
     let (start, dry_run) = (Instant::now(), arguments.dry_run);
+    if !dry_run {
+        let mut counts = Counts::default();
+        let written = tokio::select! {
+            biased;
+            () = stop.wait() => None,
+            written = pending_objects::write(&projector, &mut counts) => Some(written),
+        };
+        match written {
+            Some(Ok(())) if !arguments.pending => {}
+            written => return report_pending(written, &counts, start.elapsed(), output),
+        }
+    }
     let after = arguments.after.clone().unwrap_or_default();
     let rows = tokio::select! {
         biased;
@@ -50,6 +65,40 @@ pub(crate) async fn run(
     let ended = comparing.until_done(&mut progress).await;
     drop(progress);
     report(&comparing, ended, start.elapsed(), dry_run, output)
+}
+
+/// Says what came of the pending objects, if nothing else is to be done.
+///
+/// `written` is `None` if a signal came first.
+fn report_pending(
+    written: Option<anyhow::Result<()>>,
+    counts: &Counts,
+    duration: Duration,
+    output: &Output,
+) -> anyhow::Result<Outcome> {
+    let Counts { objects_written, objects_current, objects_not_yet, .. } = *counts;
+    let tally = Tally {
+        written: objects_written,
+        current: objects_current,
+        not_yet: objects_not_yet,
+        ..Tally::default()
+    };
+    let end = match &written {
+        None => "stopped",
+        Some(Ok(())) => "done",
+        Some(Err(_)) => "failed",
+    };
+    output.result(
+        || text(end, &tally, duration, false),
+        || Ok(json((end, &tally), (&[], None), duration, false)),
+    )?;
+    match written {
+        None => {
+            output.ended_early("stopped by a signal: run the same command again");
+            Ok(Outcome::Interrupted)
+        }
+        Some(written) => written.map(|()| Outcome::Done),
+    }
 }
 
 /// Says what came of the run and, unless all is done, from where the next one skips nothing.
@@ -68,7 +117,10 @@ fn report(
     };
     output.result(
         || text(end, comparing.tally(), duration, dry_run),
-        || Ok(json(end, comparing, duration, dry_run)),
+        || {
+            let resume = (end != "done").then(|| comparing.resume_after());
+            Ok(json((end, comparing.tally()), (&left, resume), duration, dry_run))
+        },
     )?;
     let resume = resume(comparing.resume_after());
     match ended {
@@ -132,20 +184,24 @@ fn text(end: &str, tally: &Tally, duration: Duration, dry_run: bool) -> String {
 }
 
 /// As JSON. `resume_after` is `null` if nothing is left to do.
-fn json(end: &str, comparing: &Comparing<'_>, duration: Duration, dry_run: bool) -> Json {
-    let Tally { current, not_yet, missing, behind, written } = *comparing.tally();
-    let not_done = comparing.left();
+fn json(
+    (end, tally): (&str, &Tally),
+    (not_done, resume_after): (&[&str], Option<&str>),
+    duration: Duration,
+    dry_run: bool,
+) -> Json {
+    let Tally { current, not_yet, missing, behind, written } = *tally;
     json!({
         "ended": end,
         "dry_run": dry_run,
         "seconds": duration.as_secs_f64(),
-        "objects": comparing.tally().compared(),
+        "objects": tally.compared(),
         "current": current,
         "not_yet": not_yet,
         "missing": missing,
         "behind": behind,
         "written": written,
-        "resume_after": (end != "done").then(|| comparing.resume_after()),
+        "resume_after": resume_after,
         "not_done": not_done,
     })
 }

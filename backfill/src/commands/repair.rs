@@ -51,8 +51,10 @@ pub(crate) async fn run(
     if !has_archive {
         console::line("ARCHIVE_BUCKET is not set: no object is written");
     }
+    let mut projector = start::projector_with_credentials(config).await?;
+    projector.defers_objects = true;
     let conductor = Conductor {
-        projector: Delivery::share(start::projector_with_credentials(config).await?),
+        projector: Delivery::share(projector),
         aws: &aws,
         api,
         reading: &arguments.reading,
@@ -152,6 +154,7 @@ pub(crate) fn report(
     output.result(|| tally.text(&summary), || Ok(tally.json(&summary)))?;
     let again = "run the same command again: what is repaired is equal then";
     match ended {
+        Err(error) if error.is::<Remedy>() => Err(error),
         Err(error) => Err(error.context(Remedy(format!("the run ended early: {again}")))),
         Ok(None | Some(End::Stopped)) => {
             output.ended_early(&format!("stopped by a signal: {again}"));

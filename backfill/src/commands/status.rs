@@ -9,6 +9,7 @@ use projector::config::ConfigError;
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::Error;
+use projector::pending_objects;
 use projector::start;
 use serde::Serialize;
 use sqlx::FromRow;
@@ -24,7 +25,7 @@ use crate::output::Output;
 const DISCARDED: &str = "SELECT count(*) FROM rejected_records WHERE discarded_at IS NOT NULL";
 
 const TABLES: &str =
-    "SELECT name FROM unnest(ARRAY['measurements', 'rejected_records', 'backfill_checkpoints'])
+    "SELECT name FROM unnest(ARRAY['measurements', 'rejected_records', 'backfill_checkpoints', 'pending_objects'])
     AS needed (name) WHERE to_regclass(name) IS NULL";
 
 /// The lag is computed by the database's clock, which also wrote the checkpoint.
@@ -55,6 +56,8 @@ struct Status {
     lock: Option<Holder>,
     checkpoints: Vec<Checkpoint>,
     rejected: Rejected,
+    /// How many objects `file`, `stream`, `merge` and `repair` have left pending.
+    objects_pending: u64,
     rows: Rows,
 }
 
@@ -145,12 +148,15 @@ async fn read(database: &Database) -> anyhow::Result<Status> {
     let discarded = fetch::<(i64,)>(database, DISCARDED).await.with_context(rejected_records)?;
     let discarded = discarded.first().map_or(0, |(count,)| *count);
     let rows = fetch(database, ROWS).await.context("cannot read the estimates of measurements")?;
+    let objects_pending =
+        pending_objects::count(database).await.context("cannot read pending_objects")?;
     let (records, reasons) =
         by_reason.first().map_or((0, 0), |first| (first.all_records, first.all_reasons));
     Ok(Status {
         lock,
         checkpoints,
         rejected: Rejected { records, reasons, by_reason, discarded },
+        objects_pending,
         rows: rows.into_iter().next().unwrap_or_default(),
     })
 }

@@ -8,9 +8,10 @@ use tokio::sync::watch;
 use crate::cli::{Settings, StreamArguments};
 use crate::outcome::Outcome;
 use crate::output::Output;
+use crate::replay::collect::Ended;
 use crate::replay::prepare::{self, Plan, Prepared};
 use crate::replay::run::{Pace, Replay};
-use crate::replay::tally::RESUMES;
+use crate::replay::tally::{OBJECTS_REMAIN, RESUMES};
 use crate::stop::Stop;
 
 pub(crate) async fn run(
@@ -68,7 +69,8 @@ async fn replay_to_the_end(
     let outcome = tally.outcome();
     output.result(|| tally.text(), || Ok(tally.json()))?;
     if outcome == Outcome::Interrupted {
-        output.explain(RESUMES);
+        let rows_stored = matches!(ran.ended, Ok(Ended::RowsStored));
+        output.explain(if rows_stored { OBJECTS_REMAIN } else { RESUMES });
     }
     ran.ended.map(|_| outcome)
 }

@@ -72,8 +72,6 @@ pub(crate) struct Merge {
     /// Every session up to this one is done, those that are named too.
     pub(crate) through: String,
     refused: u64,
-    /// Some changes could not be stored in the row or in the object.
-    not_stored: bool,
     under_way: VecDeque<UnderWay>,
 }
 
@@ -93,16 +91,8 @@ impl Merge {
             repaired,
             through: after,
             refused: 0,
-            not_stored: false,
             under_way: VecDeque::new(),
         }
-    }
-
-    /// Whether rows may be stored whose objects are not. The next run finds such a row as new as
-    /// the other side, and passes over it.
-    pub(crate) fn objects_may_be_missing(&self) -> bool {
-        let with_archive = self.delivery.projector().archive.is_some();
-        with_archive && (self.not_stored || !self.under_way.is_empty())
     }
 
     /// Applies all batches, or those under way when a signal comes.
@@ -180,7 +170,6 @@ impl Merge {
             let failed = delivered.failed().iter().map(|index| {
                 (name(*index), "it could not be stored, the log above says why".to_owned())
             });
-            self.not_stored |= !delivered.failed().is_empty();
             self.tally.add_not_merged(refused.chain(failed));
             self.delivery.add(delivered);
         }

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 use crate::console::span;
 use crate::failures::Failures;
 use crate::merge::Found;
+use crate::pending_objects;
 
 /// What came of a run.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct Tally {
     pub(crate) not_merged: Failures,
     /// What the projector counted.
     pub(crate) counts: Counts,
+    /// How many objects were still pending at the end; `None` if that is not known.
+    pub(crate) objects_pending: Option<u64>,
 }
 
 /// How a run ended, for the summary.
@@ -36,7 +39,8 @@ pub(crate) struct Ended<'a> {
 impl Default for Tally {
     fn default() -> Self {
         let (found, counts) = (Found::default(), Counts::default());
-        Self { found, not_merged: Failures::new("not merged"), counts }
+        let not_merged = Failures::new("not merged");
+        Self { found, not_merged, counts, objects_pending: None }
     }
 }
 
@@ -87,6 +91,11 @@ impl Tally {
             ("skipped", if_any(skipped), "sessions that have not changed since the time given"),
             ("objects written", if_any(self.counts.objects_written), ""),
             ("objects current", if_any(self.counts.objects_current), "held the row already"),
+            (
+                "objects not yet",
+                if_any(self.counts.objects_not_yet),
+                "their rows have not had all parts (ARCHIVE_OBJECTS=complete)",
+            ),
             ("not merged", if_any(self.not_merged.count), "named above"),
         ] {
             if shown {
@@ -94,7 +103,7 @@ impl Tally {
                 text.push('\n');
             }
         }
-        text
+        text + &pending_objects::line(self.objects_pending)
     }
 
     /// The same as the members of the result.
@@ -114,6 +123,8 @@ impl Tally {
             "rows_written": self.counts.rows_written,
             "objects_written": self.counts.objects_written,
             "objects_current": self.counts.objects_current,
+            "objects_not_yet": self.counts.objects_not_yet,
+            "objects_pending": self.objects_pending,
             "sessions_unchanged": self.unchanged(),
             "not_merged": self.not_merged.count,
             "first_not_merged": self.not_merged.json(),

@@ -19,6 +19,7 @@ use crate::cli::ReReadArguments;
 use crate::compare_tables;
 use crate::console::{self, Progress, span};
 use crate::items::api::TablesApi;
+use crate::pending_objects;
 use crate::repair::function;
 use crate::repair::ledger;
 use crate::repair::look::Looker;
@@ -98,7 +99,7 @@ impl Conductor<'_> {
         let limits = Limits { function_timeout, max_rate: self.max_rate };
         let mut repair = Repair::new(looker, &self.projector, held, limits, progress);
         let ended = self.after_the_streams(&mut repair, source, function_timeout).await;
-        let Repair { mut lock, tally, progress, .. } = repair;
+        let Repair { mut lock, mut tally, progress, .. } = repair;
         drop(progress);
         let all_read = tally.unreadable.count == 0;
         let complete = all_read && matches!(ended, Ok(Some(End::AllSettled)));
@@ -121,8 +122,35 @@ impl Conductor<'_> {
             (Err(error), Ok(Some(End::AllSettled))) => (Counts::default(), Err(error)),
             (Err(_), ended) => (Counts::default(), ended),
         };
+        let ended = match ended {
+            Ok(Some(End::AllSettled)) if self.projector.defers_objects => {
+                self.write_objects(&mut tally).await
+            }
+            ended => ended,
+        };
+        if self.projector.defers_objects {
+            tally.objects_pending = pending_objects::count(&self.projector).await;
+        }
         let read_units = self.api.read_units();
         Ok(Conducted { ended, tally, read_units, streams, took: start.elapsed() })
+    }
+
+    /// Writes the objects of the records that the streams brought meanwhile.
+    ///
+    /// That they were pending until now took no part in what the looks decided. A look takes the
+    /// greater of the row's and the object's version as its base, and a pending object is behind
+    /// its row, never ahead of it.
+    async fn write_objects(&self, tally: &mut Tally) -> anyhow::Result<Option<End>> {
+        let mut counts = Counts::default();
+        let ended = tokio::select! {
+            biased;
+            () = self.stop.wait() => Ok(Some(End::Stopped)),
+            written = pending_objects::write(&self.projector, &mut counts) => {
+                written.map(|()| Some(End::AllSettled))
+            }
+        };
+        tally.objects += counts.objects_written + counts.objects_current;
+        ended
     }
 
     /// The loop, once the streams have been read up to the beginning and no invocation from before

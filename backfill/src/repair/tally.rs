@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use crate::console::span;
 use crate::failures::Failures;
 use crate::outcome::Outcome;
+use crate::pending_objects;
 
 /// At most this many rejected records without a key are named in the summary.
 const NAMED: usize = 20;
@@ -36,6 +37,8 @@ pub(crate) struct Tally {
     pub(crate) objects: u64,
     /// Objects that could not be written.
     pub(crate) failed_objects: Failures,
+    /// How many objects were still pending at the end; `None` if that is not known.
+    pub(crate) objects_pending: Option<u64>,
     /// Parts whose rows were locked each time.
     pub(crate) locked: Failures,
     /// Rejected records that are removed, since their parts are settled.
@@ -73,6 +76,7 @@ impl Default for Tally {
             malformed: Failures::new("cannot be applied"),
             objects: 0,
             failed_objects: Failures::new("object not written"),
+            objects_pending: None,
             locked: Failures::new("not written"),
             redriven: 0,
             untried: 0,
@@ -142,6 +146,7 @@ impl Tally {
                 text.push('\n');
             }
         }
+        text += &pending_objects::line(self.objects_pending);
         let name = "read units";
         let _ = writeln!(text, "  {name:<16}{read_units:>10.0}  consumed on both tables");
         text
@@ -172,6 +177,7 @@ impl Tally {
             "untried": self.untried,
             "first_untried": self.named_untried,
             "objects": self.objects,
+            "objects_pending": self.objects_pending,
             "objects_failed": self.failed_objects.count,
             "first_objects_failed": self.failed_objects.first(),
             "records": records,

@@ -163,6 +163,8 @@ async fn prepare(
         delivery: Delivery::shared(projector),
         checkpoints,
         pace,
+        // The repair does, at its end.
+        writes_objects: false,
     })
 }
 

@@ -1,8 +1,9 @@
-//! Pages → batches → both stores → checkpoints.
+//! Pages → batches → rows → checkpoints, and objects from time to time.
 //!
 //! The pages of all shards come together here, in the order in which they were read. A batch goes
-//! to the projector, and when all of it is in both stores its checkpoints are written. So whatever
-//! ends the run, each checkpoint stands at or before what is stored.
+//! to the projector. When its rows are stored, and its sessions are in `pending_objects`, its
+//! checkpoints are written. So whatever ends the run, each checkpoint stands at or before what is
+//! stored, and no object is forgotten.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,10 +25,17 @@ use crate::stop::{GRACE, Stop};
 /// A batch is not held back for longer than this for the sake of more records.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// While the streams are followed, an object is written at most this much after its row ...
+const OBJECTS_EVERY: Duration = Duration::from_mins(1);
+/// ... or after this many records.
+const OBJECTS_AFTER_RECORDS: usize = 50_000;
+
 /// How the reading ended, where nothing failed.
 pub(crate) enum Ended {
     /// All is read.
     Complete,
+    /// All is read and its rows are stored; a signal came while objects were written.
+    RowsStored,
     /// A signal came.
     Stopped { at_cutoff: bool },
 }
@@ -65,7 +73,7 @@ impl Times {
     }
 }
 
-/// Pages → batches → both stores → checkpoints.
+/// Pages → batches → rows → checkpoints.
 pub(crate) struct Collector<'a> {
     pub(crate) batch_size: usize,
     pub(crate) delivery: &'a mut Delivery,
@@ -78,6 +86,12 @@ pub(crate) struct Collector<'a> {
     pub(crate) reached_cutoff: &'a watch::Sender<bool>,
     /// When the connection that holds the lock was last heard from.
     pub(crate) lock_seen: Instant,
+    /// Whether pending objects are written while the streams are followed.
+    pub(crate) writes_objects: bool,
+    /// When they were last written; `None` before the cutoff is reached.
+    pub(crate) objects_written: Option<Instant>,
+    /// How many records were stored since.
+    pub(crate) records_since: usize,
 }
 
 /// The progress of the streams that a run begins with.
@@ -202,6 +216,14 @@ impl Collector<'_> {
                 }
                 self.lock_seen = Instant::now();
             }
+            if self.objects_are_due() {
+                tokio::select! {
+                    written = self.delivery.write_objects(stop.wait()) => drop(written?),
+                    // What is not written by then is pending.
+                    () = stop.grace_over() => return Ok(self.stopped()),
+                }
+                (self.objects_written, self.records_since) = (Some(Instant::now()), 0);
+            }
             if batch.shards.is_empty() {
                 self.update_progress();
                 continue;
@@ -224,6 +246,16 @@ impl Collector<'_> {
         }
     }
 
+    /// Once the streams are followed, objects are written at once, then every minute, or sooner
+    /// after many records.
+    fn objects_are_due(&self) -> bool {
+        let since = self.objects_written.map(|written| written.elapsed());
+        let due = since.is_none_or(|since| since >= OBJECTS_EVERY && self.records_since > 0);
+        self.writes_objects
+            && *self.reached_cutoff.borrow()
+            && (due || self.records_since >= OBJECTS_AFTER_RECORDS)
+    }
+
     fn stopped(&self) -> Ended {
         Ended::Stopped { at_cutoff: *self.reached_cutoff.borrow() }
     }
@@ -241,9 +273,10 @@ impl Collector<'_> {
         self.progress.iter().all(|(_, progress)| progress.is_done())
     }
 
-    /// Both stores, then the checkpoints.
+    /// The rows and the keys of their objects, then the checkpoints.
     async fn store(&mut self, batch: Batch) -> anyhow::Result<()> {
         let start = Instant::now();
+        self.records_since += batch.records.len();
         if !batch.records.is_empty() {
             self.delivery.deliver(batch.records).await?;
         }

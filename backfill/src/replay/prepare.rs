@@ -68,7 +68,7 @@ pub(crate) async fn prepare(
         return Ok(Prepared::Refused(nothing_read(&report)));
     }
 
-    let delivery = Delivery::new(start::projector(config).await?);
+    let delivery = Delivery::deferring(start::projector(config).await?);
     let archive = delivery.projector().archive.as_ref().map(Archive::place);
     let mut checkpoints = Checkpoints::open(&delivery.projector().database, archive).await?;
     let context = ReplayContext {
@@ -103,7 +103,9 @@ pub(crate) async fn prepare(
     let gap = snapshot.is_some() && !report.is_covered() && !began_in_time;
     let context = Arc::new(context);
     let pace = plan.pace;
-    let replay = Replay { aws, tables, context, streams, delivery, checkpoints, pace };
+    let writes_objects = true;
+    let replay =
+        Replay { aws, tables, context, streams, delivery, checkpoints, pace, writes_objects };
     Ok(Prepared::Ready { replay: Box::new(replay), gap })
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Replay {
     pub(crate) delivery: Delivery,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) pace: Pace,
+    /// Whether the run writes the objects that its records leave pending, or its caller does.
+    pub(crate) writes_objects: bool,
 }
 
 /// What a run came to.
@@ -95,9 +97,17 @@ impl Replay {
             context: &self.context,
             reached_cutoff,
             lock_seen: start,
+            writes_objects: self.writes_objects && self.context.follow,
+            objects_written: None,
+            records_since: 0,
         };
         let ended = collector.run_to_the_end(&mut messages, readers, stop).await;
         asking.abort();
+        let ended = if self.writes_objects {
+            write_objects(&mut self.delivery, ended, stop).await
+        } else {
+            ended
+        };
         Ran { ended, progress, times, duration: start.elapsed() }
     }
 
@@ -133,6 +143,29 @@ impl Replay {
         }
         readers
     }
+}
+
+/// Writes the objects that are still pending after a run that came to its end, or that followed the
+/// streams until a signal.
+async fn write_objects(
+    delivery: &mut Delivery,
+    ended: anyhow::Result<Ended>,
+    stop: &Stop,
+) -> anyhow::Result<Ended> {
+    let ended = match ended {
+        Ok(Ended::Complete) => match delivery.write_objects(stop.wait()).await {
+            Ok(true) => Ok(Ended::Complete),
+            Ok(false) => Ok(Ended::RowsStored),
+            Err(error) => Err(error),
+        },
+        Ok(Ended::Stopped { at_cutoff: true }) => {
+            let stopped = Ended::Stopped { at_cutoff: true };
+            delivery.write_objects(stop.grace_over()).await.map(|_| stopped)
+        }
+        ended => ended,
+    };
+    delivery.count_pending_objects().await;
+    ended
 }
 
 /// Says who else reads the streams, as soon as that is known.

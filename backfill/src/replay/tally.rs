@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::console::{clock, span};
 use crate::deliver::Delivery;
 use crate::outcome::Outcome;
+use crate::pending_objects;
 use crate::replay::collect::{Ended, Times};
 use crate::replay::context::ReplayContext;
 use crate::replay::progress::StreamProgress;
@@ -23,6 +24,10 @@ const NAMED: usize = 20;
 /// Of a run that was stopped.
 pub(crate) const RESUMES: &str =
     "not all records are applied yet: the same command resumes from here";
+
+/// Of a run that was stopped while it wrote objects.
+pub(crate) const OBJECTS_REMAIN: &str = "all records are applied: the same command writes the \
+    objects that are pending, and so does `backfill objects --pending`";
 
 /// A run that has ended.
 pub(crate) struct Tally<'a> {
@@ -40,7 +45,7 @@ impl Tally<'_> {
     /// Everything that could be read up to the cutoff is applied.
     fn at_cutoff(&self) -> bool {
         match self.ended {
-            Ok(Ended::Complete) => true,
+            Ok(Ended::Complete | Ended::RowsStored) => true,
             // Only one that follows goes on after the cutoff; another was not at its end.
             Ok(Ended::Stopped { at_cutoff }) => *at_cutoff && self.context.follow,
             Err(_) => false,
@@ -49,7 +54,7 @@ impl Tally<'_> {
 
     /// What the run came to, if it did not fail.
     pub(crate) fn outcome(&self) -> Outcome {
-        if !self.at_cutoff() {
+        if !self.at_cutoff() || matches!(self.ended, Ok(Ended::RowsStored)) {
             Outcome::Interrupted
         } else if self.gap || !self.context.findings().gaps.is_empty() {
             Outcome::Trimmed
@@ -62,11 +67,12 @@ impl Tally<'_> {
     pub(crate) fn text(&self) -> String {
         let end = match self.ended {
             Ok(Ended::Complete) => "done",
-            Ok(Ended::Stopped { .. }) => "stopped by a signal",
+            Ok(Ended::Stopped { .. } | Ended::RowsStored) => "stopped by a signal",
             Err(_) => "failed",
         };
-        let Delivery { counts, not_counted, reasons, .. } = self.delivery;
+        let Delivery { counts, not_counted, reasons, objects_pending, .. } = self.delivery;
         let mut text = summary::text(end, counts, *not_counted, reasons, self.duration);
+        text += &pending_objects::line(*objects_pending);
         for line in self.streams() {
             let _ = writeln!(text, "  {line}");
         }
@@ -190,7 +196,7 @@ impl Tally<'_> {
         json!({
             "ended": match self.ended {
                 Ok(Ended::Complete) => "done",
-                Ok(Ended::Stopped { .. }) => "stopped",
+                Ok(Ended::Stopped { .. } | Ended::RowsStored) => "stopped",
                 Err(_) => "failed",
             },
             "seconds": self.duration.as_secs_f64(),
@@ -200,6 +206,7 @@ impl Tally<'_> {
             "gap": self.gap || !findings.gaps.is_empty(),
             "counts": summary::counts_json(&self.delivery.counts),
             "not_counted": self.delivery.not_counted,
+            "objects_pending": self.delivery.objects_pending,
             "reasons": self.delivery.reasons.json(),
             "streams": streams.collect::<Vec<_>>(),
             "assumed_caught_up": findings

@@ -134,12 +134,13 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         }
         let mut chunk =
             sessions.len().div_ceil(projector.database.connections()).max(SPLIT_SESSIONS);
-        let returned = match &projector.archive {
+        let returned = match projector.archive_at_once() {
+            None if projector.archive.is_some() => Returned::PendingObjects,
             None => Returned::Nothing,
             Some(_) if sessions.len() <= WHOLE_ROWS => Returned::Rows,
             Some(_) => Returned::SmallRows,
         };
-        if projector.archive.is_some() {
+        if projector.archive_at_once().is_some() {
             chunk = chunk.min(OVERLAP_SESSIONS);
         }
         let limit = projector.learned.sessions_per_statement();
@@ -174,7 +175,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
         &mut self,
         under_way: usize,
     ) -> Option<(&'p Archive, SessionChanges<'a>, Upserted)> {
-        let archive = self.projector.archive.as_ref()?;
+        let archive = self.projector.archive_at_once()?;
         if under_way == archive.concurrency() {
             return None;
         }
@@ -240,7 +241,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             if let Some(held) = upserted.versions() {
                 self.overtaken.add(&session, held);
             }
-            if self.projector.archive.is_none() {
+            if self.projector.archive_at_once().is_none() {
                 self.settle(&session);
             } else if self.failed_objects < GIVE_UP_AFTER {
                 self.waiting.push_back((session, upserted));

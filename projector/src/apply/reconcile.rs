@@ -148,6 +148,12 @@ impl Known {
         known
     }
 
+    /// A row as it was read. `no_object`: there is probably none.
+    #[must_use]
+    pub fn read(no_object: bool, held: Held) -> Self {
+        Self::from(Upserted::Written { inserted: no_object, held })
+    }
+
     /// Whether the first PUT may go out without a HEAD. If no object is wanted for the row, one
     /// that is there must be found.
     fn guesses(&self, objects: ArchiveObjects) -> bool {

@@ -19,12 +19,15 @@ use crate::error::Error;
 use crate::fold::{Patch, SessionChanges};
 use crate::measurement::{COLUMNS, ColumnKind, Document, Measurement, Value, Versions};
 use crate::part::{Part, PerPart};
+use crate::pending_objects;
 
 /// What comes back of the rows that were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returned {
     /// No more than which they are.
     Nothing,
+    /// The same; and every session of the statement, written or not, is kept in `pending_objects`.
+    PendingObjects,
     /// The rows, of a large one only its versions.
     SmallRows,
     /// The rows, each whole.
@@ -96,6 +99,12 @@ pub async fn upsert(
     let mut upserted: Vec<Option<Upserted>> = sessions.iter().map(|_| None).collect();
     if ask_first {
         ask(lease, sessions, &mut upserted).await?;
+        if returned == Returned::PendingObjects {
+            let unchanged =
+                sessions.iter().zip(&upserted).filter(|(_, upserted)| upserted.is_some());
+            let keys: Vec<&str> = unchanged.map(|(session, _)| session.session_id).collect();
+            pending_objects::keep(lease, &keys).await?;
+        }
     }
     write(lease, sessions, returned, &mut upserted).await?;
     // Asked for after the statement: whoever kept it from writing a row has committed by now.
@@ -227,8 +236,9 @@ async fn write(
     if open.is_empty() {
         return Ok(());
     }
-    if returned == Returned::Nothing {
-        return write_returning_nothing(lease, sessions, &open, upserted).await;
+    if matches!(returned, Returned::Nothing | Returned::PendingObjects) {
+        let keeps = returned == Returned::PendingObjects;
+        return write_returning_nothing(lease, sessions, &open, keeps, upserted).await;
     }
     let arguments = || {
         let mut arguments = upsert_arguments(&open)?;
@@ -258,8 +268,10 @@ async fn write_returning_nothing(
     lease: &Lease<'_>,
     sessions: &[SessionChanges<'_>],
     open: &[&SessionChanges<'_>],
+    keeps_pending: bool,
     upserted: &mut [Option<Upserted>],
 ) -> Result<(), Error> {
+    let key_mark = pending_objects::new_mark();
     let arguments = || {
         let mut arguments = upsert_arguments(open)?;
         for part in Part::ALL {
@@ -268,9 +280,13 @@ async fn write_returning_nothing(
             let label = sent.map(|change| change.version.label()).min();
             arguments.add(label.map(|label| format!("{label}0")))?;
         }
+        if keeps_pending {
+            arguments.add(key_mark)?;
+        }
         Ok(arguments)
     };
-    let rows = lease.fetch(statement::UPSERT.as_str(), arguments).await?;
+    let sql = if keeps_pending { &statement::UPSERT_PENDING } else { &statement::UPSERT };
+    let rows = lease.fetch(sql.as_str(), arguments).await?;
     let mut of_later_stream: Vec<String> = Vec::new();
     for row in &rows {
         // NULL where there is none.
@@ -327,6 +343,27 @@ pub async fn read_by_key(
     let arguments = bind![session_ids, true];
     let rows = database.fetch(statement::READ.as_str(), arguments, deadline).await?;
     rows.iter().filter_map(|row| measurement(row).transpose()).collect()
+}
+
+/// The rows of these sessions, of a large one only its versions; a session without a row has none.
+///
+/// # Errors
+/// As [`Database::fetch`].
+pub async fn read_small(
+    database: &Database,
+    session_ids: &[&str],
+    deadline: Deadline,
+) -> Result<HashMap<String, Held>, Error> {
+    let arguments = bind![session_ids, false];
+    let rows = database.fetch(statement::READ.as_str(), arguments, deadline).await?;
+    let held = |row: &PgRow| {
+        let held = match measurement_of(row)? {
+            Some(row) => Held::Row(Box::new(row)),
+            None => Held::Versions(versions_of(row)?.map(|version| version.map(str::to_owned))),
+        };
+        Ok((row.try_get(0)?, held))
+    };
+    rows.iter().map(held).collect::<Result<_, _>>().map_err(Error::Database)
 }
 
 /// One array a column, in the order of the statement's parameters. Public for the benchmark, whose

@@ -28,7 +28,7 @@ pub(crate) const BACKFILL: &[Grant] = &[
     Grant { privileges: &["SELECT", "INSERT", "UPDATE"], tables: &["measurements"] },
     Grant {
         privileges: &["SELECT", "INSERT", "UPDATE", "DELETE"],
-        tables: &["rejected_records", "backfill_checkpoints"],
+        tables: &["rejected_records", "backfill_checkpoints", "pending_objects"],
     },
     Grant { privileges: &["SELECT", "INSERT"], tables: &["verifications"] },
     // No DELETE: a repair that is forgotten would let late records be applied by version again.

@@ -6,6 +6,7 @@ use projector::config::{DatabaseConfig, Login, parse_url};
 use projector::database::Database;
 use projector::deadline::Deadline;
 use projector::error::{self, Error};
+use projector::pending_objects;
 use sqlx::FromRow;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
@@ -116,6 +117,11 @@ pub(super) async fn rejected(new: &Database, old: &Database) -> Asked<Rejected> 
         let room = NAMED.saturating_sub(rejected.first.len());
         rejected.first.extend(lacking.into_iter().map(|(identity,)| identity).take(room));
     }
+}
+
+/// How many objects `backfill` has left pending.
+pub(super) async fn pending_objects(database: &Database) -> Asked<u64> {
+    pending_objects::count(database).await.map_err(|error| error::chain(&error))
 }
 
 /// The last full verify with this database or the tables.

@@ -22,6 +22,7 @@ pub(crate) fn judge(observed: &Observed, lag_seconds: u32) -> Vec<Condition> {
     conditions.push(stores::verified(databases));
     conditions.push(stores::since(databases));
     conditions.extend(stores::archive(&observed.archive, [new, old]));
+    conditions.push(stores::pending_objects(databases));
     conditions.push(stores::statistics(databases));
     conditions.push(stores::settings(databases));
     conditions.push(stores::warm(databases));
@@ -104,6 +105,7 @@ mod tests {
             new_schema: Ok(all_applied()),
             old_schema: Ok(all_applied()),
             rejected: Ok(Rejected::default()),
+            pending_objects: Ok(0),
             verified: Ok(Verified {
                 now: NOW,
                 last: Some(full),
@@ -191,7 +193,7 @@ mod tests {
         let conditions = judge(&observed(), 60);
         let names: BTreeSet<&str> =
             conditions.iter().map(|condition| condition.condition.as_str()).collect();
-        assert_eq!((names.len(), conditions.len()), (23, 23));
+        assert_eq!((names.len(), conditions.len()), (24, 24));
     }
 
     type Case = (&'static str, fn(&mut Observed));
@@ -245,7 +247,7 @@ mod tests {
 
     #[test]
     fn each_fault_of_a_store_is_named_and_nothing_else() {
-        let cases: [Case; 24] = [
+        let cases: [Case; 26] = [
             ("schema: new database", |o| o.databases.new_schema = Err("away".to_owned())),
             ("schema: old database", |o| {
                 drop(o.databases.old_schema.as_mut().expect("known").pop());
@@ -275,6 +277,8 @@ mod tests {
                     function.archive = Ok(Some(ArchiveConfig { bucket, prefix, objects }));
                 }
             }),
+            ("pending objects", |o| o.databases.pending_objects = Ok(3)),
+            ("pending objects", |o| o.databases.pending_objects = Err("away".to_owned())),
             ("statistics", |o| statistics(o).analyzed_at = None),
             ("statistics", |o| statistics(o).changed_since = 200_001),
             ("settings", |o| setting(o, "setting work_mem", "2")),

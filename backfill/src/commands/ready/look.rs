@@ -69,7 +69,7 @@ impl<'a> Looking<'a> {
 
     async fn databases(&self, new: &Asked<Database>, old: &Asked<Old>) -> Databases {
         let whom = ["the new database", "the old database", "a database"];
-        let (schemas, rejected, verified, statistics, settings, relations, reader) = tokio::join!(
+        let (schemas, rejected, pending_objects, verified, statistics, settings, relations, reader) = tokio::join!(
             async {
                 tokio::join!(
                     within(whom[0], async { database::applied(known(new)?).await }),
@@ -77,6 +77,7 @@ impl<'a> Looking<'a> {
                 )
             },
             within(whom[2], async { database::rejected(known(new)?, &known(old)?.0).await }),
+            within(whom[0], async { database::pending_objects(known(new)?).await }),
             self.verified(new, old),
             within(whom[0], async { database::statistics(known(new)?).await }),
             within(whom[2], async {
@@ -92,6 +93,7 @@ impl<'a> Looking<'a> {
             new_schema,
             old_schema,
             rejected,
+            pending_objects,
             verified,
             since,
             statistics,

@@ -133,6 +133,8 @@ pub(crate) struct Databases {
     pub(crate) new_schema: Asked<Vec<Applied>>,
     pub(crate) old_schema: Asked<Vec<Applied>>,
     pub(crate) rejected: Asked<Rejected>,
+    /// How many objects of the new database's rows are pending.
+    pub(crate) pending_objects: Asked<u64>,
     pub(crate) verified: Asked<Verified>,
     /// What differs of what changed since then; `None` if there was no verify to begin at.
     pub(crate) since: Option<Asked<Since>>,

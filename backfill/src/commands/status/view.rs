@@ -23,7 +23,17 @@ pub(super) fn render(status: &Status, width: usize) -> String {
     for stream in status.checkpoints.chunk_by(same_stream) {
         text += &checkpoints(stream, width);
     }
-    text + &rejected(&status.rejected) + &rows(&status.rows)
+    text + &rejected(&status.rejected) + &pending(status.objects_pending) + &rows(&status.rows)
+}
+
+fn pending(objects: u64) -> String {
+    match objects {
+        0 => "objects pending: none\n".to_owned(),
+        count => format!(
+            "objects pending: {count}; a run that is under way writes them at its end, or else \
+                `backfill objects --pending` does\n"
+        ),
+    }
 }
 
 fn lock(holder: Option<&Holder>) -> String {
@@ -135,7 +145,13 @@ mod tests {
     }
 
     fn status(checkpoints: Vec<Checkpoint>) -> Status {
-        Status { lock: None, checkpoints, rejected: Rejected::default(), rows: Rows::default() }
+        Status {
+            lock: None,
+            checkpoints,
+            rejected: Rejected::default(),
+            objects_pending: 0,
+            rows: Rows::default(),
+        }
     }
 
     #[test]
@@ -144,6 +160,7 @@ mod tests {
 lock: free, no `backfill stream` or `repair` runs on this database
 checkpoints: none; `backfill stream` begins at TRIM_HORIZON
 rejected records: none
+objects pending: none
 rows of measurements: not known until PostgreSQL has analyzed the table
 ";
         assert_eq!(render(&status(Vec::new()), 100), expected);
@@ -175,6 +192,7 @@ checkpoints of arn:sessions: 2 shards, 1 finished
 rejected records: 9, for 3 reasons (2 more are discarded); `backfill redrive` tries them again
        7 × the attribute user_id is missing (2026-11-23 19:00:00Z to 2026-11-23 20:00:00Z)
   and 2 reasons more
+objects pending: none
 rows of measurements: about 1000, 88 % of them complete (PostgreSQL's estimate)
 ";
         assert_eq!(render(&full, 100), expected);

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 use crate::measurement::{COLUMNS, Column, ColumnKind};
 use crate::part::Part;
+use crate::pending_objects;
 
 /// A row with a column of more bytes than this is not returned by the upsert but read when its
 /// object is written: a thousand rows with meshes, long texts or attributes are not held in memory
@@ -20,6 +21,19 @@ pub(super) static UPSERT_RETURNING_ROWS: LazyLock<String> = LazyLock::new(|| ups
 
 /// The upsert, returning keys only: where there is no archive.
 pub(super) static UPSERT: LazyLock<String> = LazyLock::new(|| upsert(false));
+
+/// The same, which keeps every session that is sent in `pending_objects` as well.
+///
+/// ONE statement, so that the key and the row are committed together. If the key came first, who
+/// writes pending objects could read it, find the row of before, and remove the key: then nobody
+/// would know of the row that is written after that.
+///
+/// One parameter more: the mark of the keys.
+pub(super) static UPSERT_PENDING: LazyLock<String> = LazyLock::new(|| {
+    let mark = Columns::new().given.len() + Part::COUNT + 1;
+    let (keep, upsert) = (pending_objects::keep_sql(mark), UPSERT.trim_start_matches("WITH "));
+    format!("WITH pending AS (\n{keep}\n), {upsert}")
+});
 
 /// The insert of images whose sessions have no row.
 pub(super) static INSERT_ABSENT: LazyLock<String> = LazyLock::new(insert_absent);
@@ -359,7 +373,9 @@ FROM held LEFT JOIN written USING (session_id)
 
 #[cfg(test)]
 mod tests {
-    use super::{INSERT_ABSENT, READ, UPSERT, UPSERT_RETURNING_ROWS, UPSERT_UNMOVED};
+    use super::{
+        INSERT_ABSENT, READ, UPSERT, UPSERT_PENDING, UPSERT_RETURNING_ROWS, UPSERT_UNMOVED,
+    };
 
     /// A change of the statement shows in review as SQL. `UPDATE_GOLDEN=1 cargo test` writes it
     /// anew.
@@ -367,6 +383,7 @@ mod tests {
     fn the_sql_is_the_golden_one() {
         let golden = [
             ("upsert.golden.sql", &*UPSERT),
+            ("upsert_pending.golden.sql", &*UPSERT_PENDING),
             ("upsert_returning_rows.golden.sql", &*UPSERT_RETURNING_ROWS),
             ("read.golden.sql", &*READ),
             ("insert_absent.golden.sql", &*INSERT_ABSENT),

@@ -183,6 +183,19 @@ pub(super) fn archive(archive: &Archive, [new, old]: [&Function; 2]) -> Vec<Cond
     vec![copies, objects]
 }
 
+/// Whether a backfill has left objects that are to be compared with their rows.
+pub(super) fn pending_objects(databases: &Databases) -> Condition {
+    let wanted = wanted("pending objects", "none");
+    match &databases.pending_objects {
+        Ok(0) => wanted.pass("none"),
+        Ok(count) => wanted.fail(
+            format!("{count} objects are still to be compared with their rows"),
+            "let the run that is under way end, or run `backfill objects --pending`",
+        ),
+        Err(why) => wanted.not_asked(why, ASK_DATABASE),
+    }
+}
+
 fn replicates(wanted: super::super::condition::Wanted, replication: &Replication) -> Condition {
     let Replication { between, rules, pending, failed } = replication;
     let mut faults = Vec::new();
