@@ -203,9 +203,13 @@ records before it are in both stores. After any exit, even kill -9, rerun the co
 from its checkpoints. Without --snapshot-time, checkpoints older than 24 hours are deleted, and \
 their shards are read from the trim horizon. One run at a time works on a database.
 
-Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and one batch of --batch-size \
-records or 32 MiB in its forms from JSON to statement; for a shard that waits, next to nothing. \
-Some 70 MB without meshes, 250 MB with meshes of 300 KB, whatever the number of shards.";
+Rows become visible as records are read, not at the end. A record waits at most 0.1 s for others. \
+Then its batch begins, or waits until less than two are under way. So between the reading of a \
+record and its row stand at most three batches and the --parallel pages that are read ahead.
+
+Memory: at most --parallel pages of 1 MB (some 1.4 MB as JSON), and three batches of --batch-size \
+records or 8 MiB, two of them under way in their forms from JSON to statement; for a shard that \
+waits, next to nothing. Some 60 MB without meshes, whatever the number of shards.";
 
 const FILE: &str = "\
 Apply the records in files: what Lambda gave up on and wrote to its bucket, or saved streams.
@@ -309,7 +313,7 @@ pub(crate) struct StreamArguments {
     #[arg(long)]
     pub(crate) restart: bool,
     /// At most this many records are merged before they are written.
-    #[arg(long, value_name = "RECORDS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "RECORDS", default_value_t = 2_500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) batch_size: u32,
     #[command(flatten)]
     pub(crate) replay: ReplayFlags,

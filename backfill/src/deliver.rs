@@ -175,17 +175,6 @@ impl Delivery {
         self.objects_pending = pending_objects::count(&self.projector).await;
     }
 
-    /// Delivers a batch: afterwards every record is in both stores, or is rejected. Gives the
-    /// indices of those that were rejected.
-    ///
-    /// # Errors
-    /// If the set-up is wrong, or records could not be stored for some minutes.
-    pub(crate) async fn deliver(&mut self, records: Vec<Vec<u8>>) -> anyhow::Result<Vec<usize>> {
-        self.not_counted += records.len() as u64;
-        Ok(self
-            .add(deliver_until_settled(&self.projector, records, MAX_TRIES).await?.require_all()?))
-    }
-
     /// Delivers a batch of records that are kept elsewhere: what cannot be stored while others can
     /// is left there.
     ///
@@ -204,8 +193,10 @@ impl Delivery {
         Ok(NotStored { rejected: self.add(delivered), failed })
     }
 
-    /// The same as [`Delivery::deliver`] on a task of its own, so that one batch is decoded while
-    /// another is in the database.
+    /// Delivers a batch on a task of its own, so that one batch is decoded while another is in the
+    /// database: once the task has ended, every record is in both stores, or is rejected.
+    ///
+    /// The task fails if the set-up is wrong, or records could not be stored for some minutes.
     pub(crate) fn start(&mut self, records: Vec<Vec<u8>>) -> JoinHandle<anyhow::Result<Delivered>> {
         self.not_counted += records.len() as u64;
         let projector = Arc::clone(&self.projector);

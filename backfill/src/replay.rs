@@ -2,6 +2,7 @@
 //! the end. `stream` runs it, and a repair beside itself; `check` and `doctor` ask its pure parts.
 
 pub(crate) mod background;
+pub(crate) mod batch;
 pub(crate) mod checkpoint;
 pub(crate) mod collect;
 pub(crate) mod context;
@@ -23,3 +24,4 @@ pub(crate) mod source;
 pub(crate) mod tally;
 pub(crate) mod through;
 pub(crate) mod tip;
+pub(crate) mod under_way;

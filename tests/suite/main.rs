@@ -29,6 +29,7 @@ mod merge;
 mod migrate;
 mod move_by_merge;
 mod objects;
+mod overlap;
 mod pending_objects;
 mod pooler;
 mod pressure;

@@ -33,7 +33,7 @@ use crate::stop::Stop;
 /// The timeout that `infra/projector.yaml` gives the function.
 const FUNCTION_TIMEOUT: time::Duration = time::Duration::seconds(180);
 /// Records are stored in batches of at most this many.
-const BATCH_SIZE: usize = 10_000;
+const BATCH_SIZE: usize = 2_500;
 
 /// Where the keys come from: for the summary, and for the table `repairs`.
 #[derive(Clone, Copy, Debug)]

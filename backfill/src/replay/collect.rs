@@ -1,34 +1,34 @@
 //! Pages → batches → rows → checkpoints, and objects from time to time.
 //!
-//! The pages of all shards come together here, in the order in which they were read. A batch goes
-//! to the projector. When its rows are stored, and its sessions are in `pending_objects`, its
-//! checkpoints are written. So whatever ends the run, each checkpoint stands at or before what is
-//! stored, and no object is forgotten.
+//! The pages of all shards come together here, in the order in which they were read. Up to two
+//! batches are under way, so that one is decoded while the other is in the database, and the next
+//! one is gathered meanwhile. A batch may be stored before an earlier one; its checkpoints are
+//! written only after those of all earlier ones. A batch is stored once its rows are, and its
+//! sessions are in `pending_objects`. So whatever ends the run, each checkpoint stands at or before
+//! what is stored, and no object is forgotten.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use crate::console;
-use crate::deliver::{BATCH_BYTES, Delivery};
-use crate::replay::checkpoint::{CheckpointUpdate, Checkpoints};
+use crate::deliver::{Delivered, Delivery};
+use crate::replay::batch::{Reached, checkpoint_updates};
+use crate::replay::checkpoint::Checkpoints;
 use crate::replay::context::{ReplayContext, StreamRun};
-use crate::replay::page::{Message, Page, ShardStatus};
+use crate::replay::page::{Message, ShardStatus};
 use crate::replay::progress::{ShardProgress, StreamProgress};
+use crate::replay::under_way::{Batches, Event};
 use crate::stop::{GRACE, Stop};
-
-/// A batch is not held back for longer than this for the sake of more records.
-const LINGER: Duration = Duration::from_millis(500);
 
 /// While the streams are followed, an object is written at most this much after its row ...
 const OBJECTS_EVERY: Duration = Duration::from_mins(1);
 /// ... or after this many records.
-const OBJECTS_AFTER_RECORDS: usize = 50_000;
+const OBJECTS_AFTER_RECORDS: u64 = 50_000;
 
 /// How the reading ended, where nothing failed.
 pub(crate) enum Ended {
@@ -43,7 +43,9 @@ pub(crate) enum Ended {
 /// Where the time went, as the task that applies the batches saw it.
 #[derive(Default)]
 pub(crate) struct Times {
+    /// While no batch was under way.
     waiting: Duration,
+    /// While one or two were.
     applying: Duration,
     checkpoints: Duration,
 }
@@ -86,12 +88,13 @@ pub(crate) struct Collector<'a> {
     pub(crate) reached_cutoff: &'a watch::Sender<bool>,
     /// When the connection that holds the lock was last heard from.
     pub(crate) lock_seen: Instant,
+    pub(crate) batches: Batches,
     /// Whether pending objects are written while the streams are followed.
     pub(crate) writes_objects: bool,
     /// When they were last written; `None` before the cutoff is reached.
     pub(crate) objects_written: Option<Instant>,
     /// How many records were stored since.
-    pub(crate) records_since: usize,
+    pub(crate) records_since: u64,
 }
 
 /// The progress of the streams that a run begins with.
@@ -116,34 +119,6 @@ fn progress_of(run: &StreamRun, one_of_several: bool) -> StreamProgress {
         finished,
         Arc::clone(&run.shards),
     )
-}
-
-/// Records of many shards, each shard's in order, and where each shard then stands.
-#[derive(Default)]
-struct Batch {
-    records: Vec<Vec<u8>>,
-    bytes: usize,
-    /// By the stream's ARN and shard: the last page without its records, and how many records there
-    /// were.
-    shards: HashMap<(String, Arc<str>), (Page, u64)>,
-}
-
-impl Batch {
-    fn add(&mut self, mut page: Page) {
-        let records = std::mem::take(&mut page.records);
-        // What is in a batch does not hold up the readers: the batch has bounds of its own.
-        page.permit = None;
-        let count = records.len() as u64;
-        self.bytes += records.iter().map(Vec::len).sum::<usize>();
-        self.records.extend(records);
-        let key = (page.run.stream.arn.clone(), Arc::clone(&page.shard));
-        let mut earlier = 0;
-        if let Some((before, count)) = self.shards.get(&key) {
-            page.checkpoint |= before.checkpoint;
-            earlier = *count;
-        }
-        self.shards.insert(key, (page, earlier + count));
-    }
 }
 
 impl Collector<'_> {
@@ -195,26 +170,36 @@ impl Collector<'_> {
         messages: &mut mpsc::Receiver<Message>,
         stop: &Stop,
     ) -> anyhow::Result<Ended> {
+        let mut tick = Instant::now() + console::LINE_EVERY;
         loop {
-            let waiting = Instant::now();
-            let first = tokio::select! {
-                biased;
-                () = stop.wait() => return Ok(self.stopped()),
-                first = timeout(console::LINE_EVERY, messages.recv()) => first,
-            };
-            self.times.waiting += waiting.elapsed();
-            let mut batch = Batch::default();
-            match first {
-                Ok(Some(message)) => self.take(message, &mut batch),
-                Ok(None) => return Ok(Ended::Complete),
-                Err(_) => {}
+            self.batches.begin_if_due(self.batch_size, self.delivery);
+            if self.batches.are_done() {
+                break;
             }
-            if self.lock_seen.elapsed() >= console::LINE_EVERY {
-                tokio::select! {
-                    kept = self.checkpoints.keep_lock(&self.delivery.projector().database) => kept?,
-                    () = stop.wait() => {}
+            let (idle, waiting) = (self.batches.none_under_way(), Instant::now());
+            let event = self.batches.next_event(self.batch_size, messages, tick, stop).await;
+            let times = &mut *self.times;
+            *(if idle { &mut times.waiting } else { &mut times.applying }) += waiting.elapsed();
+            match event {
+                Event::Message(Some(message)) => self.take(message),
+                Event::Message(None) => self.batches.all_read(),
+                Event::Lingered => {}
+                Event::Signal => self.batches.stop(),
+                Event::GraceOver => return Ok(self.stopped()),
+                Event::Tick => {
+                    self.keep_lock(stop).await?;
+                    self.update_progress();
+                    tick = Instant::now() + console::LINE_EVERY;
                 }
-                self.lock_seen = Instant::now();
+                Event::Applied(delivered) => {
+                    let delivered = delivered?;
+                    tokio::select! {
+                        settled = self.settle_oldest(delivered) => settled?,
+                        // What is not stored by then is read again by the next run.
+                        () = stop.grace_over() => return Ok(self.stopped()),
+                    }
+                    self.update_progress();
+                }
             }
             if self.objects_are_due() {
                 tokio::select! {
@@ -224,26 +209,22 @@ impl Collector<'_> {
                 }
                 (self.objects_written, self.records_since) = (Some(Instant::now()), 0);
             }
-            if batch.shards.is_empty() {
-                self.update_progress();
-                continue;
-            }
-            let waiting = Instant::now();
-            while batch.records.len() < self.batch_size && batch.bytes < BATCH_BYTES {
-                let Ok(Some(message)) = timeout_at(waiting + LINGER, messages.recv()).await else {
-                    break;
-                };
-                self.take(message, &mut batch);
-            }
-            self.times.waiting += waiting.elapsed();
-            let store = self.store(batch);
-            tokio::select! {
-                stored = store => stored?,
-                // What is not stored by then is read again by the next run.
-                () = stop.grace_over() => return Ok(self.stopped()),
-            }
-            self.update_progress();
         }
+        Ok(if self.batches.are_stopped() { self.stopped() } else { Ended::Complete })
+    }
+
+    /// Sees to it that the lock is held, unless a batch is under way, whose checkpoints will.
+    async fn keep_lock(&mut self, stop: &Stop) -> anyhow::Result<()> {
+        let seen_lately = self.lock_seen.elapsed() < console::LINE_EVERY;
+        if seen_lately || !self.batches.none_under_way() {
+            return Ok(());
+        }
+        tokio::select! {
+            kept = self.checkpoints.keep_lock(&self.delivery.projector().database) => kept?,
+            () = stop.wait() => {}
+        }
+        self.lock_seen = Instant::now();
+        Ok(())
     }
 
     /// Once the streams are followed, objects are written at once, then every minute, or sooner
@@ -260,9 +241,9 @@ impl Collector<'_> {
         Ended::Stopped { at_cutoff: *self.reached_cutoff.borrow() }
     }
 
-    fn take(&mut self, message: Message, batch: &mut Batch) {
+    fn take(&mut self, message: Message) {
         match message {
-            Message::Page(page) => batch.add(page),
+            Message::Page(page) => self.batches.add(page),
             Message::NewStream(run) => {
                 self.progress.push((run.stream.arn.clone(), progress_of(&run, true)));
             }
@@ -273,53 +254,43 @@ impl Collector<'_> {
         self.progress.iter().all(|(_, progress)| progress.is_done())
     }
 
-    /// The rows and the keys of their objects, then the checkpoints.
-    async fn store(&mut self, batch: Batch) -> anyhow::Result<()> {
-        let start = Instant::now();
-        self.records_since += batch.records.len();
-        if !batch.records.is_empty() {
-            self.delivery.deliver(batch.records).await?;
+    /// The oldest batch is stored: its checkpoints are due.
+    async fn settle_oldest(&mut self, delivered: Option<Delivered>) -> anyhow::Result<()> {
+        let Some(reached) = self.batches.pop_oldest() else { return Ok(()) };
+        if let Some(delivered) = delivered {
+            self.delivery.add(delivered);
         }
-        self.times.applying += start.elapsed();
+        // The database is not left without work while the checkpoints are written.
+        self.batches.begin_if_due(self.batch_size, self.delivery);
+        self.records_since += reached.values().map(|(_, records)| records).sum::<u64>();
         let start = Instant::now();
-        let updates: Vec<CheckpointUpdate> = batch
-            .shards
-            .values()
-            // What was trimmed away unread is looked for again by the next run.
-            .filter(|(page, _)| {
-                page.checkpoint
-                    && (page.status != ShardStatus::TrimmedAway
-                        || page.run.resumed.contains_key(&*page.shard))
-            })
-            .map(|(page, _)| CheckpointUpdate {
-                stream_arn: page.run.stream.arn.clone(),
-                shard_id: page.shard.to_string(),
-                position: page.position.clone(),
-                complete_since: page.complete_since,
-                finished: page.status.is_finished(),
-            })
-            .collect();
+        let updates = checkpoint_updates(&reached);
         if !updates.is_empty() {
             self.checkpoints.save(&self.delivery.projector().database, &updates).await?;
             self.lock_seen = Instant::now();
         }
         self.times.checkpoints += start.elapsed();
+        self.report(reached);
+        Ok(())
+    }
+
+    /// Tells the rest of the run what is stored, with its checkpoints.
+    fn report(&mut self, reached: Reached) {
         let mut through = self.context.through();
-        for (page, _) in batch.shards.values() {
+        for (page, _) in reached.values() {
             let (finished, of) = (page.status.is_finished(), through.of(&page.run.stream));
             of.stored(&page.shard, &page.position, finished);
         }
         drop(through);
-        for ((arn, shard), (page, records)) in batch.shards {
-            let reached = page.position.last_created;
+        for ((arn, shard), (page, records)) in reached {
+            let created = page.position.last_created;
             let progress = self.progress.iter_mut().find(|(of, _)| *of == arn);
             if let Some((_, progress)) = progress {
                 let followed = page.status == ShardStatus::AtCutoff;
                 let behind = page.status == ShardStatus::Behind;
-                progress.advance(&shard, records, reached, ShardProgress { behind, followed });
+                progress.advance(&shard, records, created, ShardProgress { behind, followed });
             }
         }
-        Ok(())
     }
 
     /// Sees whether the cutoff is reached, and shows how far the streams are.
@@ -333,47 +304,5 @@ impl Collector<'_> {
         for (_, progress) in self.progress.iter_mut() {
             progress.show();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-    use std::sync::Arc;
-
-    use super::Batch;
-    use crate::replay::context::StreamRun;
-    use crate::replay::page::{Page, ShardStatus};
-    use crate::replay::position::Position;
-    use crate::replay::source::Stream;
-
-    /// A shard that only reports after its records still needs their checkpoint.
-    #[test]
-    fn a_checkpoint_that_is_due_stays_due_until_the_batch_is_stored() {
-        let (arn, table, label) = ("arn".to_owned(), "sessions".to_owned(), "1".to_owned());
-        let stream = Stream { arn, table, label };
-        let run = Arc::new(StreamRun::new(stream, Vec::new(), HashMap::new()));
-        let page = |shard: &str, records: usize, checkpoint| Page {
-            run: Arc::clone(&run),
-            shard: Arc::from(shard),
-            records: vec![b"{}".to_vec(); records],
-            position: Position::default(),
-            complete_since: None,
-            status: ShardStatus::AtCutoff,
-            checkpoint,
-            permit: None,
-        };
-        let mut batch = Batch::default();
-        for page in [page("a", 2, true), page("b", 0, false), page("a", 0, false)] {
-            batch.add(page);
-        }
-        let mut shards: Vec<(&str, bool, u64)> = batch
-            .shards
-            .iter()
-            .map(|((_, shard), (page, records))| (&**shard, page.checkpoint, *records))
-            .collect();
-        shards.sort_unstable();
-        assert_eq!(shards, [("a", true, 2), ("b", false, 0)]);
-        assert_eq!(batch.records.len(), 2);
     }
 }

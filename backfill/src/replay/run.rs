@@ -23,6 +23,7 @@ use crate::replay::readers;
 use crate::replay::shards::read_stream;
 use crate::replay::source::Stream;
 use crate::replay::tally::Tally;
+use crate::replay::under_way::Batches;
 use crate::stop::Stop;
 
 /// How much is read at once, and how long is waited for the streams.
@@ -97,6 +98,7 @@ impl Replay {
             context: &self.context,
             reached_cutoff,
             lock_seen: start,
+            batches: Batches::new(),
             writes_objects: self.writes_objects && self.context.follow,
             objects_written: None,
             records_since: 0,
