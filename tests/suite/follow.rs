@@ -38,6 +38,13 @@ async fn a_stream_that_is_turned_off_and_on_is_followed() {
     server.put(&new, "shardId-b", std::slice::from_ref(&last));
     records.push(last);
     until("the last row", async || stores.rows().await == oracle::rows(&records)).await;
+    // Its record is days old: only empty pages show that the shard is read further than to the
+    // moment at which its stream was enabled.
+    let caught_up = format!(
+        "SELECT count(*) FROM backfill_checkpoints WHERE shard_id = 'shardId-b' AND read_through > \
+            '{later}Z'"
+    );
+    until("the cutoff", async || stores.ask(&caught_up).await == "1").await;
 
     signal(&following, "INT");
     let ended = following.wait_with_output().await.expect("it ends");
