@@ -13,8 +13,9 @@
 //!   commits later, and nobody will write the object for it.
 //!
 //! No PUT may take any part of the object back, no change may be acknowledged that is not in its
-//! row and in the object, and when all writers are done, the object is the join of all rows. Each
-//! rule of the protocol that is taken away must break one of these.
+//! row and in the object, and when all writers are done, the object is the join of all rows. With
+//! `ARCHIVE_OBJECTS=complete` the last two hold of rows that have had all their parts, and of
+//! objects that are there. Each rule of the protocol that is taken away must break one of these.
 //!
 //! Every run searches the smaller scenarios; `ARCHIVE_SEARCH=deep` searches all of them.
 
@@ -137,12 +138,11 @@ fn run(rules: Rules, (name, changes, start, faults): &Scenario) -> Found {
     found
 }
 
-#[test]
-fn every_order_of_requests_and_crashes_ends_in_the_newest_object() {
+fn holds(rules: Rules) {
     let mut wrong = Vec::new();
     let mut states = 0;
     for scenario in scenarios() {
-        let found = run(Rules::OURS, &scenario);
+        let found = run(rules, &scenario);
         // A machine that stands still finds nothing wrong.
         assert!(found.states > 100 && found.ends > 0, "{}: {}", scenario.0, found.describe());
         states += found.states;
@@ -152,6 +152,16 @@ fn every_order_of_requests_and_crashes_ends_in_the_newest_object() {
     }
     println!("{states} states");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_order_of_requests_and_crashes_ends_in_the_newest_object() {
+    holds(Rules::OURS);
+}
+
+#[test]
+fn an_object_of_whole_measurements_alone_follows_its_row_in_every_order() {
+    holds(Rules::OURS_COMPLETE);
 }
 
 /// Sees that some scenario finds each of these problems once a rule is gone.
@@ -196,4 +206,19 @@ fn an_object_that_is_really_deleted_comes_back() {
 #[test]
 fn without_the_merge_the_newer_part_of_another_database_is_lost() {
     fails(Rules { merges: false, ..Rules::OURS }, &[Problem::WentBack]);
+}
+
+#[test]
+fn the_rules_are_needed_with_objects_of_whole_measurements_alone_too() {
+    let complete = Rules::OURS_COMPLETE;
+    fails(Rules { if_match: false, ..complete }, &[Problem::WentBack]);
+    fails(Rules { if_none_match: false, ..complete }, &[Problem::WentBack]);
+    fails(Rules { refusal_is_success: true, ..complete }, &[Problem::AcknowledgedEarly]);
+    fails(Rules { merges: false, ..complete }, &[Problem::WentBack]);
+}
+
+/// A PUT from before the removal may still be under way, and only an object keeps it out.
+#[test]
+fn a_row_whose_part_was_removed_before_its_object_was_written_gets_one() {
+    fails(Rules { removed_counts: false, ..Rules::OURS_COMPLETE }, &[Problem::WrongAtRest]);
 }

@@ -4,8 +4,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use projector::apply::{Decision, decide};
+use projector::apply::{Decision, decide, wants_object};
 use projector::archive::{Condition, Described, Seen};
+use projector::config::ArchiveObjects;
 use projector::measurement::{Measurement, Versions};
 use projector::object::{self, FORMAT};
 use projector::part::{Part, PerPart};
@@ -37,8 +38,7 @@ pub(super) enum Start {
     WithoutMetadata(Parts),
 }
 
-/// The rules of the protocol, each of which can be taken away. What else the decision depends on
-/// (a mode of the archive) is one more member, for [`Machine::verdict`].
+/// The rules of the protocol, each of which can be taken away.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "one per rule")]
 pub(super) struct Rules {
@@ -52,6 +52,10 @@ pub(super) struct Rules {
     pub(super) tombstones: bool,
     /// An object that is newer in one part is merged with the row; otherwise it is written over.
     pub(super) merges: bool,
+    /// Which rows get an object.
+    pub(super) objects: ArchiveObjects,
+    /// Of rows that get one only once they have had all their parts: a removed part counts.
+    pub(super) removed_counts: bool,
 }
 
 impl Rules {
@@ -62,7 +66,12 @@ impl Rules {
         refusal_is_success: false,
         tombstones: true,
         merges: true,
+        objects: ArchiveObjects::Every,
+        removed_counts: true,
     };
+
+    /// The same, with an object once a row has had all its parts.
+    pub(super) const OURS_COMPLETE: Self = Self { objects: ArchiveObjects::Complete, ..Self::OURS };
 }
 
 /// The object. Its ETag is one of its body, and so of its versions.
@@ -158,6 +167,7 @@ pub(super) enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     UpToDate,
+    NotYet,
     Put(Must),
     Merge(Parts),
 }
@@ -207,7 +217,21 @@ impl Machine {
 
     /// Whether the object is what it must be once all writers are done: the newest of everything
     /// that any row holds and that the bucket held first.
+    ///
+    /// With `complete` a row that has not had all its parts may be newer than an object that the
+    /// other database made meanwhile, until its next part comes.
     pub(super) fn is_right_at_rest(&self, state: &State) -> bool {
+        let wanting: Vec<Parts> =
+            state.rows.into_iter().filter(|row| self.wants_object(*row)).collect();
+        let follows = self.rules.objects == ArchiveObjects::Every || self.had_an_object();
+        if !follows && wanting.len() < state.rows.len() {
+            let least = wanting.iter().fold([0; 2], |all, row| self.join(all, *row));
+            let most = self.join(state.rows[0], state.rows[1]);
+            return match state.object {
+                None => wanting.is_empty(),
+                Some(Object { parts, .. }) => dominates(parts, least) && dominates(most, parts),
+            };
+        }
         let newest = self.join(state.rows[0], state.rows[1]);
         let newest = match self.start {
             Start::Empty => newest,
@@ -217,14 +241,26 @@ impl Machine {
         state.object.map(|object| object.parts) == expected
     }
 
+    /// Whether the bucket held an object from the beginning, which every writer finds.
+    pub(super) fn had_an_object(&self) -> bool {
+        !matches!(self.start, Start::Empty)
+    }
+
+    /// Whether an object that is not there is wanted for this row.
+    pub(super) fn wants_object(&self, row: Parts) -> bool {
+        wants_object(&versions(row), self.rules.objects)
+    }
+
+    /// Whether this version of a part is a removal.
+    fn is_removal(&self, part: usize, version: u8) -> bool {
+        let is_this =
+            |change: &Change| change.part == part && change.version == version && change.removed;
+        self.changes.iter().any(is_this)
+    }
+
     /// Whether no part of a row is there.
     pub(super) fn is_removed(&self, parts: Parts) -> bool {
-        (0..2).all(|part| {
-            let is_removal = |change: &Change| {
-                change.part == part && change.version == parts[part] && change.removed
-            };
-            parts[part] == 0 || self.changes.iter().any(is_removal)
-        })
+        (0..2).all(|part| parts[part] == 0 || self.is_removal(part, parts[part]))
     }
 
     /// What the projector decides about this object and a row with these versions.
@@ -233,8 +269,16 @@ impl Machine {
         *known.entry((seen, row)).or_insert_with(|| {
             let etag = seen.map(|object| object.parts);
             let must = || etag.map_or(Must::Absent, Must::Match);
-            match decide(seen.map(head).as_ref(), &versions(row)) {
+            let is_removed = |part: usize| self.is_removal(part, row[part]);
+            let lacks_one = self.rules.objects == ArchiveObjects::Complete
+                && !self.rules.removed_counts
+                && (0..2).any(is_removed);
+            if seen.is_none() && lacks_one {
+                return Verdict::NotYet;
+            }
+            match decide(seen.map(head).as_ref(), &versions(row), self.rules.objects) {
                 Decision::UpToDate => Verdict::UpToDate,
+                Decision::NotYet => Verdict::NotYet,
                 Decision::Put(Condition::Absent) => Verdict::Put(Must::Absent),
                 Decision::Put(Condition::Matches(_)) => Verdict::Put(must()),
                 Decision::Merge(_) | Decision::ReadBody(_) if !self.rules.merges => {
@@ -266,8 +310,9 @@ fn text(version: u8) -> Option<String> {
     (version > 0).then(|| format!("l/{version:040}"))
 }
 
+/// The third part came before everything else, and stays: a row is whole once it has both others.
 fn versions(parts: Parts) -> Versions {
-    [text(parts[0]), text(parts[1]), None].into()
+    [text(parts[0]), text(parts[1]), text(1)].into()
 }
 
 fn measurement(parts: Parts) -> Measurement {

@@ -1,6 +1,8 @@
 //! What the writers, the network and the bucket do: the loop of `apply/reconcile.rs`, one request
 //! per step.
 
+use projector::config::ArchiveObjects;
+
 use super::machine::{
     Action, Change, Known, Machine, Must, Object, Parts, Request, State, Verdict, Writer, dominates,
 };
@@ -37,9 +39,11 @@ impl Machine {
                 let written = self.commit(&mut after, writer);
                 let new = after.rows[self.changes[writer].database];
                 match written {
-                    // A new row has no object: the PUT goes out at once.
-                    Some(true) => self.decides(&mut after, writer, None, new),
-                    Some(false) => after.writers[writer] = Writer::Asks(Known::Row(new)),
+                    // There is no object yet, in most cases: the PUT goes out at once.
+                    Some(true) if self.wants_object(new) => {
+                        self.decides(&mut after, writer, None, new);
+                    }
+                    Some(_) => after.writers[writer] = Writer::Asks(Known::Row(new)),
                     None => after.writers[writer] = Writer::Unchanged,
                 }
                 Action::Commits { writer }
@@ -54,9 +58,7 @@ impl Machine {
             }
             Writer::Compares(known, seen) => {
                 match known {
-                    Known::Versions(versions)
-                        if self.verdict(seen, versions) == Verdict::UpToDate =>
-                    {
+                    Known::Versions(versions) if self.is_settled(seen, versions) => {
                         after.writers[writer] = Writer::Done;
                     }
                     Known::Row(row) => self.decides(&mut after, writer, seen, row),
@@ -85,12 +87,18 @@ impl Machine {
         Some(self.judged(action, state, after))
     }
 
-    /// The upsert of a writer's change: whether it made the row, or changed it; `None` if the row
-    /// has it already.
+    /// Whether nothing is to be done about an object, for a row with these versions.
+    fn is_settled(&self, seen: Option<Object>, row: Parts) -> bool {
+        matches!(self.verdict(seen, row), Verdict::UpToDate | Verdict::NotYet)
+    }
+
+    /// The upsert of a writer's change: whether the row is new or, with `complete`, its part;
+    /// `None` if the row has it already.
     fn commit(&self, state: &mut State, writer: usize) -> Option<bool> {
         let Change { database, part, version, .. } = self.changes[writer];
         let row = &mut state.rows[database];
-        let is_new = *row == Parts::default();
+        let part_is_new = self.rules.objects == ArchiveObjects::Complete && row[part] == 0;
+        let is_new = *row == Parts::default() || part_is_new;
         (version > row[part]).then(|| {
             row[part] = version;
             is_new
@@ -105,7 +113,7 @@ impl Machine {
             return;
         }
         match self.verdict(seen, row) {
-            Verdict::UpToDate => state.writers[writer] = Writer::Done,
+            Verdict::UpToDate | Verdict::NotYet => state.writers[writer] = Writer::Done,
             Verdict::Put(must) => send(state, writer, must, row),
             Verdict::Merge(etag) => state.writers[writer] = Writer::Gets { etag, row },
         }
@@ -190,7 +198,9 @@ impl Machine {
         let is_missing = |writer: usize| {
             let Change { database, part, version, .. } = self.changes[writer];
             let held = state.object.map_or(0, |object| object.parts[part]);
-            state.rows[database][part] < version || (held < version && self.rules.tombstones)
+            let row = state.rows[database];
+            let wants = self.rules.tombstones && (self.had_an_object() || self.wants_object(row));
+            row[part] < version || (held < version && wants)
         };
         let is_newly_done = |writer: &usize| {
             state.writers[*writer] == Writer::Done && before.writers[*writer] != Writer::Done

@@ -56,7 +56,7 @@ impl World {
 
 /// Objects by their session.
 pub(crate) fn by_session(objects: BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
-    let session = |key: &str| {
+    let session = |key: &String| {
         let name = key.strip_prefix("measurements/").and_then(|name| name.strip_suffix(".json"));
         name.expect("a key of ours").to_owned()
     };
