@@ -189,6 +189,21 @@ impl Machine {
         }
     }
 
+    /// Whether the object must hold the change of a writer that is done.
+    ///
+    /// With `complete` it need not as long as none is wanted. Whoever brings the part that the row
+    /// lacked writes it, and is not done before.
+    fn owes_an_object(&self, state: &State, writer: usize) -> bool {
+        let database = self.changes[writer].database;
+        let is_another = |(other, change): (usize, &Change)| {
+            change.database == database && state.writers[other] != Writer::Done
+        };
+        let every = self.rules.objects == ArchiveObjects::Every || self.had_an_object();
+        let left_to_another = || self.changes.iter().enumerate().any(is_another);
+        let wanted = every || (self.wants_object(state.rows[database]) && !left_to_another());
+        self.rules.tombstones && wanted
+    }
+
     /// A step with what is wrong about it.
     fn judged(&self, action: Action, before: &State, state: State) -> Step {
         let went_back = match (before.object, state.object) {
@@ -199,8 +214,7 @@ impl Machine {
             let Change { database, part, version, .. } = self.changes[writer];
             let held = state.object.map_or(0, |object| object.parts[part]);
             let row = state.rows[database];
-            let wants = self.rules.tombstones && (self.had_an_object() || self.wants_object(row));
-            row[part] < version || (held < version && wants)
+            row[part] < version || (held < version && self.owes_an_object(&state, writer))
         };
         let is_newly_done = |writer: &usize| {
             state.writers[*writer] == Writer::Done && before.writers[*writer] != Writer::Done

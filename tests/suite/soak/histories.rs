@@ -3,10 +3,10 @@
 //!
 //! A history is up to eight changes of the three parts: puts, removals, expiries, a stream that is
 //! enabled anew. Each of its records goes to one or several batches of concurrent lanes, of one
-//! database or of two, with a bucket each or one for both. Whole batches are delivered again, and at
-//! the end of some rounds everything is replayed. S3 fails and loses answers all the while. In the
-//! second database some parts lose their oldest records, and a repair reads their items meanwhile:
-//! with the projector's own versions, and with the projector's own statement.
+//! database or of two, with a bucket each or one for both. Whole batches are delivered again, and
+//! at the end of some rounds everything is replayed. S3 fails and loses answers all the while. In
+//! the second database some parts lose their oldest records, and a repair reads their items
+//! meanwhile: with the projector's own versions, and with the projector's own statement.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -2,8 +2,8 @@
 //! `backfill` that writes. What was acknowledged before a kill is in both stores after it, and the
 //! same command, run again to its end, leaves what it leaves without a kill.
 //!
-//! `repair` has its own test, with real tables and streams (`repair/moving.rs`): it takes seconds to
-//! its first image, so it is killed at fewer moments.
+//! `repair` has its own test, with real tables and streams (`repair/moving.rs`): it takes seconds
+//! to its first image, so it is killed at fewer moments.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
