@@ -8,7 +8,8 @@ use crate::cli::{CheckArguments, Settings};
 use crate::console;
 use crate::outcome::Outcome;
 use crate::output::Output;
-use crate::replay::coverage::{self, Report};
+use crate::replay::coverage;
+use crate::replay::coverage::judge::{Report, judge};
 use crate::replay::readers;
 use crate::replay::source::Source;
 
@@ -34,5 +35,5 @@ async fn find_out(settings: &Settings, arguments: &CheckArguments) -> anyhow::Re
     let readers = readers::ask(&aws, &found.streams()).await;
     found.set_readers(readers);
     let now = OffsetDateTime::now_utc();
-    Ok(coverage::judge(&found, arguments.snapshot_time, arguments.margin(), now))
+    Ok(judge(&found, arguments.snapshot_time, arguments.margin(), now))
 }

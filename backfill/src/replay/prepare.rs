@@ -15,7 +15,8 @@ use crate::console::{self, span};
 use crate::deliver::Delivery;
 use crate::replay::checkpoint::Checkpoints;
 use crate::replay::context::{IfLost, ReplayContext, StreamRun};
-use crate::replay::coverage::{self, Report};
+use crate::replay::coverage;
+use crate::replay::coverage::judge::{Report, judge};
 use crate::replay::reader::CHECKPOINT_EVERY;
 use crate::replay::resume::{self, Sorted};
 use crate::replay::run::{Pace, Replay};
@@ -61,7 +62,7 @@ pub(crate) async fn prepare(
     let source = Source::new(&aws);
     let found = coverage::examine(&source, &tables).await?;
     let snapshot = plan.snapshot_time;
-    let report = coverage::judge(&found, snapshot, plan.margin, OffsetDateTime::now_utc());
+    let report = judge(&found, snapshot, plan.margin, OffsetDateTime::now_utc());
     console::line(report.table(console::line_width()).trim_end());
     let may_begin = report.may_begin() || plan.allow_gap;
     if !may_begin && (plan.restart || !report.is_only_too_old()) {
