@@ -2,6 +2,7 @@
 
 mod exports;
 mod exports_in_s3;
+mod large;
 mod moving;
 mod traps;
 
