@@ -221,6 +221,12 @@ async fn each_fault_of_the_functions_is_named_and_nothing_else() {
     assert_eq!(failed, [""; 0]);
     let alarms = condition(&output, "alarms: projector-new");
     assert!(alarms["value"].as_str().expect("text").contains("projector-new-silent"), "{alarms}");
+    // Releases move an alias, and then the mappings are those of the alias.
+    moved.server.change(|account| {
+        let mappings = account.mappings.remove("projector-new").expect("known");
+        account.mappings.insert("projector-new:live".to_owned(), mappings);
+    });
+    assert_eq!(moved.failed().await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

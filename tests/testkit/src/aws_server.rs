@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use serde_json::{Value as Json, json};
 use time::OffsetDateTime;
 
-use crate::http::serve;
+use crate::http::{query_value, serve};
 
 /// Values by how many minutes ago the minute began that they stand for.
 pub type Series = BTreeMap<i64, f64>;
@@ -120,10 +120,7 @@ async fn call(request: Request<Incoming>) -> Call {
     let (operation, name) = match (target, function) {
         (Some(target), _) => (target, String::new()),
         (None, Some(function)) => ("GetFunctionConfiguration".to_owned(), function.to_owned()),
-        (None, None) => {
-            let named = query.split('&').find_map(|pair| pair.strip_prefix("FunctionName="));
-            ("ListEventSourceMappings".to_owned(), named.unwrap_or_default().to_owned())
-        }
+        (None, None) => ("ListEventSourceMappings".to_owned(), query_value(&query, "FunctionName")),
     };
     let body = serde_json::from_slice(&body).unwrap_or_default();
     Call { operation, name, body, is_cbor: false }

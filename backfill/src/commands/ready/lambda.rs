@@ -3,6 +3,8 @@
 
 use aws_config::SdkConfig;
 use aws_sdk_lambda::Client;
+use aws_sdk_lambda::error::SdkError;
+use aws_sdk_lambda::operation::list_event_source_mappings::ListEventSourceMappingsError;
 use aws_sdk_lambda::types::{EventSourceMappingConfiguration, FunctionResponseType};
 use projector::config::{ArchiveConfig, ArchiveObjects};
 
@@ -10,20 +12,44 @@ use super::condition::Asked;
 use super::limits::{refused, within};
 use super::observed::{Mapping, Table};
 
-/// The mappings of a function.
+/// The alias that releases move (`Release` of `infra/projector.yaml`).
+const ALIAS: &str = "live";
+
+/// The mappings of a function, or those of its alias: a list by the function's name leaves those
+/// out.
 pub(super) async fn mappings(aws: &SdkConfig, function: &str) -> Asked<Vec<Mapping>> {
     let asking = async {
         let client = Client::new(aws);
-        let pages = client.list_event_source_mappings().function_name(function);
-        let mut pages = pages.into_paginator().send();
-        let mut mappings = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| refused("lambda:ListEventSourceMappings", &error))?;
-            mappings.extend(page.event_source_mappings().iter().map(mapping));
+        let of_function = list(&client, function).await.map_err(|error| said(&error))?;
+        if !of_function.is_empty() || function.contains(':') {
+            return Ok(of_function);
         }
-        Ok(mappings)
+        match list(&client, &format!("{function}:{ALIAS}")).await {
+            Err(error) if is_not_found(&error) => Ok(Vec::new()),
+            of_alias => of_alias.map_err(|error| said(&error)),
+        }
     };
     within("the Lambda API", asking).await
+}
+
+type NotListed = SdkError<ListEventSourceMappingsError>;
+
+fn said(error: &NotListed) -> String {
+    refused("lambda:ListEventSourceMappings", error)
+}
+
+fn is_not_found(error: &NotListed) -> bool {
+    error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception())
+}
+
+async fn list(client: &Client, function: &str) -> Result<Vec<Mapping>, NotListed> {
+    let pages = client.list_event_source_mappings().function_name(function);
+    let mut pages = pages.into_paginator().send();
+    let mut mappings = Vec::new();
+    while let Some(page) = pages.next().await {
+        mappings.extend(page?.event_source_mappings().iter().map(mapping));
+    }
+    Ok(mappings)
 }
 
 fn mapping(seen: &EventSourceMappingConfiguration) -> Mapping {
