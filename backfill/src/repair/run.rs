@@ -168,9 +168,9 @@ impl<'a> Repair<'a> {
         let (sender, steps) = mpsc::channel(1);
         let mut looks = Rate::new(self.limits.max_rate);
         let next = async || {
-            let step = source.next().await?;
-            looks.take(step.as_ref().map_or(0, Step::sessions) as f64).await;
-            Ok(step)
+            let read = source.next().await?;
+            looks.take(read.as_ref().map_or(0, Step::sessions) as f64).await;
+            Ok(read)
         };
         // Boxed: the future is large.
         let reading = Box::pin(send_all(next, sender));

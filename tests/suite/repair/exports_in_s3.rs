@@ -283,9 +283,9 @@ async fn s3_that_throttles_is_waited_for_and_a_forbidden_object_is_named() {
     assert!(said.contains(&line) && said.contains("kms:Decrypt"), "{line}: {said}");
     assert!(said.contains("run the same command again"), "{said}");
 
-    gate.set_rule(|seen| match seen.path.contains("AWSDynamoDB") {
-        true if seen.earlier < 5 => Fault::RefuseWith(503, "SlowDown"),
-        _ => Fault::Pass,
+    gate.set_rule(|seen| {
+        let throttled = seen.path.contains("AWSDynamoDB") && seen.earlier < 5;
+        if throttled { Fault::RefuseWith(503, "SlowDown") } else { Fault::Pass }
     });
     let repaired = repair().await;
     assert_code(&repaired, 0);

@@ -22,7 +22,7 @@ use super::QUICK;
 const VERY_MANY: Items = Items { sessions: 8_100, mesh_bytes: 48 };
 const SOME: Items = Items { sessions: 300, mesh_bytes: 48 };
 /// A run that shows no progress for this long waits for itself.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
+const STALLED_AFTER: Duration = Duration::from_mins(1);
 
 /// An empty database, tables of many items, and streams without records.
 struct Large {

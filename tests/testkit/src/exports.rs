@@ -15,6 +15,8 @@ use crate::runs::{now, rfc3339};
 /// Files by their path.
 pub type Files = Vec<(String, Vec<u8>)>;
 
+/// The file that lists the data files.
+const FILES: &str = "manifest-files.json";
 /// The file that says what an export is.
 const SUMMARY: &str = "manifest-summary.json";
 /// What comes before the folders of all exports in a key.
@@ -72,8 +74,8 @@ pub fn change(keys: &Json, new_image: Option<&Json>, old_image: Option<&Json>) -
 /// An id of an export; two tables have two.
 fn id_of(table: &str) -> String {
     let digest = Md5::digest(table);
-    let end = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect::<String>();
-    format!("01795334400000-{end}")
+    let end = digest.iter().take(4).fold(0, |end, byte| end << 8 | u32::from(*byte));
+    format!("01795334400000-{end:08x}")
 }
 
 /// The same export as DynamoDB writes it to a bucket, below a prefix (which may be empty) and with
@@ -87,7 +89,7 @@ pub fn in_bucket(
     (bucket, prefix): (&str, &str),
     kms_key: Option<&str>,
 ) -> (String, Files) {
-    let is_manifest = |path: &str| path.ends_with(".json");
+    let is_manifest = |path: &str| path.ends_with(SUMMARY) || path.ends_with(FILES);
     let summary = files.iter().find(|(path, _)| path.ends_with(SUMMARY)).expect("a summary");
     let json: Json = serde_json::from_slice(&summary.1).expect("JSON");
     let id = json["exportArn"].as_str().and_then(|arn| arn.rsplit('/').next()).expect("an id");
