@@ -17,8 +17,8 @@ use super::{amount, report, seed};
 
 /// A batch that never gets through is a finding.
 const MAX_DELIVERIES: usize = 10;
-/// Nothing of one cut takes this long.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Nothing of one cut takes this long, however busy the machine is.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// New rows, changed ones, a removed one, and a record that is rejected.
 fn records() -> Vec<Record> {
