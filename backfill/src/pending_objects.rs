@@ -58,7 +58,8 @@ pub(crate) async fn count(projector: &Projector) -> Option<u64> {
         Ok(count) => Some(count),
         Err(error) => {
             let error = error::chain(&error);
-            tracing::warn!(error, "cannot count the pending objects");
+            // It is asked last: a run that failed has said why.
+            tracing::debug!(error, "cannot count the pending objects");
             None
         }
     }

@@ -91,6 +91,7 @@ async fn all(mut candidates: Candidates<'_>) -> Batch {
         all.differing.extend(batch.differing);
         all.equal.extend(batch.equal);
         all.without_key.extend(batch.without_key);
+        all.unreadable.extend(batch.unreadable);
         all.items += batch.items;
     }
     all
@@ -238,20 +239,16 @@ async fn incremental_exports_give_their_keys_and_the_rows_that_changed_since() {
     assert_eq!(found.differing.iter().cloned().collect::<BTreeSet<_>>(), expected);
     assert_eq!((found.items, found.equal.len(), found.without_key.len()), (253, 0, 1));
 
-    // A file that is not the one of the manifest ends the run.
+    // A file that is not the one of the manifest is named, and holds up no other.
     let damaged = folder.path().join("data/002-scansabcdefghijklmnop.json.gz");
     let mut bytes = std::fs::read(&damaged).expect("a file");
     bytes[9] ^= 1;
     std::fs::write(&damaged, bytes).expect("a file");
     let exports = opened(&places, start).await.expect("the manifests are whole");
-    let mut candidates = Candidates::export(&looker, exports);
-    let error = loop {
-        match candidates.next().await {
-            Ok(batch) => assert!(batch.is_some(), "a damaged file is read to the end"),
-            Err(error) => break format!("{error:#}"),
-        }
-    };
-    assert!(error.contains("002-scans") && error.contains("its MD5 is not"), "{error}");
+    let found = all(Candidates::export(&looker, exports)).await;
+    let [fault] = &found.unreadable[..] else { panic!("{:?}", found.unreadable) };
+    let fault = fault.to_string();
+    assert!(fault.contains("002-scans") && fault.contains("its MD5 is not"), "{fault}");
 
     // What does not hold the gap is refused before anything is read.
     let full = exports::full(&tables.scans, &[]);
