@@ -8,6 +8,7 @@
 
 mod attempt;
 mod classify;
+mod decoded;
 mod isolate;
 mod learned;
 mod pace;
@@ -18,9 +19,12 @@ mod refusals;
 mod regions;
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use time::OffsetDateTime;
+
+use self::decoded::DecodedRecords;
 
 pub use self::learned::Learned;
 pub use self::pace::Pace;
@@ -30,7 +34,7 @@ pub use self::reconcile::{
 };
 use crate::archive::Archive;
 use crate::cause;
-use crate::change::{self, Decoded, Tables};
+use crate::change::Tables;
 use crate::config::TtlRemovals;
 use crate::counts::Counts;
 use crate::database::Database;
@@ -43,6 +47,14 @@ use crate::rejected::{self, Rejection};
 /// reason. The event source mapping then halves the batch, and a record that is at fault is
 /// rejected when it comes alone.
 const ALL_REFUSED_AT_LEAST: usize = 2;
+
+/// A batch of fewer records is decoded as a whole before anything is stored: a second statement
+/// would cost more than is won.
+const OVERLAP_AT_LEAST: usize = 4_000;
+/// Of a larger one, this share is decoded and sent first, and the rest is decoded meanwhile. To
+/// decode a record takes less than half as long as PostgreSQL needs to store it, so the rest is
+/// ready when the first part is stored.
+const FIRST_SHARE: (usize, usize) = (3, 10);
 
 /// Both stores, and how records are read.
 #[derive(Debug)]
@@ -62,6 +74,9 @@ pub struct Projector {
     /// If at least this many sessions of a batch are all refused by PostgreSQL, for one and the
     /// same reason, the table is at fault and not the records: the batch fails as a whole.
     pub all_refused_at_least: usize,
+    /// Whether there is a second processor, so that records can be decoded while others are in the
+    /// database.
+    pub overlaps: bool,
     learned: Learned,
 }
 
@@ -104,6 +119,8 @@ pub struct BatchOutcome {
     pub table: Option<String>,
     /// Where the time went.
     pub durations: Durations,
+    /// The stores are away, or the time is up: not everything was tried.
+    pub gave_up: bool,
 }
 
 impl Projector {
@@ -123,6 +140,7 @@ impl Projector {
             archive,
             defers_objects: false,
             all_refused_at_least: ALL_REFUSED_AT_LEAST,
+            overlaps: false,
             learned: Learned::default(),
         }
     }
@@ -151,28 +169,91 @@ impl Projector {
         records: &[R],
         deadline: Deadline,
     ) -> Result<BatchOutcome, Error> {
-        let start = Instant::now();
+        let decoded = DecodedRecords::of(records, 0, &self.tables, self.ttl_removals)?;
         let mut batch = BatchOutcome::default();
-        let (changes, malformed) = self.decode(records, &mut batch)?;
-        batch.oldest = changes.iter().filter_map(|indexed| indexed.change.changed_at).min();
-        batch.table = self.only_table(&changes).map(str::to_owned);
-        let sessions = fold::fold(&changes);
-        batch.durations.decode = start.elapsed();
+        self.see(&decoded, &mut batch);
+        self.apply_decoded(records, decoded, &mut batch, deadline).await?;
+        Ok(batch.end())
+    }
 
+    /// The same as [`Projector::apply`]. With a second processor, the rest of a large batch is
+    /// decoded while its beginning is in the database.
+    ///
+    /// Each of the two is folded by itself: a change that a later one of the other part overtakes
+    /// counts as applied, not as superseded. With an archive, objects take nearly all the time, and
+    /// there is nothing to win.
+    ///
+    /// # Errors
+    /// As [`Projector::apply`]. Some of the batch may be stored then.
+    pub async fn apply_overlapping(
+        &self,
+        records: &Arc<Vec<Vec<u8>>>,
+        deadline: Deadline,
+    ) -> Result<BatchOutcome, Error> {
+        if !self.overlaps || self.archive.is_some() || records.len() < OVERLAP_AT_LEAST {
+            return self.apply(records, deadline).await;
+        }
+        let (share, of) = FIRST_SHARE;
+        let middle = records.len() * share / of;
+        let first = DecodedRecords::of(&records[..middle], 0, &self.tables, self.ttl_removals)?;
+        let rest = {
+            let (records, tables, ttl) =
+                (Arc::clone(records), self.tables.clone(), self.ttl_removals);
+            tokio::task::spawn_blocking(move || {
+                DecodedRecords::of(&records[middle..], middle, &tables, ttl)
+            })
+        };
+        let mut batch = BatchOutcome::default();
+        self.see(&first, &mut batch);
+        let stored = self.apply_decoded(records, first, &mut batch, deadline).await;
+        let rest = match rest.await {
+            Ok(rest) => rest?,
+            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+        };
+        if stored.is_err() {
+            // Whether the table is at fault is judged by the whole batch.
+            return self.apply(records, deadline).await;
+        }
+        self.see(&rest, &mut batch);
+        if batch.gave_up {
+            batch.failed.extend(middle..records.len());
+        } else {
+            self.apply_decoded(records, rest, &mut batch, deadline).await?;
+        }
+        Ok(batch.end())
+    }
+
+    /// Adds to the outcome what is known of records before they are stored.
+    fn see(&self, decoded: &DecodedRecords, batch: &mut BatchOutcome) {
+        let oldest = decoded.changes.iter().filter_map(|indexed| indexed.change.changed_at).min();
+        batch.oldest = batch.oldest.into_iter().chain(oldest).min();
+        if !decoded.changes.is_empty() {
+            let is_first = batch.counts.records == 0;
+            let table = self.only_table(&decoded.changes).map(str::to_owned);
+            batch.table = table.filter(|table| is_first || batch.table.as_ref() == Some(table));
+        }
+        batch.counts.records += decoded.records;
+        batch.counts.ttl_kept += decoded.ttl_kept;
+        batch.durations.decode += decoded.took;
+    }
+
+    /// Both stores, and rejections, for records that are decoded.
+    async fn apply_decoded<R: AsRef<[u8]>>(
+        &self,
+        records: &[R],
+        decoded: DecodedRecords,
+        batch: &mut BatchOutcome,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let DecodedRecords { changes, malformed, .. } = decoded;
         // First: the stores may use up all the time there is.
-        self.reject(records, malformed, &mut batch, deadline).await?;
+        self.reject(records, malformed, batch, deadline).await?;
         // What PostgreSQL refuses is rejected after them, and wants time, too.
         let now = tokio::time::Instant::now();
         let reserve = Duration::from_millis(600)..Duration::from_secs(1);
         let earlier = deadline.earlier_by(now, 20, &reserve);
-        let refused = self.store(sessions, &mut batch, earlier).await?;
-        self.reject(records, refused, &mut batch, deadline).await?;
-
-        log_rejections(&batch.rejections);
-        batch.failed.sort_unstable();
-        batch.failed.dedup();
-        batch.counts.failed = batch.failed.len() as u64;
-        Ok(batch)
+        let refused = self.store(fold::fold(&changes), batch, earlier).await?;
+        self.reject(records, refused, batch, deadline).await
     }
 
     /// Applies changes that are decoded already: those of the rows of another database, or of
@@ -194,9 +275,7 @@ impl Projector {
         batch.oldest = arrivals.iter().filter_map(|arrival| arrival.change.changed_at).min();
         batch.rejections = self.store(fold::fold(arrivals), &mut batch, deadline).await?;
         batch.counts.rejected = batch.rejections.len() as u64;
-        batch.failed.sort_unstable();
-        batch.failed.dedup();
-        batch.counts.failed = batch.failed.len() as u64;
+        batch.sum_up_failed();
         Ok(batch)
     }
 
@@ -243,31 +322,20 @@ impl Projector {
         // Boxed: the futures below it are deeply nested, and the compiler has a limit.
         Box::pin(pipeline::store(self, sessions, batch, deadline)).await
     }
+}
 
-    fn decode<R: AsRef<[u8]>>(
-        &self,
-        records: &[R],
-        batch: &mut BatchOutcome,
-    ) -> Result<(Vec<IndexedChange>, Vec<Rejection>), Error> {
-        let mut changes = Vec::with_capacity(records.len());
-        let mut malformed = Vec::new();
-        batch.counts.records = records.len() as u64;
-        for (record_index, record) in records.iter().enumerate() {
-            match change::decode(record.as_ref(), &self.tables)? {
-                // Left out before the fold: the greatest version that remains must win.
-                Decoded::Change(change)
-                    if change.expired && self.ttl_removals == TtlRemovals::Keep =>
-                {
-                    batch.counts.ttl_kept += 1;
-                }
-                Decoded::Change(change) => changes.push(IndexedChange { record_index, change }),
-                Decoded::Malformed(why) => {
-                    let (reason, logged) = (why.to_string(), why.without_values());
-                    malformed.push(Rejection { record_index, reason, logged });
-                }
-            }
-        }
-        Ok((changes, malformed))
+impl BatchOutcome {
+    /// Nothing more comes of the batch.
+    fn end(mut self) -> Self {
+        log_rejections(&self.rejections);
+        self.sum_up_failed();
+        self
+    }
+
+    fn sum_up_failed(&mut self) {
+        self.failed.sort_unstable();
+        self.failed.dedup();
+        self.counts.failed = self.failed.len() as u64;
     }
 }
 

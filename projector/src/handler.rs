@@ -1,6 +1,7 @@
 //! Lambda event in, partial batch response out.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use lambda_runtime::Diagnostic;
@@ -136,9 +137,10 @@ pub async fn handle(
     deadline: Deadline,
 ) -> Result<BatchResponse, InvocationError> {
     let start = Instant::now();
-    let records = event.into_records().ok_or(InvocationError::NotAnEvent)?;
+    let records = Arc::new(event.into_records().ok_or(InvocationError::NotAnEvent)?);
     // Boxed: the futures below it are deeply nested, and the compiler has a limit.
-    let batch = Box::pin(projector.apply(&records, deadline)).await.map_err(|error| {
+    let applying = Box::pin(projector.apply_overlapping(&records, deadline));
+    let batch = applying.await.map_err(|error| {
         tracing::error!(error = error::chain(&error), "nothing is acknowledged");
         // An alarm on failures must see this too.
         let failed = records.len() as u64;

@@ -1,6 +1,7 @@
 //! The composition root: configuration becomes AWS clients, connections and the projector. Here
 //! alone, for the function and every command of `backfill`.
 
+use std::num::NonZero;
 use std::time::Duration;
 
 use aws_config::default_provider::region::DefaultRegionChain;
@@ -48,7 +49,24 @@ pub async fn projector_with_credentials(config: Config) -> Result<Projector, Con
 fn projector_of(config: Config, aws: Option<SdkConfig>) -> Projector {
     let Config { database, archive, tables, ttl_removals } = config;
     let archive = archive.zip(aws.as_ref()).map(|(config, aws)| Archive::new(config, aws));
-    Projector::new(tables, ttl_removals, Database::new(database, aws), archive)
+    let mut projector = Projector::new(tables, ttl_removals, Database::new(database, aws), archive);
+    let memory_mb = std::env::var("AWS_LAMBDA_FUNCTION_MEMORY_SIZE").ok();
+    projector.overlaps = has_second_processor(
+        std::thread::available_parallelism().map_or(1, NonZero::get),
+        memory_mb.and_then(|memory| memory.parse().ok()),
+    );
+    projector
+}
+
+/// A function of this memory has one processor, and one of less memory a share of it (AWS Lambda
+/// Developer Guide, "Configure Lambda function memory"). The processors that it sees do not show
+/// that.
+const ONE_PROCESSOR_MB: u32 = 1_769;
+
+/// Whether there is more than one processor, by what the system says (a quota of its control group
+/// included), and for a Lambda function by its memory.
+fn has_second_processor(seen: usize, function_memory_mb: Option<u32>) -> bool {
+    seen > 1 && function_memory_mb.is_none_or(|memory| memory > ONE_PROCESSOR_MB)
 }
 
 /// What the SDK's clients are made of. No call hangs for ever: each try of one ends within ten
@@ -124,4 +142,16 @@ fn on_one_line(text: &str) -> String {
     let lines =
         text.lines().map(|line| line.replace("the credential provider was not enabled: ", ""));
     lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("; ").replace(":; ", ": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_second_processor;
+
+    #[test]
+    fn a_small_function_has_no_second_processor_however_many_it_sees() {
+        assert!(has_second_processor(2, None) && !has_second_processor(1, None));
+        assert!(!has_second_processor(2, Some(512)) && !has_second_processor(2, Some(1_769)));
+        assert!(has_second_processor(2, Some(1_770)) && !has_second_processor(1, Some(3_008)));
+    }
 }

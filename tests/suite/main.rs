@@ -50,6 +50,7 @@ mod terminal;
 mod tidy;
 mod tip;
 mod trimmed;
+mod two_parts;
 mod unmoved;
 mod verify;
 mod verify_objects;

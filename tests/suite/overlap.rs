@@ -91,6 +91,9 @@ async fn a_batch_is_stored_before_an_earlier_one_and_no_checkpoint_passes_either
     until_stored(&stores, "b1").await;
     assert_eq!(checkpoints(&stores).await, "0", "the batch before it is not stored");
     run.kill().await.expect("it is killed");
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT \
+                oid FROM pg_database WHERE datname = current_database())";
+    until("the end of its session", async || stores.ask(held).await == "0").await;
 
     let run = stream(&stores, &shards.server, &ONE_BY_ONE).spawn().expect("backfill runs");
     until_a_batch_waits(&stores).await;

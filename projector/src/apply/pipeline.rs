@@ -97,6 +97,7 @@ pub(super) async fn store(
             Some((session, done)) = objects.next() => pipeline.on_object(&session, done)?,
             () = deadline.passed(), if !(upserts.is_empty() && objects.is_empty()) => {
                 log_unless_fatal(Error::OutOfTime { waiting_for: "the stores" })?;
+                pipeline.queues.give_up();
                 break;
             }
             else => break,
@@ -144,6 +145,8 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             chunk = chunk.min(OVERLAP_SESSIONS);
         }
         let limit = projector.learned.sessions_per_statement();
+        // By an earlier part of the batch.
+        let refusals = Refusals::after(outcome.counts.rows_written > 0);
         Self {
             projector,
             outcome,
@@ -152,7 +155,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             waiting: VecDeque::new(),
             returned,
             pending,
-            refusals: Refusals::default(),
+            refusals,
             overtaken: OvertakenByLabel::default(),
             failed_alone: 0,
             failed_objects: 0,
@@ -428,6 +431,7 @@ impl<'p, 'a> Pipeline<'p, 'a> {
             Ok(later) => self.outcome.counts.stale_created_later += later,
             Err(unknown) => unknown.into_iter().for_each(|index| self.pending[index] = true),
         }
+        self.outcome.gave_up |= self.queues.gave_up();
         let pending = self.pending.iter().enumerate().filter(|(_, pending)| **pending);
         self.outcome.failed.extend(pending.map(|(index, _)| index));
         self.outcome.durations.archive +=

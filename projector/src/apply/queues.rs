@@ -19,6 +19,7 @@ pub(super) struct Queues<'a> {
     last_round: bool,
     /// Sessions per statement, if the database is not slow.
     chunk: usize,
+    gave_up: bool,
 }
 
 impl<'a> Queues<'a> {
@@ -36,6 +37,7 @@ impl<'a> Queues<'a> {
             locked: Vec::new(),
             last_round: false,
             chunk,
+            gave_up: false,
         }
     }
 
@@ -116,6 +118,12 @@ impl<'a> Queues<'a> {
         self.untried.clear();
         self.suspects.clear();
         self.locked.clear();
+        self.gave_up = true;
+    }
+
+    /// Whether some of the batch may not have been tried.
+    pub(super) fn gave_up(&self) -> bool {
+        self.gave_up
     }
 }
 
@@ -184,7 +192,8 @@ mod tests {
         assert!(queues.next(100, 1).is_none() && !queues.last_round());
         assert_eq!(ids(&queues.next(100, 0).expect("a statement")), ["c"]);
         assert!(queues.last_round());
+        assert!(!queues.gave_up());
         queues.give_up();
-        assert!(queues.next(100, 0).is_none());
+        assert!(queues.next(100, 0).is_none() && queues.gave_up());
     }
 }

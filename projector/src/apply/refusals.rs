@@ -24,6 +24,11 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
+    /// None so far; `passed`: some row of the batch has been written before.
+    pub(super) fn after(passed: bool) -> Self {
+        Self { passed, ..Self::default() }
+    }
+
     pub(super) fn add(&mut self, session_id: &str, reason: &str) {
         self.sessions.insert(session_id.to_owned());
         self.several |= self.same.get_or_insert_with(|| reason.to_owned()) != reason;
