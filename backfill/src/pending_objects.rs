@@ -10,7 +10,7 @@ mod guesses;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use futures_util::future::BoxFuture;
@@ -24,6 +24,7 @@ use projector::error::{self, Consequence, Error};
 use projector::pending_objects::{self, PendingObject};
 use projector::read_model::{self, Held};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::compare_objects::in_vain::InVain;
 use crate::console::{self, Progress};
@@ -50,11 +51,16 @@ const NAMED: usize = 20;
 pub(crate) const REMEDY: &str = "all rows are stored. Once S3 takes objects again, run `backfill \
     objects --pending`; the next `stream`, `file`, `merge` or `repair` writes them, too";
 
+/// The summary of a run waits this long for the number of pending objects: the database may be
+/// what is silent.
+const COUNT_WITHIN: Duration = Duration::from_secs(1);
+
 /// How many objects are pending, for the summary of a run that did not write them; `None` without
 /// an archive, or if the database does not say.
 pub(crate) async fn count(projector: &Projector) -> Option<u64> {
     projector.archive.as_ref()?;
-    match pending_objects::count(&projector.database).await {
+    let counting = timeout(COUNT_WITHIN, pending_objects::count(&projector.database)).await;
+    match counting.ok()? {
         Ok(count) => Some(count),
         Err(error) => {
             let error = error::chain(&error);

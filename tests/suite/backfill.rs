@@ -275,7 +275,10 @@ async fn the_role_of_a_backfill_may_remove_rejected_records_and_no_rows() {
     assert!(text(&denied.stderr).contains("--grant-backfill-to"), "{denied:?}");
     assert_eq!(stores.rejected().await, 1);
     let granted = backfill(&stores, &["migrate", "--grant-backfill-to", &role]);
-    assert!(text(&granted.stdout).contains("backfill_checkpoints, pending_objects TO"), "{granted:?}");
+    assert!(
+        text(&granted.stdout).contains("backfill_checkpoints, pending_objects TO"),
+        "{granted:?}"
+    );
     let redriven = backfill(&as_role, &["redrive"]);
     assert_eq!((redriven.status.code(), stores.rejected().await), (Some(0), 0), "{redriven:?}");
     assert_eq!(stores.rows().await, oracle::rows(&[record]));

@@ -254,7 +254,7 @@ async fn a_dry_run_says_what_the_real_run_does() {
         lines.pop().expect("a last line");
         lines
     };
-    let renamed = [("pending", "applied"), ("would grant", "granted"), ("would set", "set")];
+    let renamed = [("pending  ", "applied  "), ("would grant", "granted"), ("would set", "set")];
     assert_eq!(lines(&dry.stdout, &renamed), lines(&real.stdout, &[]));
     assert!(text(&dry.stdout).contains("would grant"), "{dry:?}");
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use testkit::records::{LABEL, Record, Table, session};
-use testkit::runs::{assert_code, assert_equal, signal, stream, text, until};
+use testkit::runs::{assert_code, assert_equal, backfill, signal, stream, text, until};
 use testkit::services::Stores;
 use testkit::sql::Client;
 use testkit::stream_server::StreamServer;
@@ -70,11 +70,13 @@ async fn checkpoints(stores: &Stores) -> String {
     stores.ask(sql).await
 }
 
-/// Ends a run in good order, whether it has reached its cutoff yet or not.
-async fn stop(run: tokio::process::Child) {
+/// Ends a run in good order, whether it has reached its cutoff yet or not, and writes the objects
+/// that it has left.
+async fn stop(run: tokio::process::Child, stores: &Stores) {
     signal(&run, "TERM");
     let ended = run.wait_with_output().await.expect("it ends");
     assert!(text(&ended.stdout).contains("stopped by a signal"), "{ended:?}");
+    assert_code(&backfill(stores, &["objects", "--pending"]), 0);
 }
 
 /// Follows, and applies each record as a batch of its own.
@@ -100,7 +102,7 @@ async fn a_batch_is_stored_before_an_earlier_one_and_no_checkpoint_passes_either
     owner.close().await;
     until("both checkpoints", async || checkpoints(&stores).await == "2").await;
     until_stored(&stores, "b8").await;
-    stop(run).await;
+    stop(run, &stores).await;
     assert_equal(&stores, &shards.all()).await;
 }
 
@@ -127,7 +129,7 @@ async fn no_more_is_read_ahead_than_the_bound_while_the_database_waits() {
     assert!((3..=5).contains(&read), "{read} pages were read while nothing could be stored");
     owner.close().await;
     until_stored(&stores, "b8").await;
-    stop(run).await;
+    stop(run, &stores).await;
     assert_equal(&stores, &shards.all()).await;
 }
 
@@ -175,6 +177,6 @@ async fn the_rows_of_a_page_are_visible_before_the_next_page_is_handed_out() {
         let rows = format!("the rows of page {page}");
         until(&rows, async || stores.rows().await.len() == page * PAGE).await;
     }
-    stop(run).await;
+    stop(run, &stores).await;
     assert_equal(&stores, &records).await;
 }

@@ -94,7 +94,7 @@ fn report_pending(
     )?;
     match written {
         None => {
-            output.ended_early("stopped by a signal: run the same command again");
+            output.ended_early(&format!("stopped by a signal: {}", resume("")));
             Ok(Outcome::Interrupted)
         }
         Some(written) => written.map(|()| Outcome::Done),
