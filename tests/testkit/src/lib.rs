@@ -3,6 +3,7 @@
 
 pub mod aws_server;
 pub mod closed_streams;
+pub mod clusters;
 pub mod cut_gate;
 pub mod dynamodb;
 pub mod dynamodb_gate;
