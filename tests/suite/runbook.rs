@@ -11,6 +11,8 @@ mod branches;
 mod reference;
 mod references;
 mod rules;
+mod scripts;
+mod service;
 mod trouble;
 mod walk;
 
@@ -339,6 +341,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
         .run(
             r#"
             . infra/scripts/functions
+            . infra/scripts/service-functions
             aws() {
                 # Options are looked at before anything is sent, and nothing listens there.
                 local said
@@ -358,8 +361,21 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
                     *get-event-source-mapping*) printf 'Enabled\tLATEST\ttable/sessions/stream/1\tOK\n' ;;
                     *OutputKey*) echo foot-measurements ;;
                     *describe-stack-resource*) echo foot-measurements ;;
+                    *list-service-quotas*) echo "Fargate Spot vCPU resource count 6" ;;
+                    *LoadBalancerArn*) echo arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/app/a/1 ;;
+                    *DelegationSet*) echo ns-1.awsdns-01.org ;;
                 esac
             }
+            kubectl() {
+                # Flags are looked at before the context is, and there is none.
+                local said
+                said=$(KUBECONFIG=/dev/null command kubectl "$@" 2>&1) || true
+                [[ $said == *"context was not found"* || $said == *" does not exist"* ]] || { echo "$said" >&2; return 1; }
+                case "$*" in
+                    *targetgroupbindings*) echo arn:aws:elasticloadbalancing:eu-central-1:123456789012:targetgroup/a/1 ;;
+                esac
+            }
+            dig() { [ "$1" = +short ]; }
             sam() { echo "sam $*"; }
             backfill() {
                 # The flags are looked at, and nothing is set to connect to.
@@ -371,10 +387,11 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
             sleep() { :; }
             export -f aws
             OLD_DATABASE_URL=x NEW_DATABASE_URL=x ARCHIVE_BUCKET=foot-measurements
+            OLD_ALB=old-1.eu-central-1.elb.amazonaws.com NEW_ALB=new-2.eu-central-1.elb.amazonaws.com
             environment=new stack=projector-new database_stack=measurements-new-database
             cd "$(mktemp -d)"
             mkdir infra
-            ln -s "$OLDPWD/infra/scripts" infra/scripts
+            ln -s "$OLDPWD"/infra/{scripts,images.yaml,images.import.json} infra/
             "#,
         )
         .await;

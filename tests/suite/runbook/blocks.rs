@@ -1,4 +1,4 @@
-//! The blocks of commands of the runbook, which is two documents, and a shell that runs them.
+//! The blocks of commands of the runbook, which is three documents, and a shell that runs them.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -7,8 +7,10 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-/// The runbook: the planned move, and what to do when something is wrong.
-pub(crate) const DOCUMENTS: [&str; 2] = ["docs/migration.md", "docs/incidents.md"];
+/// The runbook: the planned move, its part two, and what to do when something is wrong.
+pub(crate) const DOCUMENTS: [&str; 3] = ["docs/migration.md", SERVICE, "docs/incidents.md"];
+/// Part two: the move of the service, which has a walk of its own.
+pub(crate) const SERVICE: &str = "docs/service.md";
 
 /// A block of commands.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ pub(crate) fn text(document: &str) -> String {
     text.unwrap_or_else(|error| panic!("{document}: {error}"))
 }
 
-/// All blocks of both documents, from the first to the last.
+/// All blocks of the documents, from the first to the last.
 pub(crate) fn blocks() -> Vec<Block> {
     DOCUMENTS.into_iter().flat_map(blocks_of).collect()
 }
@@ -80,8 +82,8 @@ fn blocks_of(document: &'static str) -> Vec<Block> {
     blocks
 }
 
-/// `aws` and `sam`, each loaded once (`preloaded.py`).
-const PRELOADED: &str = r#"
+/// `aws` and `sam`, each loaded once (`preloaded.py`), with the environment of that moment.
+pub(crate) const PRELOADED: &str = r#"
 exec {server}< <(AWS_MAX_ATTEMPTS=1 exec "$(dirname "$(command -v aws)")/python" "$PRELOADED")
 read -r PORT <&"$server"
 export PORT

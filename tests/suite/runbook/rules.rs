@@ -10,7 +10,7 @@ fn commands(text: &str) -> Vec<String> {
 
 /// Each block, and each script that blocks call, by a name for messages.
 fn sources() -> Vec<(String, String)> {
-    let scripts = ["functions", "compare-settings", "replicate-existing"];
+    let scripts = ["functions", "service-functions", "compare-settings", "replicate-existing"];
     let scripts = scripts.map(|name| {
         let text =
             std::fs::read_to_string(root().join("infra/scripts").join(name)).expect("a script");
