@@ -101,8 +101,8 @@ async fn what_is_wrong_with_the_set_up_is_an_error_in_either_part() {
     assert_eq!(stores.rejected().await, 0);
 }
 
-/// PostgreSQL refuses every change of the second part, and has taken the first part: the records are
-/// at fault, as they are in a batch that is applied as a whole.
+/// PostgreSQL refuses every change of the second part, and has taken the first part: the records
+/// are at fault, as they are in a batch that is applied as a whole.
 #[tokio::test]
 async fn a_part_that_is_refused_after_another_was_taken_is_rejected() {
     let stores = Stores::fresh().await;
