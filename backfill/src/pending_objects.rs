@@ -294,16 +294,16 @@ async fn compare(
         if lock().is_enough(Instant::now()) {
             return (pending, None);
         }
-        let guess = || guesses.lock().unwrap_or_else(PoisonError::into_inner);
-        let guessed = pending.is_new && guess().are_worth_it();
-        let known = Known::read(guessed, row);
+        let learned = || guesses.lock().unwrap_or_else(PoisonError::into_inner);
+        let puts_at_once = pending.is_new && learned().are_worth_it();
+        let known = Known::read(puts_at_once, row);
         let id = &pending.session_id;
         let done = reconcile(database, archive, id, known, Deadline::NONE).await;
         match &done {
             Ok(reconciled) => {
                 lock().passed(Instant::now());
-                if guessed {
-                    guess().saw(*reconciled != Reconciled::UpToDate);
+                if puts_at_once {
+                    learned().saw(*reconciled != Reconciled::UpToDate);
                 }
             }
             Err(_) => lock().failed(),

@@ -1,6 +1,7 @@
 //! `ARCHIVE_OBJECTS`: how many requests each mode costs, and what a change of mode leaves.
 
 use std::process::Output;
+use std::slice::from_ref;
 
 use projector::apply::Projector;
 use projector::config::ArchiveObjects::{Complete, Every};
@@ -56,10 +57,10 @@ async fn an_object_that_exists_follows_its_row_whatever_the_row_lacks() {
     let [whole, left, right] = parts("s1");
     let every = stores.projector_writing(Every, &gate.url).await;
     let complete = stores.projector_writing(Complete, &gate.url).await;
-    costs(&every, &gate, &[whole.clone()]).await;
-    assert_eq!(costs(&complete, &gate, &[left.clone()]).await, [(1, 1)]);
+    costs(&every, &gate, from_ref(&whole)).await;
+    assert_eq!(costs(&complete, &gate, from_ref(&left)).await, [(1, 1)]);
     // That a new part completes a row without an object is wrong here: the PUT is refused.
-    assert_eq!(costs(&complete, &gate, &[right.clone()]).await, [(2, 1)]);
+    assert_eq!(costs(&complete, &gate, from_ref(&right)).await, [(2, 1)]);
     let removals = [&left, &whole, &right].map(removal);
     costs(&complete, &gate, &removals).await;
     let objects = parsed(&stores.objects().await);

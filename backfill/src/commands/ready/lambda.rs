@@ -39,7 +39,8 @@ fn said(error: &NotListed) -> String {
 }
 
 fn is_not_found(error: &NotListed) -> bool {
-    error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception())
+    let said = error.as_service_error();
+    said.is_some_and(ListEventSourceMappingsError::is_resource_not_found_exception)
 }
 
 async fn list(client: &Client, function: &str) -> Result<Vec<Mapping>, NotListed> {
