@@ -5,7 +5,7 @@
 //! PostgreSQL: so that it builds in seconds with a fuzzer's instrumentation, and so that the
 //! private modules of `backfill` are within reach. [`targets`] has the functions.
 
-// Their tests are those of their own crates.
+// The modules have their tests in their own crates; `--all-targets` asks for them here, too.
 #![cfg(not(test))]
 #![expect(dead_code, reason = "the programs use more of these modules than the targets do")]
 #![expect(unreachable_pub, reason = "the modules are public in the crate that they are of")]
