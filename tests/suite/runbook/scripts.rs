@@ -66,6 +66,10 @@ fn every_step_that_dns_check_is_asked_about_exists() {
             if let Some(step) = line.strip_prefix("before ") {
                 let step = step.split(' ').next().expect("a step");
                 assert!(steps.contains(step), "{}: {step}", block.place());
+                // Pasted whole, a block must not go on after a refusal.
+                let ends_there = block.commands.trim_end().ends_with(line);
+                let is_guard = ends_there || line.ends_with("&&");
+                assert!(step == "now" || is_guard, "{}: {line}", block.place());
                 asked.insert(step.to_owned());
             }
         }

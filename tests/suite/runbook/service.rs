@@ -267,6 +267,10 @@ async fn steps_in_a_wrong_order_are_refused_and_seen_if_they_are_taken() {
     // The old side still writes.
     let refused = walk.fails("before live").await;
     assert!(refused.contains("REFUSED fight"), "{refused}");
+    // A block that is pasted whole goes no further than that.
+    walk.again("overlays/live").await.has("REFUSED fight");
+    walk.clusters.interval(&walk.zone);
+    walk.leads_to(OLD_ALB);
     walk.run("in_new apply --kustomize infra/k8s/overlays/live").await;
     let flips = walk.fails("watch_zone 3").await;
     assert!(flips.contains("the zone changed in interval "), "{flips}");
