@@ -40,7 +40,8 @@ async fn a_database_without_the_tables_says_what_to_run() {
     let message = text(&output.stderr);
     assert!(
         message.contains(
-            "without measurements, rejected_records, backfill_checkpoints: run `backfill migrate`"
+            "without measurements, rejected_records, backfill_checkpoints, pending_objects: run \
+             `backfill migrate`"
         ),
         "{message}"
     );
