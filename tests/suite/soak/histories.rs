@@ -329,7 +329,7 @@ const ROWS: Layout = Layout { name: "two databases, rows alone", objects: false,
 /// Most requests to S3 are made by the whole run. Built for tests, the SDK takes a hundred times as
 /// long for an object as PostgreSQL for a row, so most of the sample is of rows alone.
 fn layouts() -> Vec<Layout> {
-    let few = [ONE, TWO, SHARED].map(|layout| Layout { sessions: SESSIONS / 10, ..layout });
+    let few = [ONE, TWO, SHARED].map(|layout| Layout { sessions: SESSIONS / 20, ..layout });
     if is_soak() { vec![ONE, TWO, SHARED] } else { [&few[..], &[ROWS, ROWS, ROWS, ROWS]].concat() }
 }
 
