@@ -229,7 +229,8 @@ records that cannot apply. A misspelt path ends the run before anything is writt
 search that finds no files.
 
 Run the same command again after any end: what is stored already counts as duplicate. SIGINT and \
-SIGTERM end the run after the batches under way (exit code 6).
+SIGTERM end the run after the batches under way (exit code 6). With ARCHIVE_BUCKET set, all rows \
+come first, and then each object once; what a run leaves pending, the next one writes.
 
 Memory: two batches of --batch-size records or 32 MiB in their forms from JSON to statement, one \
 more as JSON, and one document of at most 64 MiB with the records in it; a larger one is not read.";
@@ -246,7 +247,10 @@ the row and a PUT, too. With --dry-run there are only HEAD requests.
 
 An object that cannot be written holds up no other: it is tried again at the end. If it still \
 fails, or if a signal ends the run, the command names the --after from which a new run skips \
-nothing. Exit code 0 means that the object of every row after --after holds its row.";
+nothing. Exit code 0 means that the object of every row after --after holds its row.
+
+The objects that `stream`, `file`, `merge` or `repair` left pending are written first; with \
+--pending, nothing else is done.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ObjectsArguments {

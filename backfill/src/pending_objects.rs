@@ -152,8 +152,8 @@ impl Writing<'_> {
             failed.iter().take(NAMED).map(|pending| pending.session_id.as_str()).collect();
         let more = if failed.len() > NAMED { ", ..." } else { "" };
         bail!(
-            "{} objects could not be written, the log above says why: {}{more}. All others are",
-            failed.len(),
+            "{} could not be written, the log above says why: {}{more}. All others are",
+            objects(failed.len()),
             named.join(", ")
         )
     }
@@ -200,7 +200,8 @@ impl Writing<'_> {
     async fn pause(&self, tries: u32, count: usize) {
         let pause = pause_after(tries);
         console::line(&format!(
-            "{count} objects could not be compared or written; again in {} s",
+            "{} could not be compared or written; again in {} s",
+            objects(count),
             pause.as_secs()
         ));
         tokio::time::sleep(pause).await;
@@ -259,6 +260,10 @@ impl Writing<'_> {
             Some(Reconciled::NotYet) => self.counts.objects_not_yet += 1,
         }
     }
+}
+
+fn objects(count: usize) -> String {
+    if count == 1 { "1 object".to_owned() } else { format!("{count} objects") }
 }
 
 async fn next(database: &Database, after: &str) -> anyhow::Result<Vec<PendingObject>> {

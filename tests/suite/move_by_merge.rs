@@ -177,8 +177,6 @@ async fn an_empty_database_becomes_equal_by_a_merge_that_is_killed_at_ten_moment
     }
     assert!(in_the_middle > 5, "{in_the_middle} of ten runs were killed at work");
     moving.merge(&["--from"]).await;
-    // A run that was killed may have stored rows without their objects.
-    assert_code(&moving.run(&["objects"]).await, 0);
     moving.end().await;
 }
 

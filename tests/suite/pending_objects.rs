@@ -186,7 +186,7 @@ async fn an_object_that_cannot_be_written_is_named_and_an_s3_that_is_away_costs_
     let failed = output(run.file()).await;
     assert_code(&failed, 1);
     let message = text(&failed.stderr);
-    let named = "1 objects could not be written, the log above says why: s0003. All others are";
+    let named = "1 object could not be written, the log above says why: s0003. All others are";
     assert!(
         message.contains(named) && message.contains("`backfill objects --pending`"),
         "{message}"

@@ -20,9 +20,8 @@ items again), and parts that the repair wrote are kept for `backfill repair --ke
 --repaired FILE. An archive cannot say whether it has had one, so it counts as repaired.
 
 A row here that is as new costs one read of its versions on both sides. After any exit, even kill \
--9, run the same command again, or resume with the --after that it names. After a run that failed \
-or was killed, with ARCHIVE_BUCKET set, run `backfill objects` last: it writes the objects of rows \
-that were stored just before.";
+-9, run the same command again, or resume with the --after that it names. The objects of all rows \
+that were written are written at the end, also those that a run before has left pending.";
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("source").args(["from", "from_archive"]).required(true)))]

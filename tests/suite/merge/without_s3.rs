@@ -45,7 +45,7 @@ async fn what_s3_does_not_take_is_named_and_an_outage_is_waited_out() {
     assert_eq!(counted(&ended, "objects pending"), 1);
     let log = text(&ended.stderr);
     assert!(
-        log.contains(&format!("1 objects could not be written, the log above says why: {refused}")),
+        log.contains(&format!("1 object could not be written, the log above says why: {refused}")),
         "{log}"
     );
     assert!(log.contains("run `backfill objects --pending`"), "{log}");
