@@ -467,6 +467,9 @@ fn batch(number: u128) -> Vec<Record> {
     records
 }
 
+/// A side is at most this many batches behind the other one.
+const BATCHES_BEHIND: usize = 16;
+
 /// How long writers write: some seconds, or as many minutes' worth as `VERIFY_TEST_SECONDS` says.
 fn duration() -> Duration {
     let seconds = std::env::var("VERIFY_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -479,20 +482,21 @@ async fn rows_under_constant_writes_are_no_difference_and_a_fault_among_them_is_
     let (ours, theirs) = two(3_000).await;
     theirs.change(&update("s2000", &moved("right_version", 5))).await;
     let start = Instant::now();
-    let (sender_ours, receiver_ours) = tokio::sync::mpsc::unbounded_channel();
-    let (sender_theirs, receiver_theirs) = tokio::sync::mpsc::unbounded_channel();
-    let writer =
-        |stores: &Stores, mut receiver: tokio::sync::mpsc::UnboundedReceiver<Vec<Record>>, turn| {
-            let projector = stores.projector_without_archive(&stores.database_url, 1);
-            tokio::spawn(async move {
-                while let Some(records) = receiver.recv().await {
-                    if start.elapsed().as_secs() % 4 == turn {
-                        tokio::time::sleep(Duration::from_millis(400)).await;
-                    }
-                    apply(&projector, &records).await;
+    // Bounded: on a busy machine the sides must not drift apart further and further, since then
+    // differences do persist.
+    let (sender_ours, receiver_ours) = tokio::sync::mpsc::channel(BATCHES_BEHIND);
+    let (sender_theirs, receiver_theirs) = tokio::sync::mpsc::channel(BATCHES_BEHIND);
+    let writer = |stores: &Stores, mut receiver: tokio::sync::mpsc::Receiver<Vec<Record>>, turn| {
+        let projector = stores.projector_without_archive(&stores.database_url, 1);
+        tokio::spawn(async move {
+            while let Some(records) = receiver.recv().await {
+                if start.elapsed().as_secs() % 4 == turn {
+                    tokio::time::sleep(Duration::from_millis(400)).await;
                 }
-            })
-        };
+                apply(&projector, &records).await;
+            }
+        })
+    };
     let writers = [writer(&ours, receiver_ours, 0), writer(&theirs, receiver_theirs, 2)];
     let writing = tokio::spawn(async move {
         for number in 0.. {
@@ -500,8 +504,8 @@ async fn rows_under_constant_writes_are_no_difference_and_a_fault_among_them_is_
                 break;
             }
             let records = batch(number);
-            sender_ours.send(records.clone()).expect("a writer");
-            sender_theirs.send(records).expect("a writer");
+            sender_ours.send(records.clone()).await.expect("a writer");
+            sender_theirs.send(records).await.expect("a writer");
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
     });
