@@ -40,7 +40,7 @@ test: ## Run all tests against real services
 
 bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: under five minutes; PART=database: one part
 	$(CARGO) build --release -p projector -p backfill -p bench --bin projector --bin backfill --bin bench
-	$(SERVICES) --with-peers target/release/bench $(if $(QUICK),--quick) $(PART)
+	$(SERVICES) --durable --with-peers target/release/bench $(if $(QUICK),--quick) $(PART)
 
 lint: ## Formatting, clippy, documentation links, dependencies, templates, scripts, drawings
 	$(CARGO) fmt --all -- --check

