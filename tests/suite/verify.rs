@@ -468,7 +468,7 @@ fn batch(number: u128) -> Vec<Record> {
 }
 
 /// A side is at most this many batches behind the other one.
-const BATCHES_BEHIND: usize = 16;
+const BATCHES_BEHIND: usize = 3;
 
 /// How long writers write: some seconds, or as many minutes' worth as `VERIFY_TEST_SECONDS` says.
 fn duration() -> Duration {
