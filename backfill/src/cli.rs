@@ -232,8 +232,14 @@ Run the same command again after any end: what is stored already counts as dupli
 SIGTERM end the run after the batches under way (exit code 6). With ARCHIVE_BUCKET set, all rows \
 come first, and then each object once; what a run leaves pending, the next one writes.
 
+Files are merged by the creation times of their records, so that the parts of a session meet in \
+one batch. At most 64 files are open at once; each is opened when its first time has come. A \
+record without a time is taken with the one before it in its file. No order changes what is \
+stored. A pipe and standard input are read alone, where they are named.
+
 Memory: two batches of --batch-size records or 32 MiB in their forms from JSON to statement, one \
-more as JSON, and one document of at most 64 MiB with the records in it; a larger one is not read.";
+more as JSON; of the open files, 32 MiB of records, 25 MiB of buffers, and one document of at most \
+64 MiB with the records in it; a larger one is not read.";
 
 const OBJECTS: &str = "\
 Compare the object of every row, and write those that are missing or behind.
@@ -431,8 +437,8 @@ pub(crate) struct StatusArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct FileArguments {
-    /// What to read, in this order: a file; a folder for all files in it and below it, except those
-    /// whose names begin with a dot; - for standard input.
+    /// What to read: a file; a folder for all files in it and below it, except those whose names
+    /// begin with a dot; - for standard input.
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     /// The stream of records that do not name it, as `GetRecords` returns them

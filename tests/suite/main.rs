@@ -26,6 +26,7 @@ mod live;
 mod manifests;
 mod mapping;
 mod merge;
+mod merged_files;
 mod migrate;
 mod move_by_merge;
 mod objects;

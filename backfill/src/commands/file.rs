@@ -6,16 +6,18 @@
 //! the command even then.
 
 mod batches;
+mod created;
 mod document;
 mod dump;
 mod input;
 mod late;
+mod merged;
 mod outline;
 mod report;
 mod scan;
 mod values;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,7 @@ use crate::commands::file::document::Extractor;
 use crate::commands::file::dump::StreamArn;
 use crate::commands::file::input::{Input, Listing};
 use crate::commands::file::late::Late;
+use crate::commands::file::merged::BOUNDS;
 use crate::commands::file::report::{FileReport, Tally};
 use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery, validate};
@@ -81,8 +84,8 @@ pub(crate) async fn run(
         tally: Tally::default(),
         progress: Progress::start(listing.bytes()),
         under_way: VecDeque::new(),
+        remaining: (0..listing.inputs.len()).collect(),
         inputs: listing.inputs,
-        done: 0,
         start: Instant::now(),
     };
     for (path, reason) in listing.unreadable {
@@ -172,8 +175,8 @@ struct FileReplay {
     /// The batches that are being applied, without their records; the first is the oldest.
     under_way: VecDeque<(Batch, Task)>,
     inputs: Vec<Input>,
-    /// How many of them have been read and applied.
-    done: usize,
+    /// The indices of those that have not been read and applied to their end.
+    remaining: BTreeSet<usize>,
     start: Instant,
 }
 
@@ -188,7 +191,7 @@ impl FileReplay {
         let (sender, mut batches) = mpsc::channel(1);
         let (handle, inputs) = (Handle::current(), self.inputs.clone());
         let reader = thread::spawn(move || {
-            let mut batches = Batches::of(inputs, extractor, batch_size);
+            let mut batches = Batches::of(inputs, extractor, (batch_size, BOUNDS));
             // A batch is read once there is a place for it, so that one at most is in memory beside
             // those under way.
             while let Ok(place) = handle.block_on(sender.reserve())
@@ -255,9 +258,11 @@ impl FileReplay {
         if let (Store::Projector(delivery), Some(delivered)) = (&mut self.store, delivered) {
             delivery.add(delivered);
         }
-        batch.ended.iter().for_each(|report| self.tally.add(report));
-        self.done += batch.ended.len();
-        let files = format!("{}/{} files", self.done, self.inputs.len());
+        for (index, report) in &batch.ended {
+            self.tally.add(report);
+            self.remaining.remove(index);
+        }
+        let files = format!("{}/{} files", self.done(), self.inputs.len());
         let counts = self.store.counts();
         let counts = (counts.records, counts.rejected);
         self.progress.advance_files(batch.input_bytes, counts, &files);
@@ -266,23 +271,33 @@ impl FileReplay {
 
     /// Where a run stopped, and which files are done.
     fn stopped_at(&self, batch: &Batch) -> String {
-        let batch = match &batch.last {
+        let last = batch.last.and_then(|(index, number)| Some((self.inputs.get(index)?, number)));
+        let batch = match last {
             Some((file, number)) => format!("the batch that ends at record {number} of {file}"),
             None => "a batch".to_owned(),
         };
         format!("stopped in {batch}; {}", self.resume())
     }
 
+    /// How many files have been read and applied.
+    fn done(&self) -> usize {
+        self.inputs.len() - self.remaining.len()
+    }
+
     /// Which files are done, and how to resume.
     fn resume(&self) -> String {
-        let (done, all) = (self.done, self.inputs.len());
-        let next = match self.inputs.get(done) {
-            Some(input) if done > 0 => format!("all before {input}"),
-            Some(_) => "none".to_owned(),
+        let (done, all) = (self.done(), self.inputs.len());
+        let first =
+            self.remaining.first().and_then(|first| Some((*first, self.inputs.get(*first)?)));
+        let which = match first {
             None => "all".to_owned(),
+            Some(_) if done == 0 => "none".to_owned(),
+            Some((first, input)) if done == first => format!("all before {input}"),
+            // Files are merged, so a later one may end first.
+            Some((_, input)) => format!("the first that is not: {input}"),
         };
         format!(
-            "{done} of {all} files are done ({next}). Run the same command again, which is \
+            "{done} of {all} files are done ({which}). Run the same command again, which is \
              harmless: what is stored already counts as duplicate"
         )
     }

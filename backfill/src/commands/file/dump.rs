@@ -145,7 +145,7 @@ fn quoted(text: &str) -> String {
 
 /// Seconds since 1970, of a time of RFC 3339 as the AWS CLI prints it, or with a space as Python
 /// does.
-fn seconds(time: &str) -> Option<i64> {
+pub(crate) fn seconds(time: &str) -> Option<i64> {
     let time = OffsetDateTime::parse(&time.replacen(' ', "T", 1), &Rfc3339).ok()?;
     Some(time.unix_timestamp())
 }

@@ -21,13 +21,15 @@ const STANDARD_INPUT: &str = "-";
 pub(crate) enum Input {
     /// A file, and its size on the disk, compressed or not.
     File(PathBuf, u64),
+    /// Another pipe than standard input.
+    Pipe(PathBuf),
     StandardInput,
 }
 
 impl fmt::Display for Input {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path, _) => path.display().fmt(f),
+            Self::File(path, _) | Self::Pipe(path) => path.display().fmt(f),
             Self::StandardInput => f.write_str("standard input"),
         }
     }
@@ -73,9 +75,11 @@ impl Listing {
                 if !holds_files {
                     listing.empty.push(path.clone());
                 }
-            } else {
-                // A pipe, too: `<(aws s3 cp … -)`.
+            } else if metadata.is_file() {
                 listing.inputs.push(Input::File(path.clone(), metadata.len()));
+            } else {
+                // As `<(aws s3 cp … -)`.
+                listing.inputs.push(Input::Pipe(path.clone()));
             }
         }
         Ok(listing)
@@ -161,7 +165,7 @@ impl Input {
     /// If it cannot be opened, or is of a form that is not read.
     pub(crate) fn open(&self, bytes: &Rc<Cell<u64>>) -> anyhow::Result<Box<dyn BufRead>> {
         let inner: Box<dyn Read> = match self {
-            Self::File(path, _) => Box::new(File::open(path)?),
+            Self::File(path, _) | Self::Pipe(path) => Box::new(File::open(path)?),
             Self::StandardInput => Box::new(io::stdin()),
         };
         let counted = Counted { inner, bytes: Rc::clone(bytes) };

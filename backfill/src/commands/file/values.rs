@@ -16,6 +16,8 @@ use crate::commands::file::scan;
 /// The largest value that is read. Lambda's events have at most 6 MB, and escaped as text in what
 /// it writes about a failed batch, at most six times as much.
 pub(crate) const MAX_VALUE_BYTES: usize = 64 << 20;
+/// A buffer that is larger than this is given back once it is empty: other files may be open.
+const KEPT_BYTES: usize = 256 << 10;
 /// The search for the next value after a broken one ends after this many bytes.
 const MAX_SKIPPED_BYTES: u64 = 1 << 30;
 /// The input is given up after this many values in a row that do not end: each was read up to the
@@ -147,6 +149,11 @@ impl<R: BufRead> Values<R> {
             failure: None,
             ended: false,
         }
+    }
+
+    /// The memory that it takes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// Reads on by a line, and passes on what is complete. False once there is no more.
@@ -298,6 +305,9 @@ impl<R: BufRead> Values<R> {
             self.base.line += self.line_breaks;
             self.line_breaks = 0;
             self.buffer.clear();
+            if self.buffer.capacity() > KEPT_BYTES {
+                self.buffer = Vec::new();
+            }
         } else if bytes > 0 {
             let line_breaks = line_breaks(&self.buffer[..bytes]);
             self.base.line += line_breaks;
