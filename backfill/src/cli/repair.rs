@@ -55,7 +55,8 @@ pub(crate) struct RepairArguments {
     pub(crate) segments: u16,
     /// Look at the rows of at most this many sessions per second, and write those of at most as
     /// many: a session whose parts come apart counts each time. It spares a database that is
-    /// loaded. What the streams bring is not limited.
+    /// loaded. What the streams bring is not limited, and neither are the objects at the end, whose
+    /// rows are read 1,000 at a time.
     #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_rate: Option<u32>,
     #[command(flatten)]

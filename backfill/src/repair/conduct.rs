@@ -135,11 +135,12 @@ impl Conductor<'_> {
         Ok(Conducted { ended, tally, read_units, streams, took: start.elapsed() })
     }
 
-    /// Writes the objects of the records that the streams brought meanwhile.
+    /// Writes the objects of the images, and of the records that the streams brought meanwhile.
     ///
     /// That they were pending until now took no part in what the looks decided. A look takes the
     /// greater of the row's and the object's version as its base, and a pending object is behind
-    /// its row, never ahead of it.
+    /// its row, never ahead of it. To write it late is no new order of events, either: every
+    /// writer of objects may be late, and compares with the row as it finds it.
     async fn write_objects(&self, tally: &mut Tally) -> anyhow::Result<Option<End>> {
         let mut counts = Counts::default();
         let ended = tokio::select! {

@@ -1,5 +1,10 @@
 //! The loop of a repair: candidates → looks → holds → rows → objects, to the end or a signal.
 //!
+//! A repair leaves objects for its end, where each is written once. The key of such an object is
+//! kept after its row is committed. If the run is killed between the two, nobody knows the key; the
+//! same repair again, which has to follow anyway, finds the object behind its row, as it would find
+//! one whose PUT was never sent.
+//!
 //! A part is under way at most once: two images of one part must not race each other. And if the
 //! connection that holds the lock of repairs is lost, everything under way is looked at anew, since
 //! another repair may have run in between.
@@ -13,9 +18,11 @@ use anyhow::Context as _;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
 use projector::apply::{Known, Pace, Projector, reconcile};
+use projector::archive::Archive;
 use projector::bind;
 use projector::deadline::Deadline;
 use projector::error::{self, Error};
+use projector::pending_objects;
 use projector::rejected::{RejectedImage, store_images};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -35,7 +42,7 @@ use crate::repair::tally::Tally;
 use crate::repair::upsert::{Fate, NotUpserted, upsert};
 use crate::repair::waiting::{Batch, ReadThrough, Waiting};
 use crate::replay::background::Background;
-use crate::retry::{MAX_TRIES, pause_after};
+use crate::retry::{MAX_TRIES, pause_after, retry_transient};
 use crate::stop::Stop;
 
 /// At most this many calls for items or objects are under way.
@@ -283,7 +290,7 @@ impl<'a> Repair<'a> {
                     // The object is newer than the row: nobody knows what it holds.
                     self.begin(key);
                 }
-                self.write_objects(behind).await?;
+                self.on_objects_behind(behind).await?;
             }
             Done::Looked(epoch, keys, looks) => {
                 let looks = looks?;
@@ -308,7 +315,7 @@ impl<'a> Repair<'a> {
         for key in ahead {
             self.begin(key);
         }
-        self.write_objects(behind).await?;
+        self.on_objects_behind(behind).await?;
         self.settled(equal).await
     }
 
@@ -371,7 +378,7 @@ impl<'a> Repair<'a> {
             }
         }
         self.reject(refused).await?;
-        self.write_objects(sessions).await?;
+        self.on_objects_behind(sessions).await?;
         self.settled(settled).await
     }
 
@@ -425,12 +432,30 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Writes the objects of rows that hold more.
-    async fn write_objects(
+    /// The objects of these rows hold less than the rows. They are left for the end of the run,
+    /// where each is written once, or are written now.
+    async fn on_objects_behind(
         &mut self,
         sessions: impl IntoIterator<Item = String>,
     ) -> anyhow::Result<()> {
         let Some(archive) = self.looker.archive else { return Ok(()) };
+        if !self.projector.defers_objects {
+            return self.write_objects(archive, sessions).await;
+        }
+        let sessions: Vec<String> = sessions.into_iter().collect();
+        let keys: Vec<&str> = sessions.iter().map(String::as_str).collect();
+        retry_transient("keep keys in pending_objects", async || {
+            pending_objects::keep_committed(&self.projector.database, &keys).await
+        })
+        .await
+    }
+
+    /// Writes the objects of rows that hold more.
+    async fn write_objects(
+        &mut self,
+        archive: &Archive,
+        sessions: impl IntoIterator<Item = String>,
+    ) -> anyhow::Result<()> {
         let database = &self.projector.database;
         let write = |session_id: String| async move {
             let mut tries = 0;

@@ -65,6 +65,22 @@ pub(crate) async fn keep(lease: &Lease<'_>, session_ids: &[&str]) -> Result<(), 
     lease.fetch(KEEP, bind![session_ids, mark]).await.map(drop)
 }
 
+/// Keeps the keys of rows that another statement has committed, in any order. Whoever is killed
+/// between the two must look at these rows again.
+///
+/// # Errors
+/// As [`Database::fetch`].
+pub async fn keep_committed(database: &Database, session_ids: &[&str]) -> Result<(), Error> {
+    let mut sorted = session_ids.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    if sorted.is_empty() {
+        return Ok(());
+    }
+    let mark = new_mark();
+    database.fetch(KEEP, bind![&sorted, mark], Deadline::NONE).await.map(drop)
+}
+
 /// The keys after this one, in order.
 ///
 /// # Errors

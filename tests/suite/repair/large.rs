@@ -5,15 +5,19 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 use testkit::memory_s3::MemoryS3;
 use testkit::records::Table;
-use testkit::runs::command;
+use testkit::runs::{assert_code, command, output};
+use testkit::s3_gate::{Fault, S3Gate};
 use testkit::services::Stores;
 use testkit::stream_server::StreamServer;
 use testkit::table_server::{self, Items};
+use tokio::process::Command;
+use tokio::sync::Notify;
 
 use super::QUICK;
 
@@ -48,11 +52,17 @@ impl Large {
         (of(Table::Sessions).count() + of(Table::Scans).count()) as u64
     }
 
-    /// Repairs by a scan, and gives the result. With S3 if it is given.
-    async fn repair(&self, what: &str, flags: &[&str], s3: Option<&MemoryS3>) -> Json {
+    /// A repair by a scan.
+    fn command(&self, flags: &[&str]) -> Command {
         let arguments = [&["repair", "--scan", "--json"], &QUICK[..], flags].concat();
         let mut command = command(&self.stores, &self.streams, &arguments);
         command.env("AWS_ENDPOINT_URL_DYNAMODB", &self.tables);
+        command
+    }
+
+    /// Repairs by a scan, and gives the result. With S3 if it is given.
+    async fn repair(&self, what: &str, flags: &[&str], s3: Option<&MemoryS3>) -> Json {
+        let mut command = self.command(flags);
         match s3 {
             Some(s3) => command.env("AWS_ENDPOINT_URL_S3", &s3.url),
             None => command.env_remove("ARCHIVE_BUCKET"),
@@ -95,7 +105,7 @@ async fn stalled(log: &Path, s3: Option<&MemoryS3>) -> String {
     }
 }
 
-/// The loop writes rows and objects while its source and its looks wait for connections.
+/// The loop writes rows while its source and its looks wait for connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repair_of_very_many_items_that_all_differ_ends() {
     let large = Large::start(VERY_MANY).await;
@@ -104,8 +114,8 @@ async fn a_repair_of_very_many_items_that_all_differ_ends() {
     assert_eq!((&json["items"], &json["written"]), (&json!(items), &json!(items)), "{json}");
 }
 
-/// No item differs; then no object is there, and the loop writes each of them while its questions
-/// for objects wait for permits; then nothing is to be done at all.
+/// No item differs; then no object is there, and the run writes each of them at its end; then
+/// nothing is to be done at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repair_of_very_many_items_of_which_none_differs_ends() {
     let large = Large::start(VERY_MANY).await;
@@ -161,4 +171,40 @@ async fn sessions_per_second_stay_below_the_limit() {
     assert_eq!((&json["equal"], &json["written"]), (&json!(some.items()), &json!(0)), "{json}");
     let least = (2 * SOME.sessions - 2 * RATE) as f64 / RATE as f64;
     assert!(json["seconds"].as_f64() >= Some(least), "less than {least} s: {json}");
+}
+
+/// The three parts of a session come from two tables, in batches of at most 100 parts. Killed when
+/// all rows are there and no object is, a run leaves the keys of all of them; and without the keys,
+/// as if it had been killed before it kept them, the same repair finds the objects.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_object_is_written_once_and_at_the_end_whatever_ends_the_run() {
+    let (some, s3) = (Large::start(SOME).await, MemoryS3::start(0, 0).await);
+    let gate = S3Gate::open(&s3.url).await;
+    let repair = || {
+        let mut command = some.command(&[]);
+        command.env("AWS_ENDPOINT_URL_S3", &gate.url);
+        command
+    };
+    gate.set_rule(|seen| match seen.method {
+        "PUT" => Fault::Hold(Arc::new(Notify::new())),
+        _ => Fault::Pass,
+    });
+    let mut run = repair().spawn().expect("backfill runs");
+    gate.until("PUT", 1).await;
+    let parts = "SELECT count(session_version) + count(left_version) + count(right_version) \
+                 FROM measurements";
+    assert_eq!(some.stores.ask(parts).await, some.items().to_string(), "rows come first");
+    run.kill().await.expect("it is killed");
+    gate.set_rule(|_| Fault::Pass);
+    let rows = some.stores.rows().await;
+    let pending = "SELECT count(*) FROM pending_objects";
+    assert_eq!(some.stores.ask(pending).await, rows.len().to_string());
+    assert_eq!(s3.objects(&some.stores.bucket).len(), 0);
+
+    some.stores.change("DELETE FROM pending_objects").await;
+    let puts = s3.count("PUT");
+    assert_code(&output(repair()).await, 0);
+    assert_eq!(s3.count("PUT") - puts, rows.len() as u64, "one per session");
+    assert_eq!(s3.objects(&some.stores.bucket).len(), rows.len());
+    assert_eq!(some.stores.ask(pending).await, "0");
 }

@@ -21,7 +21,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use projector::measurement::Versions;
 use projector::object::dominates;
 use projector::part::{Part, PerPart};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::http::{query_value, serve};
 
@@ -50,6 +50,8 @@ struct Watch {
 struct Bucket {
     /// By `/bucket/key`.
     objects: BTreeMap<String, Object>,
+    /// How many requests came, by their method.
+    requests: BTreeMap<String, u64>,
     watch: Option<Watch>,
 }
 
@@ -92,6 +94,12 @@ impl MemoryS3 {
         lock(&self.bucket).objects.clear();
     }
 
+    /// How many requests of this method came.
+    #[must_use]
+    pub fn count(&self, method: &str) -> u64 {
+        lock(&self.bucket).requests.get(method).copied().unwrap_or_default()
+    }
+
     /// How many requests came, and how many of them failed.
     #[must_use]
     pub fn requests(&self) -> (u64, u64) {
@@ -114,14 +122,22 @@ async fn serve_bucket(bucket: Shared) -> String {
 }
 
 /// Says its URL in a line on standard output, and serves buckets that are empty at first, of any
-/// name, until standard input ends.
+/// name, until standard input ends. For each line of that it says, as JSON, how many requests came
+/// since the line before, by their method.
 ///
 /// # Errors
 /// If standard output is closed.
 pub async fn serve_until_stdin_ends() -> anyhow::Result<()> {
-    let url = serve_bucket(Shared::default()).await;
-    tokio::io::stdout().write_all(format!("{url}\n").as_bytes()).await?;
-    tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
+    let bucket = Shared::default();
+    let url = serve_bucket(Arc::clone(&bucket)).await;
+    let mut out = tokio::io::stdout();
+    out.write_all(format!("{url}\n").as_bytes()).await?;
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while lines.next_line().await?.is_some() {
+        let requests = std::mem::take(&mut lock(&bucket).requests);
+        out.write_all(format!("{}\n", serde_json::to_string(&requests)?).as_bytes()).await?;
+        out.flush().await?;
+    }
     Ok(())
 }
 
@@ -133,6 +149,7 @@ async fn answer(bucket: Shared, request: Request<Incoming>) -> Response<Full<Byt
     // A connection that broke in the middle of a body leaves no object.
     let Ok(body) = body else { return refusal(400) };
     let mut bucket = lock(&bucket);
+    *bucket.requests.entry(head.method.to_string()).or_default() += 1;
     let fault = bucket.watch.as_mut().and_then(Watch::fault);
     if fault == Some(Lost::Request) {
         return refusal(503);
