@@ -106,6 +106,29 @@ async fn a_batch_is_stored_before_an_earlier_one_and_no_checkpoint_passes_either
     assert_equal(&stores, &shards.all()).await;
 }
 
+/// The newer change of a session is stored while the batch of the older one waits for a lock. When
+/// that one goes on, what it knew of the row is old.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_batch_of_the_same_session_is_stored_first_and_is_not_taken_back() {
+    let (stores, shards) = (Stores::fresh().await, Shards::start().await);
+    stores.forbid_going_back().await;
+    shards.server.set_page_size(2);
+    let owner = lock(&stores).await;
+    let shared = |user, place| session("shared", user).place(LABEL, place);
+    // One batch with the locked row, which comes first by its key; another one after it.
+    let of_first = [shared("older", 2), shared("newer", 3)];
+    shards.server.put(&shards.arn, "first", &of_first);
+    let two_by_two = ["--follow", "--batch-size", "2"];
+    let run = stream(&stores, &shards.server, &two_by_two).spawn().expect("backfill runs");
+    until_stored(&stores, "shared").await;
+    assert_eq!(stores.rows().await["shared"]["user_id"], "newer");
+    assert_eq!(checkpoints(&stores).await, "0", "the batch before it is not stored");
+    owner.close().await;
+    until("the checkpoint", async || checkpoints(&stores).await == "1").await;
+    stop(run, &stores).await;
+    assert_equal(&stores, &[&[shards.locked.clone()], &of_first[..]].concat()).await;
+}
+
 /// Two batches under way, one that is gathered, and the pages of `--parallel`.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_is_read_ahead_than_the_bound_while_the_database_waits() {

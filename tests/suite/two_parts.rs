@@ -120,3 +120,20 @@ async fn a_part_that_is_refused_after_another_was_taken_is_rejected() {
     assert_eq!((outcome.counts.applied, outcome.counts.rejected), (1_350, 3_150));
     assert_eq!(stores.rows().await.len(), 1_350);
 }
+
+/// PostgreSQL refuses every change of the first part, for one reason, and takes those of the second
+/// one: the whole batch shows that the table is not at fault.
+#[tokio::test]
+async fn a_first_part_that_is_refused_as_a_whole_is_judged_by_the_whole_batch() {
+    let stores = Stores::fresh().await;
+    let mut records = records();
+    for record in &mut records[..1_350] {
+        record.json = record.json.replace("\"u\"", "\"bad\"");
+    }
+    let refuse = "ALTER TABLE measurements ADD CHECK (user_id <> 'bad')";
+    stores.connect().await.run(refuse).await;
+    let outcome = apply(&projector(&stores, true), &records).await.expect("no fatal error");
+    assert_eq!((outcome.counts.applied, outcome.counts.rejected), (3_150, 1_350));
+    assert_eq!(outcome.failed.len(), 0);
+    assert_eq!((stores.rows().await.len(), stores.rejected().await), (3_150, 1_350));
+}

@@ -180,3 +180,19 @@ async fn oldest(under_way: &mut VecDeque<UnderWay>) -> anyhow::Result<Option<Del
         _ => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::LINGER;
+    use crate::cli::command;
+
+    /// Whoever reads the help sizes an alarm by it.
+    #[test]
+    fn the_help_says_how_long_a_record_waits() {
+        let command = command(100);
+        let stream = command.find_subcommand("stream").expect("a command");
+        let help = stream.get_long_about().expect("a help").to_string();
+        let says = format!("A record waits at most {} s for others", LINGER.as_secs_f64());
+        assert!(help.contains(&says), "{says}: {help}");
+    }
+}
