@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::{Value as Json, json};
 
 mod inputs;
+mod patch;
 mod reading;
 mod table;
 

@@ -12,6 +12,7 @@ from external_dns.zone import balancer
 
 STEPS = {
     "now": "nothing: what both sides do as things are",
+    "new-flags": "the patch is applied to the new side's external-dns",
     "live": "the overlay live is applied to the new cluster",
     "dark": "the overlay dark is applied to the new cluster",
     "old-create-only": "the old side's policy becomes create-only",
@@ -42,13 +43,15 @@ def after_step(step, side):
     return side
 
 
-def judge(step, sides, zone):
-    """The verdict on a step."""
+def judge(step, sides, zone, guard):
+    """The verdict on a step. `guard` is the prefix of the annotation that the overlay dark has."""
     stepped = [after_step(step, side) for side in sides]
     outcomes = [plan.settle(order, zone) for order in (stepped, stepped[::-1])]
     changes = tuple(dict.fromkeys(change for found in outcomes for change in found.changes))
     ends = [found.zone for found in outcomes]
     refusals = [*writes(step, zone, outcomes, changes), *splits(ends, changes)]
+    if step == "dark" and guard:
+        refusals += unguarded(sides, guard)
     cluster = {"live": "new", "old-upsert-only": "old"}.get(step)
     if cluster:
         refusals += obstacles_of(stepped, zone, cluster)
@@ -110,6 +113,19 @@ def first_per_side(changes):
     for change in changes:
         found.setdefault(change.cluster, change)
     return found.values()
+
+
+def unguarded(sides, guard):
+    """New sides that would not read the annotation of the overlay dark."""
+    for side in sides:
+        if side.cluster == "new" and not side.kept_off and side.annotation_prefix != guard:
+            yield Refusal(
+                "guard-ignored", f"the new side ({side.deployment}) reads"
+                f" {side.annotation_prefix}controller alone, and the overlay dark has"
+                f" {guard}controller: with it the Ingress would be live",
+                "pin the prefix first (infra/k8s/external-dns/new, v0.20 or later), or give the"
+                f" overlay {side.annotation_prefix}controller and this command --guard-prefix"
+                f" {side.annotation_prefix}")
 
 
 def splits(ends, changes):

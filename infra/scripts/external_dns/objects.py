@@ -19,15 +19,27 @@ READ_SOURCES = {"ingress", "service"}
 OURS = "dns-controller"
 
 
-def deployments(items):
-    """The Deployments that run external-dns, each with that container."""
+def workloads(items):
+    """What runs external-dns, each with that container: its pods write whoever starts them."""
     found = []
     for item in items:
-        for container in item["spec"]["template"]["spec"]["containers"]:
-            image = container.get("image", "").split("@")[0].rpartition("/")[2]
-            if container["name"] == "external-dns" or image.split(":")[0] == "external-dns":
+        spec = item["spec"].get("jobTemplate", item)["spec"]
+        for container in spec["template"]["spec"]["containers"]:
+            if is_external_dns(container):
                 found.append((item, container))
     return found
+
+
+def is_external_dns(container):
+    """Whether a container runs external-dns, under whatever name: it always needs both flags."""
+    image = container.get("image", "").split("@")[0].rpartition("/")[2]
+    if container["name"] == "external-dns" or image.split(":")[0] == "external-dns":
+        return True
+    words = [*container.get("command", []), *container.get("args", [])]
+    flags_given = {word.partition("=")[0] for word in words}
+    variables = {entry["name"] for entry in container.get("env", [])}
+    return {"--provider", "--source"} <= flags_given or any(
+        name.startswith("EXTERNAL_DNS_") for name in variables)
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Question:
 
 def sides(cluster, found, question):
     """The sides of a cluster, and refusals. `found` is what was read of the cluster."""
-    running = deployments(found["deployments"]["items"])
+    running = workloads(found["deployments"]["items"])
     read, refusals = [], []
     if not running:
         refusals.append(Refusal(
@@ -64,6 +76,10 @@ def side_of(cluster, item, container, found, question):
     """One external-dns; None if nothing can be said of it."""
     deployment = named(item)
     name = f"the {cluster} side ({deployment})"
+    if item["kind"] != "Deployment":
+        return None, [Refusal(
+            "unknown-workload", f"{name}: a {item['kind']} runs external-dns, and only a Deployment"
+            " is judged here", "run it as a Deployment, or delete it")]
     version = flags.version_of(container.get("image", ""))
     if version is None or not OLDEST <= version <= NEWEST:
         return None, [Refusal(
@@ -86,6 +102,7 @@ def side_of(cluster, item, container, found, question):
         policy=settings.one("policy", "sync"), policy_place=place if place >= 0 else None,
         owner=settings.one("txt-owner-id", "default"), interval=settings.one("interval", "1m"),
         role=settings.one("aws-assume-role") or role(item, found["accounts"]["items"]),
+        annotation_prefix=flags.annotation_prefix(settings),
         txt_prefix=settings.one("txt-prefix"), txt_suffix=settings.one("txt-suffix"),
         types=flags.types(settings), new_format_only=settings.on("txt-new-format-only"),
         sees_zone=flags.sees_zone(
@@ -204,6 +221,10 @@ def strange_annotations(name, prefix, item, annotations):
     weighted = prefix + "aws-weight" in annotations
     if weighted != (prefix + "set-identifier" in annotations):
         found.append(("it has one of set-identifier and aws-weight", "give it both or neither"))
+    addresses = item.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    if len(addresses) > 1 or any("ip" in address for address in addresses):
+        found.append(("its status has several addresses, or an IP address",
+                      "judge this name by hand"))
     target = claim_of(prefix, item, annotations).target
     if target and not BALANCER.search(target):
         found.append((f"{target} is no load balancer of AWS", "judge this name by hand"))

@@ -55,6 +55,13 @@ def txt_name(side, host, prefix):
     return f"{before}{prefix}{first}{after}.{rest}"
 
 
+def txt_names(side, host):
+    """The names of the TXT records that a side writes together with an A record."""
+    prefixes = [prefix for prefix in era(side.version).writes
+                if prefix or not side.new_format_only]
+    return [txt_name(side, host, prefix) for prefix in prefixes]
+
+
 def owner(side, zone, kind, set_identifier) -> Optional[str]:
     """Who owns a record, as this side reads it; None if nobody does."""
     rules = era(side.version)

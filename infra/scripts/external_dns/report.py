@@ -10,8 +10,10 @@ def facts(sides, zone):
     for side in sides:
         place = "by default" if side.policy_place is None else f"args[{side.policy_place}]"
         version = ".".join(map(str, side.version))
+        affixes = "".join(f", TXT {name} {value}" for name, value in
+                          (("prefix", side.txt_prefix), ("suffix", side.txt_suffix)) if value)
         lines.append(f"{side.cluster} side: {side.deployment}, v{version}, policy {side.policy}"
-                     f" ({place}), owner {side.owner}, every {side.interval}")
+                     f" ({place}), owner {side.owner}{affixes}, every {side.interval}")
         if not side.writes:
             lines.append("  it has no pods, or only --dry-run")
         elif not side.acts():

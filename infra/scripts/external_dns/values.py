@@ -40,6 +40,7 @@ class Side:
     owner: str
     interval: str
     role: str
+    annotation_prefix: str = ""
     txt_prefix: str = ""
     txt_suffix: str = ""
     types: frozenset = frozenset({"A", "AAAA", "CNAME"})

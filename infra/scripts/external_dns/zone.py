@@ -33,6 +33,13 @@ def read(host, listing):
     return Zone(host, records, owners), refusals
 
 
+def delegated(host, zone_name, listing):
+    """The names between the zone and the host that another zone answers for."""
+    names = {plain(found["Name"]) for found in listing["ResourceRecordSets"]
+             if found["Type"] == "NS"}
+    return sorted(name for name in names - {zone_name} if f".{host}".endswith(f".{name}"))
+
+
 def plain(name):
     """A name without the last dot, small, and with `*` and others as they are written."""
     text = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), name)

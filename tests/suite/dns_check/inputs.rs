@@ -106,6 +106,24 @@ fn an_annotation_under_another_prefix_keeps_nobody_off() {
     world.ask("now", &[]).does(&[points("new", "updates", "A", NEW_ALB)]);
 }
 
+/// Before dark is applied for the first time there is no Ingress whose annotation could be looked
+/// at: with it the name would move at once.
+#[test]
+fn dark_is_refused_to_a_side_that_would_not_read_its_annotation() {
+    let mut world = World::new();
+    world.new.ingress["metadata"]["annotations"] = json!({});
+    world.new.without_host();
+    world.ask("dark", &[]).allowed();
+    world.new.container()["image"] = json!("external-dns:v0.21.0");
+    world.ask("dark", &[]).allowed();
+    let args = world.new.container()["args"].as_array_mut().expect("args");
+    args.retain(|flag| flag != "--annotation-prefix=external-dns.kubernetes.io/");
+    world.ask("dark", &[]).refused(&["guard-ignored"]);
+    // With an overlay of its own, or with no-host, which needs no annotation.
+    world.ask("dark", &["--guard-prefix", "external-dns.alpha.kubernetes.io/"]).allowed();
+    world.ask("dark", &["--new-ingress", "read-model/reader"]).allowed();
+}
+
 #[test]
 fn annotations_that_are_not_known_are_refused() {
     for (name, value) in [
@@ -148,6 +166,16 @@ fn a_zone_that_a_filter_or_the_role_leaves_out_is_refused() {
         world.new.container()["args"][5] = json!(flag);
         world.ask("live", &[]).refused(&["zone-not-covered"]).does(&[]);
     }
+    // Another zone answers for what is delegated to it.
+    let mut world = World::new();
+    world.records.push(json!({ "Name": "measurements.example.com.", "Type": "NS", "TTL": 60,
+        "ResourceRecords": [{ "Value": "ns-2.awsdns-02.org." }] }));
+    world.ask("live", &[]).refused(&["wrong-zone"]);
+    let mut world = World::new();
+    for name in ["example.com.", "other.example.com."] {
+        world.records.push(json!({ "Name": name, "Type": "NS", "TTL": 60 }));
+    }
+    world.ask("live", &[]).allowed();
     // A filter for the name alone does not match the zone's own name.
     let mut world = World::new();
     world.new.container()["args"][5] = json!(format!("--domain-filter={HOST}"));
@@ -258,6 +286,120 @@ fn a_record_without_rules_here_is_refused() {
     }
 }
 
+/// The address of an Ingress that is more or other than one load balancer of AWS.
+#[test]
+fn an_address_without_rules_here_is_refused() {
+    for addresses in
+        [json!([{ "ip": "192.0.2.1" }]), json!([{ "hostname": NEW_ALB }, { "hostname": OLD_ALB }])]
+    {
+        let mut world = World::new();
+        world.new.ingress["status"]["loadBalancer"]["ingress"] = addresses;
+        world.ask("now", &[]).refused(&["unknown-annotation"]);
+    }
+}
+
+/// The TXT records of both sides are found by the prefix or the suffix of their flags.
+#[test]
+fn a_prefix_or_suffix_of_the_txt_records_is_known() {
+    for (old, new, flag) in [
+        ("own-measurements", "own-a-measurements", "--txt-prefix=own-"),
+        ("own.measurements", "own.a-measurements", "--txt-prefix=own."),
+        ("measurements-own", "a-measurements-own", "--txt-suffix=-own"),
+        ("own--measurements", "own-a-measurements", "--txt-prefix=own-%{record_type}-"),
+    ] {
+        let named = |name: &str, owner: &str| {
+            let mut record = text("", owner);
+            record["Name"] = json!(format!("{name}.example.com."));
+            record
+        };
+        let mut world = World::new();
+        world.old.container()["image"] = json!("external-dns:v0.13.6");
+        world.old.flag(flag);
+        world.new.flag(flag);
+        world.records = vec![alias("A", OLD_ALB), named(old, "shared")];
+        let answer = world.ask("live", &[]);
+        answer.allowed().does(&[points("new", "updates", "A", NEW_ALB)]);
+        assert!(answer.text.contains(", TXT "), "{}", answer.text);
+        // Without its own name in the role, the batch would be refused as a whole.
+        world.decision = "implicitDeny";
+        let refused = world.ask("live", &[]);
+        refused.refused(&["role-denied"]);
+        assert!(
+            refused.text.contains(&format!("{HOST} and {new}.example.com")),
+            "{}",
+            refused.text
+        );
+        // Somebody else's, by the name of today.
+        world.decision = "allowed";
+        world.records = vec![alias("A", OLD_ALB), named(new, "another")];
+        world.ask("live", &[]).refused(&["two-owners"]);
+    }
+}
+
+/// The scripts look for the TXT records under the same names.
+#[test]
+fn dns_switch_knows_every_name_that_external_dns_gives_a_txt_record() {
+    let program = r#"
+import argparse, sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, sys.argv[1])
+from dns_switch.zone import txt_names
+from external_dns import plan
+from external_dns.values import Side
+asked = 0
+for prefix, suffix in (("", ""), ("own-", ""), ("own.", ""), ("", "-own"), ("own-%{record_type}-", "")):
+    known = txt_names(argparse.Namespace(name="a.b.example.com.", txt_prefix=prefix, txt_suffix=suffix))
+    for minor in range(8, 23):
+        side = Side("new", "d", (0, minor), "sync", 0, "o", "1m", "", txt_prefix=prefix, txt_suffix=suffix)
+        for name in plan.txt_names(side, "a.b.example.com"):
+            asked += 1
+            assert name + "." in known, (name, known)
+print(asked)
+"#;
+    let folder = script();
+    let folder = folder.parent().expect("a folder");
+    let output = Command::new("python3").args(["-c", program]).arg(folder).output();
+    let output = output.expect("python3 runs");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(printed.trim(), "105", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Whatever starts its pods, an external-dns writes.
+#[test]
+fn an_external_dns_of_another_kind_or_name_is_found() {
+    for kind in ["StatefulSet", "DaemonSet"] {
+        let mut world = World::new();
+        let mut other = deployment(NEW, "sync");
+        other["kind"] = json!(kind);
+        world.new.more_deployments.push(other);
+        world.ask("now", &[]).refused(&["unknown-workload"]);
+    }
+    let mut world = World::new();
+    let mut job = deployment(NEW, "sync");
+    let template = json!({ "spec": { "template": job["spec"]["template"] } });
+    job["kind"] = json!("CronJob");
+    job["spec"] = json!({ "jobTemplate": template });
+    world.new.more_deployments.push(job);
+    world.ask("now", &[]).refused(&["unknown-workload"]);
+    // A mirror has another name, and the flags are the same.
+    let mut world = World::new();
+    let mut mirrored = deployment(NEW, "sync");
+    mirrored["spec"]["template"]["spec"]["containers"][0]["name"] = json!("dns");
+    mirrored["spec"]["template"]["spec"]["containers"][0]["image"] = json!("mirror/dns:v0.22.0");
+    world.new.more_deployments.push(mirrored);
+    world.ask("now", &[]).refused(&["deletes-live"]);
+    world.new.more_deployments[0]["spec"]["template"]["spec"]["containers"][0] = json!({ "name": "dns", "image": "mirror/dns:v1", "env": [{ "name": "EXTERNAL_DNS_POLICY" }] });
+    world.ask("now", &[]).refused(&["unknown-version"]);
+    // What runs something else is not asked.
+    let mut world = World::new();
+    let mut other = deployment(NEW, "sync");
+    other["kind"] = json!("DaemonSet");
+    other["spec"]["template"]["spec"]["containers"] =
+        json!([{ "name": "logs", "image": "logs:1" }]);
+    world.new.more_deployments.push(other);
+    world.ask("now", &[]).allowed();
+}
+
 /// A second external-dns of a cluster writes as the first does.
 #[test]
 fn every_external_dns_of_a_cluster_counts() {
@@ -269,5 +411,6 @@ fn every_external_dns_of_a_cluster_counts() {
     world.new.more_deployments.clear();
     world.new.deployment["spec"]["template"]["spec"]["containers"][0]["name"] = json!("other");
     world.new.container()["image"] = json!("nginx:1");
+    world.new.container()["args"] = json!([]);
     world.ask("now", &[]).refused(&["no-external-dns"]);
 }
