@@ -247,6 +247,55 @@ async fn back_removes_what_the_new_side_made_meanwhile() {
     assert_eq!(zone.sets(), before);
 }
 
+/// What `dns-check --save` kept is a way back from whatever became of the name.
+#[tokio::test(flavor = "multi_thread")]
+async fn back_takes_what_dns_check_kept() {
+    let zone = Zone::with(current()).await;
+    let before = zone.sets();
+    let kept = zone.folder.path().join("records.json");
+    let kept = kept.to_str().expect("a path");
+    let listing = Command::new("aws")
+        .args([
+            "route53",
+            "list-resource-record-sets",
+            "--output",
+            "json",
+            "--hosted-zone-id",
+            ZONE,
+        ])
+        .env("AWS_ENDPOINT_URL", &zone.server.url)
+        .output()
+        .await
+        .expect("aws runs");
+    std::fs::write(kept, &listing.stdout).expect("written");
+    let gone = |set: &RecordSet| {
+        let ours = ["", "a-", "aaaa-"].iter().any(|kind| set.name == format!("{kind}{NAME}."));
+        ours && set.kind != "MX"
+    };
+    let elsewhere = RecordSet::alias(NAME, "A", "third-5.us-east-1.elb.amazonaws.com");
+    let pair = [("old", 30), ("new", 70)]
+        .map(|(id, weight)| RecordSet::alias(NAME, "A", NEW).with_weight(id, weight));
+    for now in [vec![], vec![elsewhere], pair.to_vec()] {
+        zone.server.change(|account| {
+            account.sets.retain(|set| !gone(set));
+            account.sets.extend(now);
+        });
+        let output = zone.run("back", &["--saved", kept]).await;
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("INSYNC"), "{}", text(&output.stdout));
+        let sorted = |mut sets: Vec<RecordSet>| {
+            sets.sort_by_key(|set| format!("{set:?}"));
+            sets
+        };
+        assert_eq!(sorted(zone.sets()), sorted(before.clone()), "to the letter");
+    }
+    // No other step takes it, and it must have the name's record and its owner.
+    zone.refused("flip", &["--saved", kept], "`back` alone takes it").await;
+    zone.refused("back", &["--saved", kept, "--name", "b.example.com"], "has no A of").await;
+    let with_prefix = ["--saved", kept, "--txt-prefix", "own-"];
+    zone.refused("back", &with_prefix, "has no TXT of external-dns").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_saving_and_switching_leaves_a_way_on_and_back() {
     for next in ["flip", "back"] {

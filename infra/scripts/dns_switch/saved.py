@@ -1,4 +1,7 @@
-"""The file of what was before: written once, whole, and never over another."""
+"""The file of what was before: written once, whole, and never over another.
+
+What `dns-check --save` kept is read as well: it is the listing of the whole zone.
+"""
 
 import datetime
 import json
@@ -6,7 +9,9 @@ import os
 import tempfile
 
 from dns_switch import Refused
+from dns_switch.record_sets import addresses, target
 from dns_switch.steps import FORMAT
+from dns_switch.zone import ours
 
 MEMBERS = {"format", "zone", "name", "to", "saved_at", "record_sets"}
 
@@ -20,6 +25,8 @@ def load(arguments):
         return None
     except (OSError, ValueError) as error:
         raise Refused(f"{arguments.saved} cannot be read: {error}") from None
+    if isinstance(saved, dict) and "ResourceRecordSets" in saved:
+        return of_listing(saved["ResourceRecordSets"], arguments)
     if not isinstance(saved, dict) or set(saved) != MEMBERS or saved["format"] != FORMAT:
         raise Refused(f"{arguments.saved} is no file of dns-switch, or of another release")
     for name in ("zone", "name"):
@@ -27,6 +34,23 @@ def load(arguments):
             raise Refused(f"{arguments.saved} was saved for the {name} {saved[name]}, not for"
                           f" {getattr(arguments, name)}: give the file of this one")
     return saved
+
+
+def of_listing(every, arguments):
+    """What a listing of the zone holds of the name, as if a step had saved it."""
+    if arguments.command != "back":
+        raise Refused(f"{arguments.saved} is what dns-check kept: `back` alone takes it, give"
+                      " another --saved")
+    kept = ours(every, arguments)
+    if not any(one["Type"] == "A" for one in kept):
+        raise Refused(f"{arguments.saved} has no A of {arguments.name}: it is of another zone, or"
+                      " was kept when the record was gone already")
+    for one in addresses(kept):
+        target(one)
+    if not arguments.without_txt and not any(one["Type"] == "TXT" for one in kept):
+        raise Refused(f"{arguments.saved} has no TXT of external-dns for {arguments.name}: give"
+                      " --txt-prefix or --txt-suffix as its Deployment has them, or --without-txt")
+    return {"record_sets": kept, "to": None}
 
 
 def save(saved, arguments):

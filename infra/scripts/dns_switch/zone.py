@@ -76,7 +76,7 @@ def ours(every, arguments):
     return sorted(found, key=key)
 
 
-def txt_names(arguments):
+def txt_names(arguments, kinds=("", "a", "aaaa", "cname")):
     """Every name under which a release of external-dns has put the TXT of our name.
 
     Until v0.11 that was the name itself; since then the record type stands before it, for an alias
@@ -84,7 +84,7 @@ def txt_names(arguments):
     """
     label, _, rest = arguments.name.partition(".")
     names = set()
-    for kind in ("", "a", "aaaa", "cname"):
+    for kind in kinds:
         prefix = arguments.txt_prefix.lower().replace(TEMPLATE, kind)
         suffix = arguments.txt_suffix.lower().replace(TEMPLATE, kind)
         in_affix = TEMPLATE in arguments.txt_prefix + arguments.txt_suffix
