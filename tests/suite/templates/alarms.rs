@@ -30,6 +30,11 @@ fn emitted_by_aws() -> BTreeSet<(String, String, Vec<String>)> {
         ("AWS/RDS", "CPUUtilization", instance),
         ("AWS/RDS", "FreeStorageSpace", instance),
         ("AWS/DynamoDB", "ConsumedWriteCapacityUnits", &["TableName"]),
+        ("AWS/ElastiCache", "EngineCPUUtilization", &["CacheClusterId"]),
+        ("AWS/ElastiCache", "Evictions", &["CacheClusterId"]),
+        ("AWS/Events", "InvocationsFailedToBeSentToDlq", &["RuleName"]),
+        ("AWS/SQS", "ApproximateAgeOfOldestMessage", &["QueueName"]),
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible", &["QueueName"]),
     ]
     .into_iter()
     .map(|(namespace, metric, dimensions)| {
@@ -104,6 +109,11 @@ async fn alarms_and_dashboard_show_metrics_that_are_emitted() {
         "PolledEventCount",
         "DroppedEventCount",
         "OperationsFailedReplication",
+        "EngineCPUUtilization",
+        "Evictions",
+        "InvocationsFailedToBeSentToDlq",
+        "ApproximateAgeOfOldestMessage",
+        "ApproximateNumberOfMessagesVisible",
     ] {
         assert!(watched.iter().any(|(_, metric, _)| metric == needed), "no alarm on {needed}");
     }
@@ -254,6 +264,58 @@ fn losing_fires_before_records_expire_and_not_while_a_projector_catches_up() {
     assert_eq!(limit, 79_200, "22 hours: two less than a stream keeps");
     let latest = alarms["Parameters"]["LosingSeconds"]["MaxValue"].as_i64().expect("a number");
     assert!(latest + 3600 <= limit, "an alarm at {latest} s leaves no time");
+}
+
+/// Any node may be the primary, so an alarm looks at all of them; a cache that says nothing is one
+/// that is away.
+#[test]
+fn each_node_of_the_cache_is_watched() {
+    let cache = template("cache");
+    let most = cache["Parameters"]["Nodes"]["MaxValue"].as_u64().expect("a number");
+    for (id, missing) in [("CacheCpu", "breaching"), ("CacheEvicting", "ignore")] {
+        let alarm = &cache["Resources"][id];
+        assert_eq!(alarm["Condition"], "Watched", "{id}");
+        assert_eq!(alarm["Properties"]["TreatMissingData"], missing, "{id}");
+        let metrics = alarm["Properties"]["Metrics"].as_array().expect("metrics");
+        assert_eq!(metrics[0]["Expression"], "MAX(METRICS())", "{id}");
+        let nodes: Vec<&Json> = metrics[1..]
+            .iter()
+            .map(|metric| metric["Fn::If"].get(1).unwrap_or(metric))
+            .map(|metric| &metric["MetricStat"]["Metric"]["Dimensions"][0]["Value"])
+            .collect();
+        let named = |node: u64| json!({ "Fn::Sub": format!("${{Cache}}-{node:03}") });
+        assert_eq!(nodes, (1..=most).map(named).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+        // A node that is not there says nothing for ever.
+        assert_eq!(metrics[3]["Fn::If"][0], "HasThirdNode", "{id}");
+    }
+    let third = json!({ "Fn::Equals": [{ "Ref": "Nodes" }, "3"] });
+    assert_eq!(cache["Conditions"]["HasThirdNode"], third);
+}
+
+/// Each way in which a consumer can lack an object has an alarm, on the queue that it concerns.
+#[test]
+fn whatever_a_consumer_lacks_is_noticed() {
+    let fanout = template("fanout");
+    let of_queue = |queue: &str| json!({ "Fn::GetAtt": [queue, "QueueName"] });
+    for (id, metric, value) in [
+        ("DeadLettersWaiting", "ApproximateNumberOfMessagesVisible", of_queue("DeadLetters")),
+        ("ConsumerBehind", "ApproximateAgeOfOldestMessage", of_queue("Queue")),
+        ("EventsLost", "InvocationsFailedToBeSentToDlq", json!({ "Ref": "Rule" })),
+    ] {
+        let alarm = &fanout["Resources"][id];
+        assert_eq!(alarm["Condition"], "Watched", "{id}");
+        assert_eq!(alarm["Properties"]["MetricName"], metric, "{id}");
+        assert_eq!(alarm["Properties"]["Dimensions"][0]["Value"], value, "{id}");
+    }
+    let waiting = &fanout["Resources"]["DeadLettersWaiting"]["Properties"];
+    assert_eq!((&waiting["Threshold"], &waiting["Statistic"]), (&json!(0), &json!("Maximum")));
+    let kept = fanout["Resources"]["Queue"]["Properties"]["MessageRetentionPeriod"].as_i64();
+    let late = fanout["Parameters"]["LateSeconds"]["Default"].as_i64();
+    assert!(kept > late.map(|late| late * 100), "there is time to act");
+    for environment in ["cache", "fanout"] {
+        let given = super::overrides(&super::FILES["samconfig.toml"][environment]);
+        assert!(given.contains_key("TopicArn"), "{environment} has no alarms");
+    }
 }
 
 /// One rule of a replication has one id, which the metrics carry.
