@@ -111,12 +111,25 @@ fn the_readers_group_reaches_the_database_and_the_cache() {
     assert!(group.get("SecurityGroupIngress").is_none() && group.get("Tags").is_none());
     let ports: Vec<&Json> =
         list(&group["SecurityGroupEgress"]).iter().map(|rule| &rule["ToPort"]).collect();
-    for (name, rule) in [("database", "DatabaseFromReaders"), ("cache", "CacheFromReaders")] {
+    let port = json!({ "Fn::ImportValue": { "Fn::Sub": "${DatabaseStack}-Port" } });
+    assert!(ports.contains(&&port), "the port that the database's stack says");
+    for (name, rule) in [
+        ("database", "DatabaseFromReaders"),
+        ("existing-database", "DatabaseFromReaders"),
+        ("cache", "CacheFromReaders"),
+    ] {
         let resource = &template(name)["Resources"][rule];
         assert_eq!(resource["Condition"], "HasReaders", "{name}");
         let source = &resource["Properties"]["SourceSecurityGroupId"];
         assert_eq!(source, &json!({ "Ref": "ReaderSecurityGroupId" }), "{name}");
-        assert!(ports.contains(&&resource["Properties"]["ToPort"]), "{name}");
+        let open = &resource["Properties"]["ToPort"];
+        if name == "cache" {
+            assert!(ports.contains(&open), "{name}");
+        } else {
+            let exported = &template(name)["Outputs"]["Port"]["Value"];
+            let text = |port: &Json| port.to_string().replace('"', "");
+            assert_eq!(text(open), text(exported), "{name}");
+        }
     }
 }
 
