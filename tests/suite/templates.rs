@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 mod alarms;
 mod creation;
 mod delivery;
-mod deployed;
+pub(crate) mod deployed;
 mod permissions;
 mod releases;
 mod stores;
