@@ -13,6 +13,8 @@ mod references;
 mod rules;
 mod scripts;
 mod service;
+mod service_functions;
+mod service_stacks;
 mod trouble;
 mod walk;
 
@@ -362,6 +364,7 @@ async fn the_commands_that_only_aws_answers_are_well_formed() {
                     *OutputKey*) echo foot-measurements ;;
                     *describe-stack-resource*) echo foot-measurements ;;
                     *list-service-quotas*) echo "Fargate Spot vCPU resource count 6" ;;
+                    *describe-target-health*) printf '10.0.0.1\thealthy\tNone\n' ;;
                     *LoadBalancerArn*) echo arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/app/a/1 ;;
                     *DelegationSet*) echo ns-1.awsdns-01.org ;;
                 esac

@@ -99,6 +99,94 @@ fn what_is_pending_is_looked_at_before_it_is_applied() {
     assert_eq!(found, 3);
 }
 
+/// The policy that gives pods their security groups is in one place: two would be applied one over
+/// the other, and a pod that lacks one of the groups reaches no database, or never starts.
+#[test]
+fn the_policy_of_security_groups_is_in_the_runbook_alone() {
+    let kind = "kind: SecurityGroupPolicy";
+    let blocks = blocks();
+    let of_policy: Vec<&Block> =
+        blocks.iter().filter(|block| block.commands.contains(kind)).collect();
+    assert_eq!(of_policy.len(), 1);
+    let commands = &of_policy[0].commands;
+    for words in [
+        "cluster.resourcesVpcConfig.clusterSecurityGroupId",
+        "groupIds: [$shared, $(output measurements-tenant ReaderSecurityGroup)]",
+        "--namespace \"$NAMESPACE\" apply",
+        "podSelector: {}",
+    ] {
+        assert!(commands.contains(words), "{words}: {commands}");
+    }
+    for folder in ["base", "overlays/dark", "overlays/live", "overlays/no-host"] {
+        let folder = root().join("infra/k8s").join(folder);
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("text");
+            assert!(!text.contains(kind), "{}: it is in docs/service.md", path.display());
+        }
+    }
+}
+
+/// Without a context kubectl changes the current cluster, which may be the one that serves.
+#[test]
+fn whatever_changes_a_cluster_names_it() {
+    let text = text(super::blocks::SERVICE).replace("\n   ", " ");
+    let changes = ["apply", "delete", "patch", "scale", "annotate", "create", "rollout"];
+    let mut found = 0;
+    for line in text.lines() {
+        for rest in line.split("kubectl ").skip(1) {
+            let verb = rest.split_whitespace().find(|word| !word.starts_with('-'));
+            let verb = verb.unwrap_or_default().trim_matches(|c: char| !c.is_alphanumeric());
+            assert!(!changes.contains(&verb), "in_old or in_new: {line}");
+        }
+        found += line.matches("in_new ").count() + line.matches("in_old ").count();
+    }
+    assert!(found > 30, "{found}");
+}
+
+/// While the name moves no pipeline deploys an overlay: one of before would move the name.
+#[test]
+fn the_pipeline_is_kept_out_while_the_name_moves() {
+    let blocks: Vec<Block> =
+        blocks().into_iter().filter(|block| block.document == super::blocks::SERVICE).collect();
+    let places = |words: &str| -> Vec<usize> {
+        let found = blocks.iter().enumerate().filter(|(_, block)| block.commands.contains(words));
+        found.map(|(place, _)| place).collect()
+    };
+    let (kept_out, let_in) =
+        (places("disable-stage-transition"), places("enable-stage-transition"));
+    assert_eq!((kept_out.len(), let_in.len()), (2, 2), "the switch, and the way back");
+    // The gentle form takes the place of steps in between.
+    let gentle = |place: &usize| blocks[*place].section.starts_with("The gentle form");
+    let moves = [places("overlays/live"), places("overlays/dark")].concat();
+    let moves: Vec<usize> = moves.into_iter().filter(|place| !gentle(place)).collect();
+    assert_eq!(moves.len(), 3, "dark, live, and dark again");
+    for place in moves {
+        let kept_out = kept_out.iter().filter(|out| **out < place).count();
+        let let_in = let_in.iter().filter(|again| **again < place).count();
+        assert_eq!(kept_out, let_in + 1, "{}", blocks[place].place());
+    }
+}
+
+/// A stack that is new has no values to keep: with `--parameter-overrides`, sam sends those alone,
+/// and its creation fails.
+#[test]
+fn the_first_deployment_of_a_stack_takes_all_of_samconfig() {
+    let mut deployed = std::collections::BTreeSet::new();
+    for block in blocks() {
+        for command in commands(&block.commands) {
+            let Some(rest) = command.trim().strip_prefix("sam deploy --config-env ") else {
+                continue;
+            };
+            let environment = rest.split(' ').next().expect("a name").to_owned();
+            let is_first = deployed.insert(environment) && !rest.starts_with('"');
+            let overrides = command.contains("--parameter-overrides");
+            assert!(!(is_first && overrides), "{}: {command}", block.place());
+        }
+    }
+    assert!(deployed.len() > 10, "{deployed:?}");
+}
+
 /// One mapping can stop while the other goes on.
 #[test]
 fn both_mappings_are_looked_at_after_each_change() {

@@ -29,21 +29,22 @@ curl() {
 infra/scripts/copy-image() { command infra/scripts/copy-image --insecure "$@"; }
 export AWS_REGION=eu-central-1 OLD_CONTEXT=old NEW_CONTEXT=new NAMESPACE=read-model
 export OLD_DNS_NAMESPACE=kube-system NEW_DNS_NAMESPACE=kube-system INTERVAL_SECONDS=60
+export TXT_PREFIX= TXT_SUFFIX=
 DNS_ROLE_ARN=arn:aws:iam::111122223333:role/dns PATHS=(/health /live)
 "#;
 
 /// Both clusters, the zone, and the walk.
-struct Rehearsal {
+pub(super) struct Rehearsal {
     shell: Shell,
     blocks: Vec<Block>,
-    zone: Route53,
+    pub(super) zone: Route53,
     clusters: Arc<Clusters>,
     /// Where the shell is.
     _folder: tempfile::TempDir,
 }
 
 impl Rehearsal {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let zone = Route53::start(record_sets()).await;
         let balancer = |name: &str| LoadBalancer {
             name: name.to_owned(),
@@ -83,6 +84,7 @@ impl Rehearsal {
         let compared = self.block("3. Run dark", "compare_answers").await.text;
         assert_eq!(compared.matches(": the same, 200").count(), 2, "{compared}");
         self.block("3. Run dark", "watch_zone 3").await.unchanged().stable();
+        self.block("3. Run dark", "enough_pods").await.has("ready pods: old 2, new 2");
     }
 
     /// The blocks that are left of a section.
@@ -111,14 +113,14 @@ impl Rehearsal {
         self.run(&commands).await
     }
 
-    async fn run(&mut self, commands: &str) -> Printed {
+    pub(super) async fn run(&mut self, commands: &str) -> Printed {
         let text = self.shell.run(commands).await;
         eprintln!("{text}");
         Printed { text }
     }
 
     /// Commands that must fail, and what they print.
-    async fn fails(&mut self, commands: &str) -> String {
+    pub(super) async fn fails(&mut self, commands: &str) -> String {
         let printed = self.run(&format!("if {commands}; then echo it-passed; fi")).await.text;
         assert!(!printed.contains("it-passed"), "{printed}");
         printed
@@ -126,14 +128,14 @@ impl Rehearsal {
 
     /// Where the name leads.
     #[track_caller]
-    fn leads_to(&self, balancer: &str) {
+    pub(super) fn leads_to(&self, balancer: &str) {
         assert_eq!(addresses(&self.zone), [format!("A {balancer}")]);
     }
 }
 
 /// What a block printed.
-struct Printed {
-    text: String,
+pub(super) struct Printed {
+    pub(super) text: String,
 }
 
 impl Printed {
@@ -153,7 +155,7 @@ impl Printed {
     }
 
     #[track_caller]
-    fn has(&self, words: &str) -> &Self {
+    pub(super) fn has(&self, words: &str) -> &Self {
         assert!(self.text.contains(words), "no {words:?} in {}", self.text);
         self
     }
@@ -199,7 +201,9 @@ async fn the_service_moves_there_back_and_there_again() {
     walk.block("5. Remove", "delete ingress").await.unchanged().stable();
     walk.leads_to(NEW_ALB);
     let left: Vec<&str> = walk.blocks.iter().map(|block| block.section.as_str()).collect();
-    assert!(left.iter().all(|section| section.starts_with("The gentle form")), "{left:?}");
+    let others = ["The gentle form", "The record is gone"];
+    let is_other = |section: &&str| others.iter().any(|other| section.starts_with(other));
+    assert!(left.iter().all(is_other), "{left:?}");
 }
 
 /// What `dns-check` says of a side that will move the record.
@@ -219,12 +223,12 @@ async fn way_back(walk: &mut Rehearsal) {
     let refused = walk.fails("before old-upsert-only").await;
     assert!(refused.contains("REFUSED aaaa-stays"), "{refused}");
     let before = walk.zone.account().sets.len();
-    walk.block(HEADING, "remove-aaaa").await.has(&format!("aaaa-{HOST}"));
+    walk.block(HEADING, "remove_aaaa").await.has(&format!("aaaa-{HOST}"));
     walk.leads_to(NEW_ALB);
     assert_eq!(walk.zone.account().sets.len(), before - 2, "the record and its TXT");
     let batches = walk.zone.account().batches.len();
     // Once more there is nothing to remove, and no empty batch is sent.
-    walk.again("remove-aaaa").await;
+    walk.again("remove_aaaa").await.has("nothing to remove");
     assert_eq!(walk.zone.account().batches.len(), batches);
     let back = walk.block(HEADING, "upsert-only.yaml").await;
     back.stable().has(&updates("old", OLD_ALB)).has(&format!("leads to {OLD_ALB}"));
@@ -292,11 +296,36 @@ async fn steps_in_a_wrong_order_are_refused_and_seen_if_they_are_taken() {
     walk.leads_to(NEW_ALB);
 }
 
+/// The overlay `no-host` in place of `dark`, there and back.
+#[tokio::test]
+async fn without_a_host_the_service_moves_there_and_back() {
+    const NO_HOST: &str = "before dark --new-ingress read-model/reader &&
+        in_new apply --kustomize infra/k8s/overlays/no-host && before now";
+    let mut walk = Rehearsal::start().await;
+    walk.section("Before the service moves").await;
+    walk.run(NO_HOST).await.unchanged();
+    walk.again("flags.yaml").await.unchanged().stable();
+    walk.again("old/create-only.yaml").await.unchanged();
+    let live = "before live --new-ingress read-model/reader &&
+        in_new apply --kustomize infra/k8s/overlays/live";
+    walk.run(live).await.has(&updates("new", NEW_ALB));
+    walk.run(&format!("wait_for_balancer {NEW_ALB} && watch_zone 2")).await.stable();
+    walk.leads_to(NEW_ALB);
+    walk.run(NO_HOST).await.unchanged();
+    walk.leads_to(NEW_ALB);
+    walk.run(&format!("OLD_ALB={OLD_ALB}")).await;
+    walk.again("old/upsert-only.yaml").await.stable();
+    walk.leads_to(OLD_ALB);
+}
+
 /// The stand-in of external-dns deletes what the real one deletes, and `dns-check` says it before.
+/// What was kept before the switch is the way back.
 #[tokio::test]
 async fn a_filter_that_is_widened_before_the_policy_deletes_the_record() {
     let mut walk = Rehearsal::start().await;
     walk.run_dark().await;
+    walk.block("4. Switch", "--save").await.unchanged();
+    let before = walk.zone.account().sets;
     walk.run(
         r#"
         in_new --namespace kube-system patch deployment external-dns --type json --patch \
@@ -310,6 +339,10 @@ async fn a_filter_that_is_widened_before_the_policy_deletes_the_record() {
     assert_eq!(addresses(&walk.zone), [""; 0]);
     let gone = walk.fails("wait_for_balancer \"$NEW_ALB\"").await;
     assert!(gone.contains("does not lead to"), "{gone}");
+    walk.zone.change(|account| account.sets.retain(|set| set.name != format!("{HOST}.")));
+    let back = walk.block("The record is gone", "dns-switch back").await;
+    back.has("INSYNC").has(&format!("{HOST} A {OLD_ALB}")).has("scaled");
+    assert_eq!(walk.zone.account().sets, before, "to the letter");
 }
 
 #[tokio::test]
@@ -317,6 +350,17 @@ async fn an_answer_that_differs_or_never_comes_is_shown() {
     let mut walk = Rehearsal::start().await;
     walk.run(&format!(". infra/scripts/service-functions\nOLD_ALB={OLD_ALB} NEW_ALB={NEW_ALB}"))
         .await;
+    // Without a load balancer curl would ask wherever the record leads, and find the same twice.
+    for commands in [
+        "NEW_ALB= compare_answers /health",
+        "OLD_ALB=$NEW_ALB compare_answers /health",
+        "compare_answers",
+    ] {
+        let printed = walk.fails(commands).await;
+        assert!(printed.contains("two load balancers that differ"), "{printed}");
+    }
+    let printed = walk.fails("compare_answers /health /broken").await;
+    assert!(printed.contains("/broken: BOTH FAIL, 503"), "{printed}");
     let printed = walk.fails("compare_answers /health /which /live").await;
     assert!(printed.contains("/which: DIFFERENT") && printed.contains("> new"), "{printed}");
     assert_eq!(printed.matches(": the same").count(), 2, "one does not hide the others: {printed}");

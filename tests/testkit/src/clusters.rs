@@ -54,7 +54,8 @@ impl Clusters {
         clusters.put(
             "old",
             &json!({
-                "balancer": OLD_ALB, "running": flags(&old), "items": [old, account(), ingress],
+                "balancer": OLD_ALB, "running": flags(&old),
+                "items": [old, account(), ingress, reader()],
             }),
         );
         let new = external_dns("v0.22.0", "sync", "apps.example.org");
@@ -178,6 +179,16 @@ fn external_dns(version: &str, policy: &str, domain: &str) -> Json {
         "status": {
             "observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1,
         },
+    })
+}
+
+/// The service itself.
+fn reader() -> Json {
+    json!({
+        "kind": "Deployment",
+        "metadata": { "name": "reader", "namespace": "read-model", "generation": 1 },
+        "spec": { "template": { "spec": { "containers": [{ "name": "reader", "image": "reader:v42" }] } } },
+        "status": { "readyReplicas": 2 },
     })
 }
 
@@ -308,7 +319,7 @@ pub fn addresses(zone: &Route53) -> Vec<String> {
 }
 
 /// Both load balancers, at 127.0.0.1 (the old one) and 127.0.0.2; gives their port. They answer the
-/// same, but for the path `/which` and for other names.
+/// same, but for the path `/which` and for other names; `/broken` is an error of both.
 ///
 /// # Panics
 /// If the two have no port in common.
@@ -334,7 +345,9 @@ async fn serve(stream: TcpStream, name: &'static str) {
             (_, Some(HOST)) => "ok",
             _ => "another host",
         };
-        Ok::<_, Infallible>(Response::new(Full::<Bytes>::new(body.into())))
+        let status = if request.uri().path() == "/broken" { 503 } else { 200 };
+        let answer = Response::builder().status(status);
+        Ok::<_, Infallible>(answer.body(Full::<Bytes>::new(body.into())).expect("an answer"))
     });
     // A client that goes away is no fault.
     let _ = hyper::server::conn::http1::Builder::new()

@@ -16,12 +16,15 @@ import yaml
 
 KINDS = {
     "deployments": "Deployment", "deployment": "Deployment", "ingresses": "Ingress", "ingress": "Ingress",
-    "services": "Service", "serviceaccounts": "ServiceAccount", "serviceaccount": "ServiceAccount",
+    "statefulsets": "StatefulSet", "daemonsets": "DaemonSet", "cronjobs": "CronJob", "services": "Service", "serviceaccounts": "ServiceAccount", "serviceaccount": "ServiceAccount",
 }
 
 
 def main():
     """Runs one command on the file of its context."""
+    if "--local" in sys.argv:
+        # That asks no cluster.
+        os.execv(os.environ["REAL_KUBECTL"], ["kubectl", *sys.argv[1:]])
     arguments = parse()
     path = pathlib.Path(os.environ["CLUSTERS"]) / f"{arguments.context}.json"
     if not path.exists():
@@ -60,23 +63,32 @@ def find(cluster, wanted):
 
 
 def get(cluster, arguments):
-    """All objects of some kinds as JSON, or where the load balancer of one Ingress is."""
+    """All objects of some kinds as JSON, where the load balancer of one Ingress is, or how many pods are ready."""
     if arguments.output == "json" and arguments.all_namespaces:
         kinds = {KINDS[word] for word in arguments.words[0].split(",")}
         print(json.dumps({"items": [item for item in cluster["items"] if item["kind"] in kinds]}))
     elif arguments.output == "jsonpath={.status.loadBalancer.ingress[0].hostname}":
         item = find(cluster, named(arguments, arguments.words))
         print(item["status"]["loadBalancer"]["ingress"][0]["hostname"], end="")
+    elif arguments.output == "jsonpath={.status.readyReplicas}":
+        item = find(cluster, named(arguments, arguments.words))
+        print(item.get("status", {}).get("readyReplicas", ""), end="")
     else:
         sys.exit(f"this kubectl knows no such question: {arguments}")
 
 
 def apply(cluster, arguments):
-    """What kustomize renders takes the place of what was there; an Ingress has its load balancer at once."""
+    """What kustomize renders takes the place of what was there; an Ingress has its load balancer at once, a Deployment
+    as many pods as its autoscaler wants at least."""
     rendered = subprocess.run([os.environ["REAL_KUBECTL"], "kustomize", arguments.kustomize], check=True,
                               capture_output=True, text=True).stdout
-    for item in filter(None, yaml.safe_load_all(rendered)):
+    items = list(filter(None, yaml.safe_load_all(rendered)))
+    pods = {item["spec"]["scaleTargetRef"]["name"]: item["spec"]["minReplicas"] for item in items
+            if item["kind"] == "HorizontalPodAutoscaler"}
+    for item in items:
         metadata = item["metadata"]
+        if item["kind"] == "Deployment":
+            item["status"] = {"readyReplicas": pods[metadata["name"]]}
         if item["kind"] == "Ingress":
             item["status"] = {"loadBalancer": {"ingress": [{"hostname": cluster["balancer"]}]}}
         key = (item["kind"], metadata.get("namespace"), metadata["name"])
