@@ -1,5 +1,5 @@
-//! `--before new-flags`: a patch of the new side's external-dns, applied to a copy by a real kubectl,
-//! and judged before anybody applies it.
+//! `--before new-flags`: a patch of the new side's external-dns, applied to a copy by a real
+//! kubectl, and judged before anybody applies it.
 
 use super::*;
 

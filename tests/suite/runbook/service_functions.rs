@@ -1,5 +1,5 @@
-//! What `infra/scripts/service-functions` must not do: ask another cluster than the one that is meant,
-//! remove a record that is nobody's leftover, or pass for well what is not.
+//! What `infra/scripts/service-functions` must not do: ask another cluster than the one that is
+//! meant, remove a record that is nobody's leftover, or pass for well what is not.
 
 use testkit::clusters::{HOST, NEW_ALB, OLD_ALB};
 use testkit::route53::RecordSet;

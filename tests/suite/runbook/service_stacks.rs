@@ -1,9 +1,9 @@
-//! Steps 1 and 2 of docs/service.md on a stand-in of AWS, block by block, in an account of their own:
-//! which stack needs what of which, and that each command gets what the one before it made. The
-//! stand-in has no quotas, Fargate profiles and pipelines, executes no import of a repository, and
-//! runs no cluster: these commands are answered here, and their options are tested with the others
-//! that only AWS answers. What its CloudFormation does not know is taken out of the templates, as in
-//! `templates/deployed.rs`.
+//! Steps 1 and 2 of docs/service.md on a stand-in of AWS, block by block, in an account of their
+//! own: which stack needs what of which, and that each command gets what the one before it made.
+//! The stand-in has no quotas, Fargate profiles and pipelines, executes no import of a repository,
+//! and runs no cluster: these commands are answered here, and their options are tested with the
+//! others that only AWS answers. What its CloudFormation does not know is taken out of the
+//! templates, as in `templates/deployed.rs`.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -37,7 +37,7 @@ kubectl() { echo "asked: kubectl $*"; }
 psql() { command psql --no-psqlrc -v ON_ERROR_STOP=1 "${@//reader/$READER}"; }
 "#;
 
-/// What the team has before: a cluster with its provider, a network, a repository, a topic.
+/// What the team has before: a cluster with its provider, a network, a repository.
 const BEFORE: &str = r#"
 vpc=$(preloaded aws ec2 describe-vpcs --query 'Vpcs[0].VpcId' --output text)
 SUBNETS=($(preloaded aws ec2 describe-subnets --query 'Subnets[].SubnetId' --output text))
@@ -51,10 +51,9 @@ preloaded aws iam create-open-id-connect-provider --url "https://${issuer#http:/
 preloaded aws ecr create-repository --repository-name "team/$READER" >/dev/null
 preloaded aws ecr set-repository-policy --repository-name "team/$READER" --policy-text \
     '{"Version": "2012-10-17", "Statement": [{"Sid": "Theirs", "Effect": "Allow", "Principal": "*", "Action": "ecr:BatchGetImage"}]}' >/dev/null
-topic=$(preloaded aws sns create-topic --name alarms --query TopicArn --output text)
 "#;
 
-/// A template of this stand-in. Where what it does not know was all that a parameter makes, something
+/// A template for this stand-in. If what it does not know was all that a parameter makes, something
 /// else takes its place: a stack in which nothing changes keeps its parameters.
 fn template(name: &str) -> String {
     let text = known(name);
@@ -111,9 +110,9 @@ impl Account {
 
     /// `samconfig.toml` and the import's list, as a team fills them in.
     async fn fill_in(&mut self, reader: &str) {
-        let known = self.run("echo \"$vpc $(IFS=,; echo \"${SUBNETS[*]}\") $group $topic\"").await;
-        let [vpc, subnets, group, topic] =
-            known.split_whitespace().collect::<Vec<_>>().try_into().expect("four words");
+        let known = self.run("echo \"$vpc $(IFS=,; echo \"${SUBNETS[*]}\") $group\"").await;
+        let [vpc, subnets, group] =
+            known.split_whitespace().collect::<Vec<_>>().try_into().expect("three words");
         let issuer = self.run("echo \"${issuer#http://}\"").await;
         let values = [
             ("RepositoryName", format!("team/{reader}-new")),
@@ -123,7 +122,6 @@ impl Account {
             ("ClusterName", "shared".to_owned()),
             // The port of the stand-in is no part of a real one.
             ("OidcIssuer", issuer.trim().split(':').next().expect("a host").to_owned()),
-            ("TopicArn", topic.to_owned()),
             (
                 "ConnectionArn",
                 format!("arn:aws:codeconnections:eu-central-1:{ACCOUNT}:connection/0a"),
@@ -141,6 +139,10 @@ impl Account {
         // There is no RDS here that restores a snapshot.
         let (before, database) = config.split_once("[new-database.").expect("the database");
         let (_, after) = database.split_once("\n]\n").expect("its end");
+        // Its CloudFormation makes no alarm of several metrics.
+        let (projector, cache) = after.split_once("[cache.").expect("the cache");
+        let cache = cache.replacen("\"TopicArn=FILL-IN\"", "'TopicArn=\"\"'", 1);
+        let after = format!("{projector}[cache.{cache}");
         let mut given = String::new();
         for (name, value) in [
             ("Host", "db.example.com"),
@@ -241,7 +243,8 @@ async fn the_stacks_of_the_service_are_made_in_the_order_of_the_runbook() {
     let group = format!("ReaderSecurityGroupId={readers}");
     std::fs::write(&config, filled.replace("ReaderSecurityGroupId=FILL-IN", &group))
         .expect("writable");
-    assert!(account.block("--config-env cache").await.contains("amazonaws.com"));
+    account.block("--config-env cache").await;
+    assert_ne!(account.run("output measurements-cache Host").await.trim(), "");
     assert_eq!(account.parameter("cache", "ReaderSecurityGroupId").await, readers);
     account.block("--config-env delivery").await;
     let deployer = account.run("output measurements-delivery ServiceDeployerRoleArn").await;

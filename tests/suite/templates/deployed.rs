@@ -315,9 +315,8 @@ fn the_record_set_moves_and_comes_back() {
         assert!(switch(step).contains("INSYNC"), "{step}");
         let moved = sets();
         assert_eq!(moved.len(), count, "{moved:?}");
-        let leads = |set: &Json| {
-            set["AliasTarget"]["DNSName"] == format!("{}.", new.to_lowercase())
-        };
+        let leads =
+            |set: &Json| set["AliasTarget"]["DNSName"] == format!("{}.", new.to_lowercase());
         assert_eq!(moved.iter().filter(|set| leads(set)).count(), 1, "{moved:?}");
         switch("back");
         assert_eq!(sets(), before, "to the letter");
@@ -331,7 +330,22 @@ fn an_object_becomes_a_message_of_the_consumer() {
     let folder = folder.path();
     let bucket = format!("archive-with-events-{}", std::process::id());
     let archive = deploy(folder, "archive", &format!("BucketName={bucket} EventBridge=true"));
-    let fanout = deploy(folder, "fanout", &format!("ArchiveStack={archive}"));
+    let topic = "arn:aws:sns:eu-central-1:111122223333:alarms";
+    let fanout = deploy(folder, "fanout", &format!("ArchiveStack={archive} TopicArn={topic}"));
+    let alarms = format!("cloudwatch describe-alarms --alarm-name-prefix {fanout}-");
+    let alarms = json_of(folder, &alarms)["MetricAlarms"].clone();
+    let of_queue = |output_name: &str, metric: &str| {
+        let url = output(folder, &fanout, output_name);
+        let (_, queue) = url.rsplit_once('/').expect("a name");
+        let dimension = json!([{ "Name": "QueueName", "Value": queue }]);
+        alarms
+            .as_array()
+            .expect("alarms")
+            .iter()
+            .any(|alarm| alarm["MetricName"] == metric && alarm["Dimensions"] == dimension)
+    };
+    assert!(of_queue("DeadLettersUrl", "ApproximateNumberOfMessagesVisible"), "{alarms}");
+    assert!(of_queue("QueueUrl", "ApproximateAgeOfOldestMessage"), "{alarms}");
     let queue = output(folder, &fanout, "QueueUrl");
     std::fs::write(folder.join("object"), "{}").expect("a file");
     for key in ["other/s1.json", "measurements/s1.json"] {
