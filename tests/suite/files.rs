@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use testkit::emulator::{binary, event};
 use testkit::oracle;
 use testkit::records::{LABEL, Record, session};
-use testkit::runs::{assert_code, backfill, counted, signal, text, watched};
+use testkit::runs::{assert_code, backfill, counted, signal, text, until, watched};
 use testkit::services::Stores;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
@@ -501,9 +501,7 @@ async fn after_a_signal_the_batches_under_way_are_finished_and_none_is_begun() {
         .expect("backfill runs");
     let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted \
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    while stores.ask(waiting).await != "2" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("two batches that wait", async || stores.ask(waiting).await == "2").await;
     signal(&run, "TERM");
     // Once it has seen the signal, the batches may go on.
     let mut log = tokio::io::BufReader::new(run.stderr.take().expect("its log")).lines();
@@ -546,9 +544,7 @@ async fn a_batch_that_finishes_after_a_signal_does_not_delay_the_end() {
         .expect("backfill runs");
     let sleeping = "SELECT count(*) FROM pg_stat_activity \
         WHERE wait_event = 'PgSleep' AND datname = current_database()";
-    while stores.ask(sleeping).await != "2" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("two batches in the database", async || stores.ask(sleeping).await == "2").await;
     signal(&run, "INT");
     let output = run.wait_with_output().await.expect("it ends");
     assert_code(&output, 6);

@@ -1,6 +1,7 @@
 //! `backfill merge`: from another database and from objects, while both sides move, whatever ends a
 //! run.
 
+mod overlap;
 mod without_s3;
 
 use std::process::Output;

@@ -190,7 +190,10 @@ async fn each_object_is_written_once_and_at_the_end_whatever_ends_the_run() {
         _ => Fault::Pass,
     });
     let mut run = repair().spawn().expect("backfill runs");
-    gate.until("PUT", 1).await;
+    tokio::select! {
+        () = gate.until("PUT", 1) => {}
+        ended = run.wait() => panic!("it has ended without an object: {ended:?}"),
+    }
     let parts = "SELECT count(session_version) + count(left_version) + count(right_version) \
                  FROM measurements";
     assert_eq!(some.stores.ask(parts).await, some.items().to_string(), "rows come first");
