@@ -122,6 +122,13 @@ fn dark_is_refused_to_a_side_that_would_not_read_its_annotation() {
     // With an overlay of its own, or with no-host, which needs no annotation.
     world.ask("dark", &["--guard-prefix", "external-dns.alpha.kubernetes.io/"]).allowed();
     world.ask("dark", &["--new-ingress", "read-model/reader"]).allowed();
+    // On the way back the Ingress is live, and so it would stay.
+    let mut world = World::switched();
+    world.new.container()["image"] = json!("external-dns:v0.21.0");
+    let args = world.new.container()["args"].as_array_mut().expect("args");
+    args.retain(|flag| flag != "--annotation-prefix=external-dns.kubernetes.io/");
+    world.ask("dark", &[]).refused(&["guard-ignored"]);
+    world.ask("dark", &["--new-ingress", "read-model/reader"]).allowed();
 }
 
 #[test]
@@ -205,6 +212,12 @@ fn a_new_side_that_cannot_write_is_refused() {
     let mut world = World::new();
     world.new.ingress["status"] = json!({ "loadBalancer": {} });
     world.ask("live", &[]).refused(&["no-load-balancer"]);
+    // It leaves out the kind of the record, and nothing else stands in its way.
+    let mut world = World::new();
+    let args = world.new.container()["args"].as_array_mut().expect("args");
+    args.retain(|flag| flag != "--managed-record-types=A");
+    world.new.flag("--managed-record-types=CNAME");
+    world.ask("live", &[]).refused(&["no-switch"]).does(&[]);
 }
 
 #[test]
