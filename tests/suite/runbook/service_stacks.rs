@@ -2,7 +2,7 @@
 //! own: which stack needs what of which, and that each command gets what the one before it made.
 //! The stand-in has no quotas, Fargate profiles and pipelines, executes no import of a repository,
 //! and runs no cluster: these commands are answered here, and their options are tested with the
-//! others that only AWS answers. What its CloudFormation does not know is taken out of the
+//! others that only AWS answers. What its `CloudFormation` does not know is taken out of the
 //! templates, as in `templates/deployed.rs`.
 
 use std::fmt::Write as _;
@@ -19,10 +19,10 @@ const TEMPLATES: [&str; 6] =
     ["images", "existing-database", "tenant", "cache", "delivery", "dns-role"];
 
 /// What the stand-in cannot answer.
-const STAND_INS: &str = r#"
+const STAND_INS: &str = "
 unset -f aws sam
 export AWS_ACCESS_KEY_ID=$ACCOUNT AWS_DEFAULT_REGION=eu-central-1 AWS_REGION=eu-central-1
-"#;
+";
 const ANSWERS: &str = r#"
 aws() {
     case "$1 $2" in
@@ -68,6 +68,35 @@ fn template(name: &str) -> String {
     );
     assert_eq!(text.matches("\nOutputs:\n").count(), 1, "{name}");
     text.replace("\nOutputs:\n", &given)
+}
+
+/// `samconfig.toml` for this stand-in: nobody confirms, and no database is restored.
+fn samconfig(vpc: &str, group: &str) -> String {
+    let config = std::fs::read_to_string(root().join("samconfig.toml")).expect("the file");
+    let config = config.replace("confirm_changeset = true", "confirm_changeset = false");
+    // There is no RDS here that restores a snapshot.
+    let (before, database) = config.split_once("[new-database.").expect("the database");
+    let (_, after) = database.split_once("\n]\n").expect("its end");
+    // Its CloudFormation makes no alarm of several metrics.
+    let (projector, cache) = after.split_once("[cache.").expect("the cache");
+    let cache = cache.replacen("\"TopicArn=FILL-IN\"", "'TopicArn=\"\"'", 1);
+    let after = format!("{projector}[cache.{cache}");
+    let mut given = String::new();
+    for (name, value) in [
+        ("Host", "db.example.com"),
+        ("DatabaseName", "measurements"),
+        ("ResourceId", "db-ABC"),
+        ("InstanceIdentifier", "db"),
+        ("VpcId", vpc),
+        ("DatabaseSecurityGroupId", group),
+    ] {
+        write!(given, "\"{name}={value}\", ").expect("a text");
+    }
+    format!(
+        "{before}[new-database.deploy.parameters]\nstack_name = \"measurements-new-database\"\n\
+         template_file = \"infra/existing-database.yaml\"\nresolve_s3 = true\n\
+         confirm_changeset = false\nparameter_overrides = [{given}]\n{after}"
+    )
 }
 
 struct Account {
@@ -134,31 +163,7 @@ impl Account {
             ("ServiceZoneId", "Z2".to_owned()),
             ("ServiceNames", "measurements.example.com,a-measurements.example.com".to_owned()),
         ];
-        let config = std::fs::read_to_string(root().join("samconfig.toml")).expect("the file");
-        let mut config = config.replace("confirm_changeset = true", "confirm_changeset = false");
-        // There is no RDS here that restores a snapshot.
-        let (before, database) = config.split_once("[new-database.").expect("the database");
-        let (_, after) = database.split_once("\n]\n").expect("its end");
-        // Its CloudFormation makes no alarm of several metrics.
-        let (projector, cache) = after.split_once("[cache.").expect("the cache");
-        let cache = cache.replacen("\"TopicArn=FILL-IN\"", "'TopicArn=\"\"'", 1);
-        let after = format!("{projector}[cache.{cache}");
-        let mut given = String::new();
-        for (name, value) in [
-            ("Host", "db.example.com"),
-            ("DatabaseName", "measurements"),
-            ("ResourceId", "db-ABC"),
-            ("InstanceIdentifier", "db"),
-            ("VpcId", vpc),
-            ("DatabaseSecurityGroupId", group),
-        ] {
-            write!(given, "\"{name}={value}\", ").expect("a text");
-        }
-        config = format!(
-            "{before}[new-database.deploy.parameters]\nstack_name = \"measurements-new-database\"\n\
-             template_file = \"infra/existing-database.yaml\"\nresolve_s3 = true\n\
-             confirm_changeset = false\nparameter_overrides = [{given}]\n{after}"
-        );
+        let mut config = samconfig(vpc, group);
         for (name, value) in values {
             config = config.replace(&format!("\"{name}=FILL-IN\""), &format!("\"{name}={value}\""));
         }

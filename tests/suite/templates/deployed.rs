@@ -246,6 +246,32 @@ fn the_roles_and_the_builds_are_made_of_what_the_stacks_before_export() {
     }
 }
 
+/// A zone in which a name leads to a load balancer, as external-dns makes it.
+fn zone_with(folder: &Path, host: &str, balancer: &str, zone_of_albs: &str) -> String {
+    let (_, domain) = host.split_once('.').expect("a domain");
+    let made = format!("route53 create-hosted-zone --name {domain} --caller-reference {domain}");
+    let zone = json_of(folder, &made)["HostedZone"]["Id"].as_str().expect("an id").to_owned();
+    let alias = json!({ "HostedZoneId": zone_of_albs, "DNSName": format!("{balancer}."),
+                        "EvaluateTargetHealth": true });
+    let owner = "\"heritage=external-dns,external-dns/owner=shared\"";
+    let batch = json!({ "Changes": [
+        { "Action": "CREATE", "ResourceRecordSet":
+            { "Name": format!("{host}."), "Type": "A", "AliasTarget": alias } },
+        { "Action": "CREATE", "ResourceRecordSet":
+            { "Name": format!("{host}."), "Type": "TXT", "TTL": 300,
+              "ResourceRecords": [{ "Value": owner }] } },
+    ] });
+    std::fs::write(folder.join("batch.json"), batch.to_string()).expect("a file");
+    json_of(
+        folder,
+        &format!(
+            "route53 change-resource-record-sets --hosted-zone-id {zone} --change-batch \
+             file://batch.json"
+        ),
+    );
+    zone
+}
+
 /// The record set is in no template, because none can be imported: `dns-switch` makes it, here by a
 /// Route 53 that is not of these tests. (It refuses no simple record set beside weighted ones.)
 #[test]
@@ -269,27 +295,7 @@ fn the_record_set_moves_and_comes_back() {
     };
     let ((old, zone_of_albs), (new, _)) = (balancer("old"), balancer("new"));
     let host = format!("measurements.n{}.example.com", std::process::id());
-    let (_, domain) = host.split_once('.').expect("a domain");
-    let made = format!("route53 create-hosted-zone --name {domain} --caller-reference {domain}");
-    let zone = json_of(folder, &made)["HostedZone"]["Id"].as_str().expect("an id").to_owned();
-    let alias = json!({ "HostedZoneId": zone_of_albs, "DNSName": format!("{old}."),
-                        "EvaluateTargetHealth": true });
-    let owner = "\"heritage=external-dns,external-dns/owner=shared\"";
-    let batch = json!({ "Changes": [
-        { "Action": "CREATE", "ResourceRecordSet":
-            { "Name": format!("{host}."), "Type": "A", "AliasTarget": alias } },
-        { "Action": "CREATE", "ResourceRecordSet":
-            { "Name": format!("{host}."), "Type": "TXT", "TTL": 300,
-              "ResourceRecords": [{ "Value": owner }] } },
-    ] });
-    std::fs::write(folder.join("batch.json"), batch.to_string()).expect("a file");
-    json_of(
-        folder,
-        &format!(
-            "route53 change-resource-record-sets --hosted-zone-id {zone} --change-batch \
-             file://batch.json"
-        ),
-    );
+    let zone = zone_with(folder, &host, &old, &zone_of_albs);
     let sets = || {
         let listing = format!("route53 list-resource-record-sets --hosted-zone-id {zone}");
         let listing = json_of(folder, &listing);
