@@ -3,7 +3,6 @@
 
 use testkit::records::{LABEL, Record, session};
 use testkit::runs::{assert_code, signal, text, until};
-use testkit::services::Stores;
 
 use super::{assert_same_rows, merge, merged, of_records};
 
