@@ -126,7 +126,7 @@ async fn a_later_batch_of_the_same_session_is_stored_first_and_is_not_taken_back
     owner.close().await;
     until("the checkpoint", async || checkpoints(&stores).await == "1").await;
     stop(run, &stores).await;
-    assert_equal(&stores, &[&[shards.locked.clone()], &of_first[..]].concat()).await;
+    assert_equal(&stores, &[std::slice::from_ref(&shards.locked), &of_first[..]].concat()).await;
 }
 
 /// Two batches under way, one that is gathered, and the pages of `--parallel`.

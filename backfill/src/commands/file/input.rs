@@ -23,14 +23,14 @@ pub(crate) enum Input {
     File(PathBuf, u64),
     /// Another pipe than standard input.
     Pipe(PathBuf),
-    StandardInput,
+    Stdin,
 }
 
 impl fmt::Display for Input {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path, _) | Self::Pipe(path) => path.display().fmt(f),
-            Self::StandardInput => f.write_str("standard input"),
+            Self::Stdin => f.write_str("standard input"),
         }
     }
 }
@@ -60,10 +60,10 @@ impl Listing {
         let mut listing = Self::default();
         for path in paths {
             if path.as_os_str() == STANDARD_INPUT {
-                if listing.inputs.iter().any(|input| matches!(input, Input::StandardInput)) {
+                if listing.inputs.iter().any(|input| matches!(input, Input::Stdin)) {
                     bail!("- (standard input) is given twice, and can be read once");
                 }
-                listing.inputs.push(Input::StandardInput);
+                listing.inputs.push(Input::Stdin);
                 continue;
             }
             let metadata =
@@ -166,7 +166,7 @@ impl Input {
     pub(crate) fn open(&self, bytes: &Rc<Cell<u64>>) -> anyhow::Result<Box<dyn BufRead>> {
         let inner: Box<dyn Read> = match self {
             Self::File(path, _) | Self::Pipe(path) => Box::new(File::open(path)?),
-            Self::StandardInput => Box::new(io::stdin()),
+            Self::Stdin => Box::new(io::stdin()),
         };
         let counted = Counted { inner, bytes: Rc::clone(bytes) };
         let (beginning, raw) = peek(BufReader::with_capacity(1 << 16, counted))?;

@@ -78,9 +78,9 @@ struct OpenFile {
 pub(crate) struct Merged {
     planned: VecDeque<Planned>,
     /// Files of which a record waits; the first is the one with the earliest.
-    ready: BinaryHeap<Box<OpenFile>>,
+    ready: BinaryHeap<OpenFile>,
     /// Files that must be read on.
-    unread: Vec<Box<OpenFile>>,
+    unread: Vec<OpenFile>,
     /// What the open files hold.
     held_bytes: usize,
     bounds: Bounds,
@@ -175,7 +175,7 @@ impl Merged {
     fn open_next(&mut self, ended: &mut Vec<Ended>) {
         let Some(Planned { index, input, first, alone }) = self.planned.pop_front() else { return };
         match input.open(&self.bytes) {
-            Ok(bytes) => self.unread.push(Box::new(OpenFile {
+            Ok(bytes) => self.unread.push(OpenFile {
                 index,
                 alone,
                 values: Values::new(bytes),
@@ -183,7 +183,7 @@ impl Merged {
                 taken_bytes: 0,
                 next: first,
                 report: FileReport::new(input.to_string()),
-            })),
+            }),
             Err(error) => {
                 let reason = error::chain(error.as_ref());
                 ended.push((index, FileReport::unreadable(input.to_string(), reason)));
@@ -368,11 +368,11 @@ mod tests {
         for seed in 0..300 {
             let (mut rng, folder) = (Rng::with_seed(seed), TempDir::new().expect("a folder"));
             let mut files = vec![Vec::new(); rng.usize(1..8)];
-            for number in 0..rng.usize(..60) {
+            for (number, now) in (0..rng.usize(..60)).zip(0..) {
                 let created = match rng.u8(..10) {
                     0 => None,
                     1 => Some(rng.i64(-5..2_000)),
-                    _ => Some(number as i64),
+                    _ => Some(now),
                 };
                 let count = files.len();
                 files[rng.usize(..count)].push(record(number, created));
