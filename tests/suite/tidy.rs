@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CRATES: [&str; 2] = ["projector/src", "backfill/src"];
+const CRATES: [&str; 3] = ["projector/src", "function/src", "backfill/src"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
@@ -231,7 +231,7 @@ fn every_path_that_a_document_names_is_there() {
 /// A guarantee whose test was renamed or deleted is a claim.
 #[test]
 fn every_test_that_is_cited_exists() {
-    let code: String = ["projector/src", "backfill/src", "tests"]
+    let code: String = ["projector/src", "function/src", "backfill/src", "tests"]
         .iter()
         .flat_map(|folder| sources(folder).into_values())
         .collect();
@@ -274,7 +274,7 @@ fn every_variable_is_in_the_documents() {
 #[test]
 fn no_comment_and_no_sentence_of_a_document_is_wider_than_100_columns() {
     let mut wide = Vec::new();
-    for folder in ["projector/src", "backfill/src", "tests"] {
+    for folder in ["projector/src", "function/src", "backfill/src", "tests"] {
         for (path, source) in sources(folder) {
             let comments = source.lines().filter(|line| line.trim_start().starts_with("//"));
             wide.extend(

@@ -103,7 +103,7 @@ fn on_one_line(text: &str) -> String {
 #[test]
 fn every_section_that_is_named_anywhere_exists() {
     let mut paths = vec![root().join("samconfig.toml")];
-    for folder in ["infra", "scripts", "projector/src", "backfill/src"] {
+    for folder in ["infra", "scripts", "projector/src", "function/src", "backfill/src"] {
         files(&root().join(folder), &mut paths);
     }
     let mut found = 0;
