@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use md5::{Digest as _, Md5};
 use projector::bind;
 use projector::database::{Database, DedicatedConnection};
 use projector::deadline::Deadline;
@@ -16,6 +17,7 @@ use sqlx::Row as _;
 use time::OffsetDateTime;
 
 use crate::console;
+use crate::repair::lease;
 
 /// A run that was killed leaves its lock until the server notices that the connection is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,6 +55,14 @@ pub(crate) const REPAIR: Lock = Lock {
     command: None,
 };
 
+/// Of the one slice that handles a file of an export for a repair.
+pub(crate) fn of_slice(repair: i64, file: &str) -> Lock {
+    let digest: [u8; 16] = Md5::digest(format!("slice {repair} {file}")).into();
+    let (key, _) = digest.split_first_chunk().expect("a digest has 16 bytes");
+    let key = i64::from_be_bytes(*key);
+    Lock { key, commands: "slice of the same file", command: Some("backfill reconcile") }
+}
+
 /// Another run holds the lock: which one, and how to end it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -86,6 +96,27 @@ impl Held {
         Ok(Self { lock, connection, owner })
     }
 
+    /// Takes the lock from whoever has it, whose session is ended. With the session goes what it
+    /// was about to write: a slice that is called again never runs beside its predecessor, whatever
+    /// has become of that one. From then on the connection is fenced.
+    ///
+    /// # Errors
+    /// [`Error::LeaseEnded`]; and if the other session cannot be ended.
+    pub(crate) async fn take_over(
+        lock: Lock,
+        repair: i64,
+        database: &Database,
+    ) -> anyhow::Result<Self> {
+        type Found = (i32, Option<String>, Option<OffsetDateTime>, Option<String>);
+        let mut connection = database.connect().await?;
+        let found: Option<Found> = connection.fetch_first(HOLDER, bind![lock.key]).await?;
+        if let Some((pid, _, Some(since), _)) = found {
+            end(&mut connection, Owner { pid, since }).await;
+        }
+        let owner = take(lock, &mut connection).await?.map_err(HeldByAnother)?;
+        Ok(Self { lock, connection: connection.fenced(repair).await?, owner })
+    }
+
     /// The same, or `None` behind a pooler, which has no session that could hold a lock: that is
     /// said.
     ///
@@ -97,6 +128,9 @@ impl Held {
     ) -> anyhow::Result<Option<Self>> {
         match Self::take(lock, database).await {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Pooled)) => {
+                if lock.key == REPAIR.key {
+                    refuse_beside_lease(database).await?;
+                }
                 console::line(&format!(
                     "DATABASE_URL leads through a connection pooler, so nothing keeps another {} \
                      from running at the same time: see to it that none does",
@@ -159,6 +193,25 @@ impl Held {
     }
 }
 
+/// Behind a pooler nothing can end a lease that is dead.
+///
+/// # Errors
+/// [`HeldByAnother`] if a lease stands.
+async fn refuse_beside_lease(database: &Database) -> anyhow::Result<()> {
+    let standing = lease::standing(database).await.context("cannot read the table repairs")?;
+    let Some(lease) = standing.first() else { return Ok(()) };
+    let why = if lease.is_alive {
+        lease.refusal()
+    } else {
+        format!(
+            "the lease of {} is dead, and only a session can end it: name the database instance \
+             itself in DATABASE_URL, and run the same command again",
+            lease.name()
+        )
+    };
+    Err(HeldByAnother(why).into())
+}
+
 /// Takes the lock; the inner error says who holds it.
 async fn take(
     lock: Lock,
@@ -172,7 +225,8 @@ async fn take(
         let (taken, pid, since, _): (bool, i32, OffsetDateTime, String) =
             connection.fetch_one(sql, bind![lock.key, lock.command]).await?;
         if taken {
-            return Ok(Ok(Owner { pid, since }));
+            let owner = Owner { pid, since };
+            return Ok(refused_by_lease(lock, connection).await?.map_or(Ok(owner), Err));
         }
         if start.elapsed() >= PATIENCE {
             return Ok(Err(format!(
@@ -183,6 +237,18 @@ async fn take(
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Why a lease keeps the lock of repairs from who has just taken it. A dead one is ended. (The lock
+/// is free again once its connection is dropped.)
+async fn refused_by_lease(
+    lock: Lock,
+    connection: &mut DedicatedConnection,
+) -> Result<Option<String>, Error> {
+    if lock.key != REPAIR.key {
+        return Ok(None);
+    }
+    Ok(lease::clear(connection).await?.map(|standing| standing.refusal()))
 }
 
 /// Ends a session of our own whose connection is lost, which the server may not have noticed: it

@@ -5,6 +5,7 @@ pub(crate) mod candidates;
 pub(crate) mod conduct;
 pub(crate) mod cost;
 pub(crate) mod function;
+pub(crate) mod lease;
 pub(crate) mod ledger;
 pub(crate) mod look;
 pub(crate) mod reread;

@@ -97,6 +97,15 @@ pub enum Error {
         /// How many more there are.
         others: usize,
     },
+    /// The repair that a statement belongs to is over.
+    #[error(
+        "repair {repair} has ended, or another one has taken over from it, so nothing more is \
+            written for it: begin a new repair"
+    )]
+    LeaseEnded {
+        /// Its id in `repairs`.
+        repair: i64,
+    },
     /// Every session of a batch was refused for one and the same reason.
     #[error(
         "the database refuses every one of {sessions} sessions for the same reason ({reason}): \
@@ -164,6 +173,7 @@ impl Error {
             | Self::NoBucket { .. }
             | Self::Pooled
             | Self::NotDurable(_)
+            | Self::LeaseEnded { .. }
             | Self::AllRefused { .. } => Consequence::Fatal,
             Self::Connect(error) => error.consequence(),
             Self::Refused { cause, .. } => cause.consequence,
@@ -251,6 +261,7 @@ impl Error {
             Self::NotDurable(_) => "NotDurable",
             Self::RowVanished(_) => "RowVanished",
             Self::RowNotWritten { .. } => "RowNotWritten",
+            Self::LeaseEnded { .. } => "LeaseEnded",
             Self::AllRefused { .. } => "AllRefused",
             Self::RejectionNotStored { .. } => "RejectionNotStored",
             Self::Archive { .. } => "Archive",

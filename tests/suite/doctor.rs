@@ -63,6 +63,7 @@ async fn a_healthy_account_passes_and_nothing_is_written() {
         "database encoding",
         "database limits",
         "pending objects",
+        "repair leases",
         "clock: database",
         "database schema",
         "database privileges",
@@ -114,7 +115,7 @@ async fn each_fault_of_the_streams_and_the_bucket_is_found_beside_the_others() {
         assert!(finding["remedy"].as_str().expect("text").contains(remedy), "{finding}");
     }
     let output = output_as_text(&without_bucket, &server).await;
-    for part in ["✗ bucket", "✓ database login", "remedy: ", "3 of 18 checks failed"] {
+    for part in ["✗ bucket", "✓ database login", "remedy: ", "3 of 19 checks failed"] {
         assert!(output.contains(part), "{part}: {output}");
     }
 }

@@ -21,6 +21,7 @@ use crate::cli::Settings;
 use crate::console;
 use crate::outcome::Outcome;
 use crate::output::Output;
+use crate::repair::lease::{self, Standing};
 
 const DISCARDED: &str = "SELECT count(*) FROM rejected_records WHERE discarded_at IS NOT NULL";
 
@@ -54,6 +55,8 @@ FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace WHERE t.oid = to_r
 struct Status {
     /// Who holds the lock of `stream`; `null`: nobody.
     lock: Option<Holder>,
+    /// The repair by slices that has not ended; `null`: there is none.
+    lease: Option<Standing>,
     checkpoints: Vec<Checkpoint>,
     rejected: Rejected,
     /// How many objects `file`, `stream`, `merge` and `repair` have left pending.
@@ -152,8 +155,10 @@ async fn read(database: &Database) -> anyhow::Result<Status> {
         pending_objects::count(database).await.context("cannot read pending_objects")?;
     let (records, reasons) =
         by_reason.first().map_or((0, 0), |first| (first.all_records, first.all_reasons));
+    let leases = lease::standing(database).await.context("cannot read the table repairs")?;
     Ok(Status {
         lock,
+        lease: leases.into_iter().next(),
         checkpoints,
         rejected: Rejected { records, reasons, by_reason, discarded },
         objects_pending,

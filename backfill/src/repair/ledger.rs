@@ -29,6 +29,8 @@ pub(crate) enum Source {
     Redrive,
     /// Another database, or an archive.
     Merge,
+    /// The files of exports, each in invocations of the function.
+    Reconcile,
 }
 
 impl Source {
@@ -40,6 +42,7 @@ impl Source {
             Self::Keys => "keys",
             Self::Redrive => "redrive",
             Self::Merge => "merge",
+            Self::Reconcile => "reconcile",
         }
     }
 }
@@ -179,7 +182,14 @@ mod tests {
         assert!(!any(&database).await.expect("an answer"));
         let connection = &mut connection;
 
-        let sources = [Source::Scan, Source::Export, Source::Keys, Source::Redrive, Source::Merge];
+        let sources = [
+            Source::Scan,
+            Source::Export,
+            Source::Keys,
+            Source::Redrive,
+            Source::Reconcile,
+            Source::Merge,
+        ];
         let mut last = 0;
         for source in sources {
             let begun = begin(connection, source).await.expect("the schema takes every source");

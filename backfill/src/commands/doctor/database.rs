@@ -27,9 +27,10 @@ use super::finding::{AGAIN, Finding, LIMIT, Verdict};
 use crate::commands::migrate::changes::Changes;
 use crate::commands::migrate::grants::{self, LACKING};
 use crate::commands::migrate::schema::{self, Applied};
+use crate::repair::lease;
 
 /// The checks that need a login, in their order.
-const AFTER_LOGIN: [&str; 9] = [
+const AFTER_LOGIN: [&str; 10] = [
     "database route",
     "database TLS",
     "database role",
@@ -38,6 +39,7 @@ const AFTER_LOGIN: [&str; 9] = [
     "database schema",
     "database privileges",
     "pending objects",
+    "repair leases",
     "clock: database",
 ];
 
@@ -96,6 +98,8 @@ pub(super) async fn check(config: Config) -> Vec<Finding> {
     findings.push(privileges.of("database privileges", start.elapsed()));
     let start = Instant::now();
     findings.push(pending(&database).await.of("pending objects", start.elapsed()));
+    let start = Instant::now();
+    findings.push(leases(&database).await.of("repair leases", start.elapsed()));
     let apart =
         clock::judge("the database's", facts.clock - here, "of this machine, or of the database");
     findings.push(apart.of("clock: database", took));
@@ -178,6 +182,26 @@ async fn pending(database: &Database) -> Verdict {
             "{count}: a run that is under way writes them at its end, or else `backfill objects \
              --pending` does"
         )),
+        Ok(Err(_)) | Err(_) => {
+            Verdict::unknown("not known: see the schema and the privileges above")
+        }
+    }
+}
+
+/// Who repairs by slices. That is no fault, but `repair`, `merge` and `redrive` refuse meanwhile.
+async fn leases(database: &Database) -> Verdict {
+    match timeout(LIMIT, lease::standing(database)).await {
+        Ok(Ok(leases)) => match leases.first() {
+            None => Verdict::works("none"),
+            Some(lease) if lease.is_alive => Verdict::works(format!(
+                "{}: `repair`, `merge` and `redrive` refuse to run until it ends",
+                lease.name()
+            )),
+            Some(lease) => Verdict::works(format!(
+                "{}: it is dead, and the next `repair`, `merge` or `redrive` ends it",
+                lease.name()
+            )),
+        },
         Ok(Err(_)) | Err(_) => {
             Verdict::unknown("not known: see the schema and the privileges above")
         }

@@ -8,6 +8,7 @@ use super::{Checkpoint, Rejected, Rows, Status};
 use crate::advisory_lock::Holder;
 use crate::console::{clock, span};
 use crate::layout;
+use crate::repair::lease::Standing;
 
 /// At most this many shards of a stream are listed; those with the greatest lag come first.
 const LISTED: usize = 50;
@@ -15,7 +16,7 @@ const HEADINGS: [&str; 5] = ["SHARD", "READ THROUGH", "LAG", "UPDATED", "SEQUENC
 
 /// The whole status, as text for a terminal of this width.
 pub(super) fn render(status: &Status, width: usize) -> String {
-    let mut text = lock(status.lock.as_ref());
+    let mut text = lock(status.lock.as_ref()) + &lease(status.lease.as_ref());
     if status.checkpoints.is_empty() {
         text += "checkpoints: none; `backfill stream` begins at TRIM_HORIZON\n";
     }
@@ -46,6 +47,17 @@ fn lock(holder: Option<&Holder>) -> String {
         "lock: held by a `backfill stream` or `repair` (server process {pid}{address}{since}); to \
             end it: `SELECT pg_terminate_backend({pid})`\n"
     )
+}
+
+/// Most databases have none, so nothing is said then.
+fn lease(standing: Option<&Standing>) -> String {
+    let Some(standing) = standing else { return String::new() };
+    let meaning = if standing.is_alive {
+        "`repair`, `merge` and `redrive` refuse to run until it ends"
+    } else {
+        "it is dead: the next `repair`, `merge` or `redrive` ends it"
+    };
+    format!("lease: {}; {meaning}\n", standing.name())
 }
 
 /// The shards of one stream.
@@ -147,6 +159,7 @@ mod tests {
     fn status(checkpoints: Vec<Checkpoint>) -> Status {
         Status {
             lock: None,
+            lease: None,
             checkpoints,
             rejected: Rejected::default(),
             objects_pending: 0,

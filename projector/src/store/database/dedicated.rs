@@ -1,6 +1,12 @@
 //! A connection that one command has to itself, because it needs a session: `backfill stream` holds
 //! its lock with it, and `backfill migrate` changes the schema over it. Nothing here is repeated: a
 //! session that was lost is lost.
+//!
+//! A *fenced* connection belongs to a repair whose row in `repairs` is its lease. Each statement is
+//! a transaction that first locks that row with `FOR KEY SHARE`, if the repair has not ended.
+//! Whoever ends it locks the row with `FOR UPDATE`, which waits for these transactions and lets no
+//! other begin: so nothing is written for a repair that has ended, whatever any clock says. The
+//! owner's heartbeat is an update of other columns, and conflicts with neither.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,22 +19,60 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Connection as _, Executor as _, FromRow, PgConnection};
 
 use super::STATEMENT_TIMEOUT;
-use crate::deadline;
 use crate::error::Error;
+use crate::{bind, deadline};
+
+/// Locks the row of a repair that has not ended.
+const FENCE: &str = "SELECT id FROM repairs WHERE id = $1 AND ended_at IS NULL FOR KEY SHARE";
+/// A client that dies between the statements of a transaction must not hold its locks for long.
+const FENCED_IDLE_LIMIT: &str = "SET idle_in_transaction_session_timeout = '10s'";
 
 /// A connection of a command's own, from [`super::Database::connect`].
 #[derive(Debug)]
-pub struct DedicatedConnection(PgConnection);
+pub struct DedicatedConnection {
+    pg: PgConnection,
+    /// The repair that each statement is written for, if the connection is fenced.
+    fence: Option<i64>,
+    /// A transaction was begun, and its end is not known.
+    in_transaction: bool,
+}
 
 impl DedicatedConnection {
-    pub(super) fn new(connection: PgConnection) -> Self {
-        Self(connection)
+    pub(super) fn new(pg: PgConnection) -> Self {
+        Self { pg, fence: None, in_transaction: false }
+    }
+
+    /// From now on no statement runs after this repair has ended.
+    ///
+    /// # Errors
+    /// [`Error::LeaseEnded`] if it has ended already; and as [`DedicatedConnection::fetch`].
+    pub async fn fenced(mut self, repair: i64) -> Result<Self, Error> {
+        self.execute(FENCED_IDLE_LIMIT).await?;
+        self.fence = Some(repair);
+        self.keep().await?;
+        Ok(self)
+    }
+
+    /// Whether each statement is fenced.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fence.is_some()
+    }
+
+    /// Sees that the connection is there, and that the repair of a fenced one has not ended. By the
+    /// time of the answer it may have.
+    ///
+    /// # Errors
+    /// [`Error::LeaseEnded`]; and as [`DedicatedConnection::fetch`].
+    pub async fn keep(&mut self) -> Result<(), Error> {
+        self.fetch::<(i32,)>("SELECT 1", bind![]).await.map(drop)
     }
 
     /// Runs one statement, and returns its rows.
     ///
     /// # Errors
-    /// [`Error::Database`], also if a row is not what `T` reads; [`Error::StatementTimeout`].
+    /// [`Error::Database`], also if a row is not what `T` reads; [`Error::StatementTimeout`]; over
+    /// a fenced connection [`Error::LeaseEnded`].
     pub async fn fetch<T>(
         &mut self,
         sql: &'static str,
@@ -38,8 +82,55 @@ impl DedicatedConnection {
         T: for<'row> FromRow<'row, PgRow>,
     {
         let arguments = arguments().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
-        let rows = limited(sqlx::query_with(sql, arguments).fetch_all(&mut self.0)).await?;
+        let rows = match self.fence {
+            Some(repair) => self.fenced_rows(repair, sql, arguments).await?,
+            None => self.rows(sql, arguments).await?,
+        };
         rows.iter().map(T::from_row).collect::<Result<_, _>>().map_err(Error::Database)
+    }
+
+    async fn rows(
+        &mut self,
+        sql: &'static str,
+        arguments: PgArguments,
+    ) -> Result<Vec<PgRow>, Error> {
+        limited(sqlx::query_with(sql, arguments).fetch_all(&mut self.pg)).await
+    }
+
+    /// One statement in a transaction that locks the repair's row before it.
+    async fn fenced_rows(
+        &mut self,
+        repair: i64,
+        sql: &'static str,
+        arguments: PgArguments,
+    ) -> Result<Vec<PgRow>, Error> {
+        if self.in_transaction {
+            self.end_transaction("ROLLBACK").await?;
+        }
+        self.in_transaction = true;
+        self.execute("BEGIN").await?;
+        let running = async {
+            let fence = bind![repair];
+            let fence = fence().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
+            if self.rows(FENCE, fence).await?.is_empty() {
+                return Err(Error::LeaseEnded { repair });
+            }
+            self.rows(sql, arguments).await
+        };
+        match running.await {
+            Ok(rows) => self.end_transaction("COMMIT").await.map(|()| rows),
+            Err(error) => {
+                // If this fails too, the next statement tries it again.
+                let _ = self.end_transaction("ROLLBACK").await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn end_transaction(&mut self, how: &str) -> Result<(), Error> {
+        self.execute(how).await?;
+        self.in_transaction = false;
+        Ok(())
     }
 
     /// The same, and returns the first row; `None` if there is none.
@@ -79,7 +170,7 @@ impl DedicatedConnection {
     /// # Errors
     /// [`Error::Database`] or [`Error::StatementTimeout`].
     pub async fn execute(&mut self, sql: &str) -> Result<(), Error> {
-        limited(self.0.execute(sql)).await.map(drop)
+        limited(self.pg.execute(sql)).await.map(drop)
     }
 
     /// Applies the pending migrations. They have no time limit but the one for locks: a migration
@@ -89,7 +180,7 @@ impl DedicatedConnection {
     /// # Errors
     /// [`MigrateError`]; the migration that stopped is rolled back.
     pub async fn migrate(&mut self, migrator: &Migrator) -> Result<(), MigrateError> {
-        migrator.run(&mut self.0).await
+        migrator.run(&mut self.pg).await
     }
 
     /// Closes the connection.
@@ -97,7 +188,7 @@ impl DedicatedConnection {
     /// # Errors
     /// If the server cannot be told, or not in time.
     pub async fn close(self) -> Result<(), Error> {
-        limited(self.0.close()).await
+        limited(self.pg.close()).await
     }
 }
 
