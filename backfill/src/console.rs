@@ -5,6 +5,7 @@
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -25,6 +26,14 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
     MultiProgress::with_draw_target(target)
 });
 
+/// Whether lines are part of a log.
+static TO_LOG: AtomicBool = AtomicBool::new(false);
+
+/// From now on lines go to the log: nobody looks on, and what reads the log takes no plain text.
+pub(crate) fn lines_to_log() {
+    TO_LOG.store(true, Ordering::Relaxed);
+}
+
 /// Whether somebody looks on at a terminal that can draw bars; `TERM=dumb` cannot.
 fn is_interactive() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
@@ -37,6 +46,10 @@ pub(crate) fn has_color() -> bool {
 
 /// A line for the operator, above the bars.
 pub(crate) fn line(text: &str) {
+    if TO_LOG.load(Ordering::Relaxed) {
+        tracing::info!("{text}");
+        return;
+    }
     let fitted = terminal_width(&std::io::stderr()).map(|width| layout::fit(text, width));
     let text = fitted.as_deref().unwrap_or(text);
     BARS.suspend(|| {

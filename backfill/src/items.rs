@@ -5,6 +5,7 @@ pub(crate) mod api;
 pub(crate) mod export;
 pub(crate) mod manifest;
 pub(crate) mod place;
+pub(crate) mod slice_file;
 
 use std::fmt::Write as _;
 

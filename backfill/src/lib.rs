@@ -24,6 +24,7 @@ mod pending_objects;
 pub mod program;
 mod rate;
 mod read_ahead;
+pub mod reconcile;
 mod rejected_records;
 mod repair;
 mod replay;

@@ -225,8 +225,10 @@ struct Input {
     decoder: MultiGzDecoder<Vec<u8>>,
     /// Not decompressed yet.
     compressed: VecDeque<Vec<u8>>,
-    /// How many items were taken.
+    /// How many items were taken or passed over.
     read: u64,
+    /// This many items at the beginning are passed over.
+    skip: u64,
     /// No byte came so far. A partition without items may have a file without bytes, not even those
     /// of an empty gzip: the manifest says so.
     empty: bool,
@@ -236,6 +238,12 @@ struct Input {
 fn read_item(line: &[u8], of_sessions: bool) -> anyhow::Result<Item> {
     let line: Line<'_> = serde_json::from_slice(line).context("it is not {\"Item\": {...}}")?;
     Ok(items::read(line.item.get().as_bytes(), of_sessions))
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is one of the ways to read a line")]
+fn read_item_or_why_not(line: &[u8], of_sessions: bool) -> anyhow::Result<Item> {
+    let none = |error: anyhow::Error| Item::Malformed(None, format!("{error:#}"));
+    Ok(read_item(line, of_sessions).unwrap_or_else(none))
 }
 
 fn read_change(line: &[u8], of_sessions: bool) -> anyhow::Result<ChangedKey> {
@@ -249,9 +257,22 @@ fn read_change(line: &[u8], of_sessions: bool) -> anyhow::Result<ChangedKey> {
 }
 
 impl ExportFile {
+    /// A file that somebody else has found.
+    pub(crate) fn new(place: Place, file: DataFile, of_sessions: bool) -> Self {
+        Self { place, file, of_sessions }
+    }
+
     /// The items of a full export, from the first. Nothing is read yet.
     pub(crate) fn batches(&self) -> Batches {
         self.lines(read_item)
+    }
+
+    /// The items from this line on, counted from 0. A line that is no item at all is a malformed
+    /// one: the MD5 of the whole file says whether the file is damaged. Nothing is read yet.
+    pub(crate) fn batches_from(&self, line: u64) -> Batches {
+        let mut batches = self.lines(read_item_or_why_not);
+        batches.input.skip = line;
+        batches
     }
 
     /// The keys of an incremental export, from the first. Nothing is read yet.
@@ -271,6 +292,7 @@ impl ExportFile {
                 decoder: MultiGzDecoder::new(Vec::new()),
                 compressed: VecDeque::new(),
                 read: 0,
+                skip: 0,
                 empty: true,
                 ended: false,
             },
@@ -279,6 +301,11 @@ impl ExportFile {
 }
 
 impl<T> Batches<T> {
+    /// How many lines were read so far, those that were passed over included.
+    pub(crate) fn lines_read(&self) -> u64 {
+        self.input.read
+    }
+
     /// The next lines; `None` after the last one, once the file was found to be whole.
     ///
     /// # Errors
@@ -351,6 +378,9 @@ impl Input {
                 continue;
             }
             self.read += 1;
+            if self.read <= self.skip {
+                continue;
+            }
             items.push(read(line).with_context(|| format!("line {}", self.read))?);
         }
         text.drain(..start);

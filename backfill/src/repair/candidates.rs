@@ -17,7 +17,7 @@
 mod changed_rows;
 pub(crate) mod exports;
 mod keys_file;
-mod windows;
+pub(crate) mod windows;
 
 #[cfg(test)]
 mod tests;

@@ -25,13 +25,14 @@ use crate::repair::ledger;
 use crate::repair::look::Looker;
 use crate::repair::run::{End, Limits, Repair};
 use crate::repair::source::Source;
+use crate::repair::streams::Streams;
 use crate::repair::tally::Tally;
 use crate::replay::background::{Background, Summary};
 use crate::replay::run::Pace;
 use crate::stop::Stop;
 
 /// The timeout that `infra/projector.yaml` gives the function.
-const FUNCTION_TIMEOUT: time::Duration = time::Duration::seconds(180);
+pub(crate) const FUNCTION_TIMEOUT: time::Duration = time::Duration::seconds(180);
 /// Records are stored in batches of at most this many.
 const BATCH_SIZE: usize = 2_500;
 
@@ -95,7 +96,7 @@ impl Conductor<'_> {
         let projector = Arc::clone(&self.projector);
         let mut streams = Background::start(self.aws, projector, (pace, resume)).await?;
         let progress = Progress::start(length);
-        let held = (lock, &mut streams);
+        let held = (lock, Streams::Own(&mut streams));
         let limits = Limits { function_timeout, max_rate: self.max_rate };
         let mut repair = Repair::new(looker, &self.projector, held, limits, progress);
         let ended = self.after_the_streams(&mut repair, source, function_timeout).await;

@@ -19,7 +19,6 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
 use projector::apply::{Known, Pace, Projector, reconcile};
 use projector::archive::Archive;
-use projector::bind;
 use projector::deadline::Deadline;
 use projector::error::{self, Error};
 use projector::pending_objects;
@@ -36,12 +35,13 @@ use crate::rate::Rate;
 use crate::read_ahead::send_all;
 use crate::rejected_records;
 use crate::repair::candidates::Batch as Candidates;
+use crate::repair::lines::Lines;
 use crate::repair::look::{Looker, Looks, MalformedItem, Objects};
 use crate::repair::source::{Named, Source, Step};
+use crate::repair::streams::Streams;
 use crate::repair::tally::Tally;
 use crate::repair::upsert::{Fate, NotUpserted, upsert};
-use crate::repair::waiting::{Batch, ReadThrough, Waiting};
-use crate::replay::background::Background;
+use crate::repair::waiting::{Batch, Waiting};
 use crate::retry::{MAX_TRIES, pause_after, retry_transient};
 use crate::stop::Stop;
 
@@ -83,7 +83,15 @@ pub(crate) struct Limits {
 /// What a job came to, and in which epoch it was begun.
 enum Done {
     Looked(u64, Vec<Key>, anyhow::Result<Looks>),
-    Objects(anyhow::Result<Objects>),
+    /// The parts that were equal at their first look, and what became of their objects.
+    Objects(Vec<Key>, anyhow::Result<Objects>),
+}
+
+/// Sessions whose objects are to be asked for.
+struct Equal {
+    sessions: Vec<String>,
+    /// Their parts, if lines of a file name them.
+    keys: Vec<Key>,
 }
 
 /// The looks and the questions for objects.
@@ -116,7 +124,7 @@ pub(crate) struct Repair<'a> {
     pub(crate) projector: &'a Projector,
     /// Keeps other repairs, merges and redrives away; images are written over its connection.
     pub(crate) lock: Held,
-    pub(crate) streams: &'a mut Background,
+    pub(crate) streams: Streams<'a>,
     limits: Limits,
     /// What was written, in sessions.
     writes: Rate,
@@ -132,7 +140,10 @@ pub(crate) struct Repair<'a> {
     locked: HashMap<Key, u32>,
     /// Sessions whose parts were equal at a first look, or that only the bucket may hold: their
     /// objects are still to be asked for.
-    equal: VecDeque<Vec<String>>,
+    equal: VecDeque<Equal>,
+    /// The lines of a file that name the parts, if it is the source. Nothing else is repaired then:
+    /// other parts have slices of their own.
+    pub(crate) lines: Option<Lines>,
     /// Grows each time that the lock's connection was lost: what was seen before counts no more.
     epoch: u64,
     /// How often in a row the connection failed.
@@ -143,7 +154,7 @@ impl<'a> Repair<'a> {
     pub(crate) fn new(
         looker: &'a Looker<'a>,
         projector: &'a Projector,
-        (lock, streams): (Held, &'a mut Background),
+        (lock, streams): (Held, Streams<'a>),
         limits: Limits,
         progress: Progress,
     ) -> Self {
@@ -162,9 +173,15 @@ impl<'a> Repair<'a> {
             unread: VecDeque::new(),
             locked: HashMap::new(),
             equal: VecDeque::new(),
+            lines: None,
             epoch: 0,
             failures: 0,
         }
+    }
+
+    /// The same for the lines of a file, in a function.
+    pub(crate) fn of_lines(self, lines: Lines) -> Self {
+        Self { lines: Some(lines), waiting: Waiting::in_function(), ..self }
     }
 
     /// Settles every candidate of the source.
@@ -231,7 +248,10 @@ impl<'a> Repair<'a> {
     }
 
     fn take(&mut self, step: Step) {
-        let Step { batch, named_by, untried, unheld } = step;
+        let Step { batch, named_by, untried, unheld, piece } = step;
+        if let Some((lines, piece)) = self.lines.as_mut().zip(piece) {
+            lines.add(piece);
+        }
         for (key, identity) in named_by {
             let is_under_way = self.under_way.contains(&key);
             self.named.add(key, identity, is_under_way);
@@ -245,19 +265,48 @@ impl<'a> Repair<'a> {
             self.tally.malformed.add("an item without a valid key", &reason);
         }
         self.tally.equal += equal.len() as u64;
+        let equal: Vec<Key> = equal.into_iter().map(|(key, _)| key).collect();
         if self.looker.archive.is_some() {
-            let mut sessions: Vec<String> =
-                equal.into_iter().map(|((_, session_id), _)| session_id).chain(unheld).collect();
-            sessions.sort_unstable();
-            sessions.dedup();
-            let chunks = sessions.chunks(OBJECTS).map(<[String]>::to_vec);
-            self.equal.extend(chunks);
+            self.ask_for_objects(&equal, unheld);
+        } else {
+            self.settle_lines(&equal);
         }
         self.tally.items += items;
         for key in differing {
             self.begin(key);
         }
         self.show(items);
+    }
+
+    /// The objects of parts that were equal are still to be asked for.
+    fn ask_for_objects(&mut self, equal: &[Key], unheld: Vec<String>) {
+        let of_parts = equal.iter().map(|(_, session_id)| session_id.clone());
+        let mut sessions: Vec<String> = of_parts.chain(unheld).collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        for sessions in sessions.chunks(OBJECTS) {
+            let mut keys = Vec::new();
+            if self.lines.is_some() {
+                let is_asked = |(_, session_id): &&Key| sessions.binary_search(session_id).is_ok();
+                keys.extend(equal.iter().filter(is_asked).cloned());
+            }
+            self.equal.push_back(Equal { sessions: sessions.to_vec(), keys });
+        }
+    }
+
+    /// Nothing is left to do for those of these parts that are not under way.
+    fn settle_lines(&mut self, keys: &[Key]) {
+        let Some(lines) = &mut self.lines else { return };
+        for key in keys.iter().filter(|key| !self.under_way.contains(*key)) {
+            lines.settle(key);
+        }
+    }
+
+    /// An object is newer than the row: nobody knows what it holds of this part.
+    fn begin_ahead(&mut self, key: Key) {
+        if self.lines.as_ref().is_none_or(|lines| lines.is_open(&key)) {
+            self.begin(key);
+        }
     }
 
     /// A part is to be looked at, unless it is under way: a later change of it is in the streams.
@@ -270,7 +319,9 @@ impl<'a> Repair<'a> {
 
     fn next_job(&mut self) -> Option<LocalBoxFuture<'a, Done>> {
         let (looker, epoch) = (self.looker, self.epoch);
-        if !self.unread.is_empty() {
+        // Equal parts come before others of a file, so that its first lines are settled first.
+        let equal_first = self.lines.is_some() && !self.equal.is_empty();
+        if !self.unread.is_empty() && !equal_first {
             let some = self.unread.len().min(KEYS_PER_CALL);
             let keys: Vec<Key> = self.unread.drain(..some).collect();
             return Some(Box::pin(async move {
@@ -278,19 +329,19 @@ impl<'a> Repair<'a> {
                 Done::Looked(epoch, keys, looks)
             }));
         }
-        let equal = self.equal.pop_front()?;
-        Some(Box::pin(async move { Done::Objects(looker.objects(&equal).await) }))
+        let Equal { sessions, keys } = self.equal.pop_front()?;
+        Some(Box::pin(async move { Done::Objects(keys, looker.objects(&sessions).await) }))
     }
 
     async fn on_done(&mut self, done: Done) -> anyhow::Result<()> {
         match done {
-            Done::Objects(objects) => {
+            Done::Objects(keys, objects) => {
                 let Objects { ahead, behind } = objects?;
                 for key in ahead {
-                    // The object is newer than the row: nobody knows what it holds.
-                    self.begin(key);
+                    self.begin_ahead(key);
                 }
                 self.on_objects_behind(behind).await?;
+                self.settle_lines(&keys);
             }
             Done::Looked(epoch, keys, looks) => {
                 let looks = looks?;
@@ -313,7 +364,7 @@ impl<'a> Repair<'a> {
             self.waiting.add(images, read_at)?;
         }
         for key in ahead {
-            self.begin(key);
+            self.begin_ahead(key);
         }
         self.on_objects_behind(behind).await?;
         self.settled(equal).await
@@ -322,10 +373,7 @@ impl<'a> Repair<'a> {
     /// Writes the images whose hold is over, as many as the limit allows by now. The others come
     /// with the next look at the holds.
     async fn write_what_is_over(&mut self, stop: &Stop) -> anyhow::Result<()> {
-        let through = ReadThrough {
-            sessions: self.streams.read_through(true),
-            scans: self.streams.read_through(false),
-        };
+        let through = self.streams.read_through().await?;
         let now = OffsetDateTime::now_utc();
         self.waiting.observe(&through, self.limits.function_timeout, now);
         while !stop.requested()
@@ -400,9 +448,15 @@ impl<'a> Repair<'a> {
         if items.is_empty() {
             return Ok(());
         }
+        if self.lock.connection().is_fenced() {
+            // Not exact, and it need not be: a rejection names a key that is to be read again.
+            self.lock.connection().keep().await?;
+        }
         let mut images = Vec::with_capacity(items.len());
+        let mut keys = Vec::with_capacity(items.len());
         for MalformedItem { key, fault, json } in items {
             self.under_way.remove(&key);
+            keys.push(key.clone());
             self.tally.malformed.add(&items::name(&key), &fault.logged);
             let (part, session_id) = key;
             images.push(RejectedImage { part, session_id, json, reason: fault.reason });
@@ -411,6 +465,11 @@ impl<'a> Repair<'a> {
         store_images(database, tables, &images, Deadline::NONE)
             .await
             .context("cannot store items that cannot be applied in rejected_records")?;
+        if let Some(lines) = &mut self.lines {
+            for key in &keys {
+                lines.reject(key);
+            }
+        }
         Ok(())
     }
 
@@ -420,6 +479,9 @@ impl<'a> Repair<'a> {
         for key in keys {
             done.append(&mut self.named.settled(&key));
             self.under_way.remove(&key);
+            if let Some(lines) = &mut self.lines {
+                lines.settle(&key);
+            }
             if self.named.again(&key) {
                 self.begin(key);
             }
@@ -476,6 +538,9 @@ impl<'a> Repair<'a> {
                 None => self.tally.objects += 1,
                 Some((session_id, error)) => {
                     self.tally.failed_objects.add(&session_id, &error::chain(&error));
+                    if let Some(lines) = &mut self.lines {
+                        lines.leave(&session_id);
+                    }
                     anyhow::ensure!(
                         self.tally.failed_objects.count <= OBJECTS_FAILED_AT_MOST,
                         "more than {OBJECTS_FAILED_AT_MOST} objects could not be written, the \
@@ -489,15 +554,20 @@ impl<'a> Repair<'a> {
     }
 
     async fn keep_lock(&mut self) -> anyhow::Result<()> {
-        let asking = self.lock.connection().fetch::<(i32,)>("SELECT 1", bind![]);
-        match asking.await {
-            Ok(_) => Ok(()),
+        match self.lock.connection().keep().await {
+            Ok(()) => Ok(()),
+            Err(error @ Error::LeaseEnded { .. }) => Err(error.into()),
             Err(error) => self.look_anew(&error).await,
         }
     }
 
     /// Takes the lock over a new connection, and begins everything that is under way anew.
     async fn look_anew(&mut self, lost: &Error) -> anyhow::Result<()> {
+        if self.lock.connection().is_fenced() {
+            // What was sent over it may still be written. The next call ends its session first.
+            let lost = error::chain(lost);
+            anyhow::bail!("the connection of this slice was lost ({lost}): call the slice again");
+        }
         self.epoch += 1;
         while let Some(keys) = self.waiting.take_keys()? {
             self.unread.extend(keys);

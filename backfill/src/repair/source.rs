@@ -12,6 +12,8 @@ use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
 use crate::rejected_records::{self, Filter, Rejected};
 use crate::repair::candidates::{Batch, Candidates};
+use crate::repair::lines::Piece;
+use crate::repair::slice::Slice;
 use crate::repair::unheld::UnheldObjects;
 
 /// Some parts that may differ, and the rejected records that name them, by identity.
@@ -23,6 +25,8 @@ pub(crate) struct Step {
     pub(crate) untried: Vec<String>,
     /// Sessions that only the bucket may hold.
     pub(crate) unheld: Vec<String>,
+    /// The lines of a file that name the parts.
+    pub(crate) piece: Option<Piece>,
 }
 
 impl Step {
@@ -40,6 +44,8 @@ pub(crate) enum Source<'a> {
     /// The parts that rows or items hold, and then the sessions that only the bucket may hold.
     Tables(Candidates<'a>, Option<UnheldObjects<'a>>),
     Rejected(RejectedKeys<'a>),
+    /// The lines of one file.
+    Slice(Slice<'a>),
 }
 
 impl Source<'_> {
@@ -58,6 +64,11 @@ impl Source<'_> {
                 Ok(sessions.map(|unheld| Step { unheld, ..Step::default() }))
             }
             Self::Rejected(rejected) => rejected.next().await,
+            Self::Slice(slice) => {
+                let Some(seen) = slice.next().await? else { return Ok(None) };
+                let (batch, piece) = seen.into_candidates();
+                Ok(Some(Step { batch, piece: Some(piece), ..Step::default() }))
+            }
         }
     }
 }

@@ -50,9 +50,29 @@ pub(crate) struct ReadThrough {
     pub(crate) scans: Vec<Option<OffsetDateTime>>,
 }
 
+/// How much may wait at once.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    bytes: u64,
+    parts: usize,
+}
+
+/// On a machine.
+const MACHINE: Room = Room { bytes: BYTES_AT_MOST, parts: PARTS_AT_MOST };
+/// In a function, whose `/tmp` has 512 MB (AWS Lambda Developer Guide, "Configure ephemeral
+/// storage for Lambda functions"). A file that was waited in stays until all of it is over.
+const FUNCTION: Room = Room { bytes: 256 << 20, parts: 100_000 };
+
+impl Default for Room {
+    fn default() -> Self {
+        MACHINE
+    }
+}
+
 /// All images that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
+    room: Room,
     file: Option<(Arc<File>, u64)>,
     batches: Vec<Stored>,
     bytes: u64,
@@ -95,8 +115,13 @@ impl Waiting {
         self.parts
     }
 
+    /// With the room that a function has.
+    pub(crate) fn in_function() -> Self {
+        Self { room: FUNCTION, ..Self::default() }
+    }
+
     pub(crate) fn is_full(&self) -> bool {
-        self.parts >= PARTS_AT_MOST || self.bytes >= BYTES_AT_MOST
+        self.parts >= self.room.parts || self.bytes >= self.room.bytes
     }
 
     /// Begins the hold of images that were read at `read_at` at the latest.

@@ -83,6 +83,11 @@ impl Background {
         if reached { Ok(()) } else { Err(self.failed().await) }
     }
 
+    /// Whether everything that was created before the cutoff is stored.
+    pub(crate) fn has_reached_cutoff(&self) -> bool {
+        *self.reached_cutoff.borrow()
+    }
+
     /// Up to when everything of each stream of a table has been read and stored; `None` if nothing
     /// can be said of it.
     pub(crate) fn read_through(&self, of_sessions: bool) -> Vec<Option<OffsetDateTime>> {

@@ -12,7 +12,7 @@
 //!
 //! Nothing is written, so the run may be dropped between any two steps.
 
-mod pending;
+pub(crate) mod pending;
 mod progress;
 
 use futures_util::TryStreamExt as _;
