@@ -4,6 +4,7 @@ mod exports;
 mod exports_in_s3;
 mod large;
 mod moving;
+mod slices;
 mod traps;
 
 use std::process::Output;

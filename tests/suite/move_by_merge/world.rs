@@ -102,9 +102,14 @@ impl World {
     }
 }
 
+/// The id of a session.
+pub(crate) fn session_id(number: usize) -> String {
+    format!("session-{:08x}", number.wrapping_mul(2_654_435_761) & 0xffff_ffff)
+}
+
 /// A session and its two scans, as this step writes them.
 fn parts(number: usize, step: usize) -> [Draft; 3] {
-    let id = format!("session-{:08x}", number.wrapping_mul(2_654_435_761) & 0xffff_ffff);
+    let id = session_id(number);
     let length = format!("24{}.{}", number % 10, step % 97 + 1);
     let mut left = scan(&id, "left", &length);
     if number.is_multiple_of(7) {

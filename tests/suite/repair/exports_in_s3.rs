@@ -25,16 +25,16 @@ fn after_all_changes() -> i64 {
 }
 
 /// Exports in a bucket of their own.
-struct Exports {
-    bucket: String,
+pub(super) struct Exports {
+    pub(super) bucket: String,
     /// Every file, by its key.
-    files: BTreeMap<String, Vec<u8>>,
+    pub(super) files: BTreeMap<String, Vec<u8>>,
     /// The flags that name each export.
     flags: Vec<String>,
 }
 
 impl Exports {
-    async fn none() -> Self {
+    pub(super) async fn none() -> Self {
         let bucket = format!("exports-{:016x}", fastrand::u64(..));
         let client = s3(&service("AWS_ENDPOINT_URL")).await;
         client.create_bucket().bucket(&bucket).send().await.expect("a bucket");
@@ -54,7 +54,7 @@ impl Exports {
         exports
     }
 
-    async fn add(&mut self, files: &Files, prefix: &str, kms_key: Option<&str>) {
+    pub(super) async fn add(&mut self, files: &Files, prefix: &str, kms_key: Option<&str>) {
         let (folder, files) = exports::in_bucket(files, (&self.bucket, prefix), kms_key);
         self.flags.extend(["--export".to_owned(), format!("s3://{}/{folder}", self.bucket)]);
         for (key, bytes) in files {
@@ -63,19 +63,19 @@ impl Exports {
         }
     }
 
-    async fn put(&self, key: &str, bytes: Vec<u8>) {
+    pub(super) async fn put(&self, key: &str, bytes: Vec<u8>) {
         let client = s3(&service("AWS_ENDPOINT_URL")).await;
         let put = client.put_object().bucket(&self.bucket).key(key).body(bytes.into());
         put.send().await.expect("an object");
     }
 
-    async fn remove(&self, key: &str) {
+    pub(super) async fn remove(&self, key: &str) {
         let client = s3(&service("AWS_ENDPOINT_URL")).await;
         client.delete_object().bucket(&self.bucket).key(key).send().await.expect("it is gone");
     }
 
     /// Changes the manifest of the export that lists this data file.
-    async fn change_listed(&self, data: &str, member: &str, value: Json) {
+    pub(super) async fn change_listed(&self, data: &str, member: &str, value: Json) {
         for (key, bytes) in self.files.iter().filter(|(key, _)| key.ends_with("-files.json")) {
             let of_manifest = text(bytes);
             let mut lists = false;
@@ -95,12 +95,12 @@ impl Exports {
     }
 
     /// The keys of all data files.
-    fn data(&self) -> Vec<&String> {
+    pub(super) fn data(&self) -> Vec<&String> {
         self.files.keys().filter(|key| key.ends_with(".json.gz")).collect()
     }
 
     /// The name of an object, as messages have it.
-    fn name(&self, key: &str) -> String {
+    pub(super) fn name(&self, key: &str) -> String {
         format!("s3://{}/{key}", self.bucket)
     }
 }

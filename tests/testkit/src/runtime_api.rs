@@ -25,10 +25,32 @@ use tokio::time::timeout;
 /// No invocation of a measurement takes longer.
 const PATIENCE: Duration = Duration::from_mins(5);
 
+/// The timeout of a function.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// How long an invocation may take; then the process is killed.
+    pub timeout: Duration,
+    /// How far the clock of the process is ahead, in seconds.
+    pub clock_ahead_s: i64,
+}
+
+/// When an invocation ends that has no limit of its own: in 2100.
+const FAR_AHEAD_MS: i128 = 4_102_444_800_000;
+
+impl Limit {
+    /// The deadline of an invocation that begins now, as the runtime is told.
+    fn deadline_ms(self) -> i128 {
+        let now_ms = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+        let timeout_ms = i128::try_from(self.timeout.as_millis()).unwrap_or(i128::MAX);
+        now_ms + i128::from(self.clock_ahead_s) * 1_000 + timeout_ms
+    }
+}
+
 /// A running function.
 #[derive(Debug)]
 pub struct Function {
     process: Child,
+    limit: Arc<std::sync::Mutex<Option<Limit>>>,
     events: mpsc::Sender<Bytes>,
     happenings: mpsc::Receiver<Happening>,
     started: Instant,
@@ -54,6 +76,7 @@ enum Happening {
 
 struct Api {
     events: Mutex<mpsc::Receiver<Bytes>>,
+    limit: Arc<std::sync::Mutex<Option<Limit>>>,
     happenings: mpsc::Sender<Happening>,
 }
 
@@ -67,7 +90,10 @@ impl Function {
         let address = listener.local_addr()?.to_string();
         let (events, receiver) = mpsc::channel(1);
         let (sender, happenings) = mpsc::channel(16);
-        let api = Arc::new(Api { events: Mutex::new(receiver), happenings: sender });
+        let limit = Arc::new(std::sync::Mutex::new(None));
+        let events_of_api = Mutex::new(receiver);
+        let api = Api { events: events_of_api, limit: Arc::clone(&limit), happenings: sender };
+        let api = Arc::new(api);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // An answer of two packets would wait for the acknowledgement of the first.
@@ -90,7 +116,19 @@ impl Function {
             .kill_on_drop(true);
         let started = Instant::now();
         let process = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-        Ok(Self { process, events, happenings, started, first_poll: None })
+        Ok(Self { process, limit, events, happenings, started, first_poll: None })
+    }
+
+    /// Gives each invocation from now on this much time.
+    ///
+    /// # Panics
+    /// Never: nobody panics with the limit.
+    pub fn set_limit(&self, limit: Limit) {
+        *self.limit.lock().expect("nobody panics with it") = Some(limit);
+    }
+
+    fn current_limit(&self) -> Option<Limit> {
+        *self.limit.lock().expect("nobody panics with it")
     }
 
     /// From the start of the process to its first request for an event.
@@ -106,6 +144,31 @@ impl Function {
                 let first_poll = at - self.started;
                 self.first_poll = Some(first_poll);
                 return Ok(first_poll);
+            }
+        }
+    }
+
+    /// Hands it an event, and waits for the answer or the error that it gives. At its limit the
+    /// process is killed.
+    ///
+    /// # Errors
+    /// Where it ended, or did not answer in time.
+    pub async fn call(&mut self, event: Bytes) -> anyhow::Result<Result<Bytes, Bytes>> {
+        self.first_poll().await?;
+        let limit = self.current_limit().map_or(PATIENCE, |limit| limit.timeout);
+        self.events.send(event).await.context("the Runtime API has ended")?;
+        let answered = timeout(limit, async {
+            loop {
+                if let Happening::Answered { answer, error, .. } = self.next().await? {
+                    return Ok(if error { Err(answer) } else { Ok(answer) });
+                }
+            }
+        });
+        match answered.await {
+            Ok(answered) => answered,
+            Err(_) => {
+                self.process.kill().await.context("cannot end the function")?;
+                anyhow::bail!("the function timed out after {limit:?}")
             }
         }
     }
@@ -170,9 +233,11 @@ async fn serve(
         // One process polls; where another one did, it would wait here.
         let event = api.events.lock().await.recv().await;
         let _ = api.happenings.send(Happening::HandedOut(Instant::now())).await;
+        let limit = *api.limit.lock().expect("nobody panics with it");
+        let deadline_ms = limit.map_or(FAR_AHEAD_MS, Limit::deadline_ms);
         let response = Response::builder()
             .header("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd")
-            .header("Lambda-Runtime-Deadline-Ms", "4102444800000")
+            .header("Lambda-Runtime-Deadline-Ms", deadline_ms.to_string())
             .header(
                 "Lambda-Runtime-Invoked-Function-Arn",
                 "arn:aws:lambda:eu-central-1:123456789012:function:bench",
