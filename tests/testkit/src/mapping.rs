@@ -61,10 +61,12 @@ impl AddAssign for Seen {
 
 /// What an answer says of its batch.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+pub enum Answer {
+    /// Every record is done.
     Done,
     /// All before this position is done; from it on the batch comes again.
     FailedFrom(usize),
+    /// The invocation ended in an error.
     Error,
 }
 
@@ -201,7 +203,8 @@ pub async fn write_failure(destination: &str, maximum_retry_attempts: u32, batch
 
 /// "Lambda uses the lowest sequence number as the checkpoint"; what names no record of the batch
 /// fails it all.
-fn read(answer: &Json, batch: &[Record]) -> Answer {
+#[must_use]
+pub fn read(answer: &Json, batch: &[Record]) -> Answer {
     if answer.get("errorMessage").is_some() || answer.get("errorType").is_some() {
         return Answer::Error;
     }

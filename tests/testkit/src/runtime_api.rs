@@ -24,6 +24,8 @@ use tokio::time::timeout;
 
 /// No invocation of a measurement takes longer.
 const PATIENCE: Duration = Duration::from_mins(5);
+/// The variable that says how much memory the function has; a caller may set it.
+pub const MEMORY: &str = "AWS_LAMBDA_FUNCTION_MEMORY_SIZE";
 
 /// The timeout of a function.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +66,8 @@ pub struct Answered {
     pub duration: Duration,
     /// The answer.
     pub answer: Bytes,
+    /// Whether it is an error.
+    pub error: bool,
 }
 
 /// What the process does.
@@ -106,10 +110,13 @@ impl Function {
                 );
             }
         });
+        let sets_memory = command.as_std().get_envs().any(|(name, _)| name == MEMORY);
+        if !sets_memory {
+            command.env(MEMORY, "256");
+        }
         command
             .env("AWS_LAMBDA_RUNTIME_API", address)
             .env("AWS_LAMBDA_FUNCTION_NAME", "bench")
-            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
             .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -178,6 +185,16 @@ impl Function {
     /// # Errors
     /// Where it ended, or answered with an error.
     pub async fn invoke(&mut self, event: Bytes) -> anyhow::Result<Answered> {
+        let answered = self.answer(event).await?;
+        anyhow::ensure!(!answered.error, "the function failed: {:?}", answered.answer);
+        Ok(answered)
+    }
+
+    /// The same; an answer that is an error is one, too.
+    ///
+    /// # Errors
+    /// If it ended.
+    pub async fn answer(&mut self, event: Bytes) -> anyhow::Result<Answered> {
         self.first_poll().await?;
         self.events.send(event).await.context("the Runtime API has ended")?;
         let mut handed_out = Instant::now();
@@ -186,8 +203,7 @@ impl Function {
                 Happening::Polled(_) => {}
                 Happening::HandedOut(at) => handed_out = at,
                 Happening::Answered { at, answer, error } => {
-                    anyhow::ensure!(!error, "the function failed: {answer:?}");
-                    return Ok(Answered { duration: at - handed_out, answer });
+                    return Ok(Answered { duration: at - handed_out, answer, error });
                 }
             }
         }
