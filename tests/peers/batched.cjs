@@ -4,44 +4,20 @@ const { S3Client, PutObjectCommand } = require("@aws-sdk/client-s3");
 const { unmarshall } = require("@aws-sdk/util-dynamodb");
 const { LosslessNumber, isLosslessNumber, stringify } = require("lossless-json");
 const { Pool } = require("pg");
+const { ATTRIBUTES, PARTS, READ_ROWS, assignments, columns } = require("./model.cjs");
 const { serve } = require("./runtime.cjs");
 
-const SESSION = {
-  user_id: "text", device_model: "text", os_version: "text", app_version: "text", started_at: "timestamptz",
-};
-const SCAN = {
-  scanned_at: "timestamptz", foot_length_mm: "numeric", foot_breadth_mm: "numeric", ball_girth_mm: "numeric",
-  heel_breadth_mm: "numeric", instep_height_mm: "numeric", arch_length_mm: "numeric", mesh: "bytea",
-};
-const ATTRIBUTES = { session: SESSION, left: SCAN, right: SCAN };
-const PARTS = Object.keys(ATTRIBUTES);
 const CONCURRENCY = 32;
-
-const columns = (part) =>
-  part === "session"
-    ? [...Object.keys(SESSION), "session_attributes"]
-    : [...Object.keys(SCAN), "attributes"].map((name) => `${part}_${name}`);
 
 function upsert(part) {
   const types = ["text", ...Object.values(ATTRIBUTES[part]), "json"];
   return `
     INSERT INTO measurements (session_id, ${columns(part).join(", ")})
     SELECT * FROM unnest(${types.map((type, index) => `$${index + 1}::${type}[]`).join(", ")})
-    ON CONFLICT (session_id) DO UPDATE SET ${columns(part).map((name) => `${name} = EXCLUDED.${name}`).join(", ")}`;
+    ON CONFLICT (session_id) DO UPDATE SET ${assignments(columns(part))}`;
 }
 
-// encode() breaks its lines.
-const inObject = (column) =>
-  column.endsWith("_mesh") ? `replace(encode(${column}, 'base64'), E'\\n', '') AS ${column}` : column;
-
 const UPSERTS = Object.fromEntries(PARTS.map((part) => [part, upsert(part)]));
-// PostgreSQL makes the JSON: a number of JavaScript's would lose digits.
-const READ_ROWS = `
-  SELECT session_id, row_to_json(measurement)::text AS body FROM (
-    SELECT session_id, ${PARTS.flatMap(columns).map(inObject).join(", ")}, complete
-    FROM measurements WHERE session_id = ANY($1)
-  ) AS measurement`;
-
 const bucket = process.env.ARCHIVE_BUCKET;
 const s3 = new S3Client({ forcePathStyle: Boolean(process.env.AWS_ENDPOINT_URL) });
 const pool = new Pool({ connectionString: process.env.DATABASE_URL, max: 1, idleTimeoutMillis: 0 });
