@@ -38,7 +38,7 @@ test: ## Run all tests against real services
 	$(BUILD) --all-targets
 	$(SERVICES) --with-dynamodb --with-sam --with-pgbouncer --with-kubernetes --with-registry scripts/run-tests
 
-bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: under five minutes; PART=database: one part
+bench: ## Measure, and write docs/bench (by hand; a release build first). QUICK=1: about ten minutes; PART=database: one part
 	$(CARGO) build --release -p projector -p backfill -p bench --bin projector --bin backfill --bin bench
 	$(SERVICES) --durable --with-peers target/release/bench $(if $(QUICK),--quick) $(PART)
 

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::measure::{binary, cpu_s, cpu_s_of_family, status_mb};
 use crate::report::Section;
-use crate::servers::MemoryS3;
+use crate::servers::{MemoryS3, postmaster};
 
 /// Measures a day, archive off and on, and again as a replay.
 ///
@@ -87,20 +87,11 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
 files, four connections; objects to an S3 in memory.\n\n{table}"
     );
     Ok(Section {
-        order: 7,
+        order: 12,
         title: "Backfill of a day".to_owned(),
         text,
         aims: Vec::new(),
         figures: Vec::new(),
         plot: None,
     })
-}
-
-/// The process that all of PostgreSQL's are children of.
-async fn postmaster(stores: &Stores) -> anyhow::Result<u32> {
-    let mut connection = stores.connect().await;
-    let (pid,): (i32,) = connection.row("SELECT pg_backend_pid()").await;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no PPid")?;
-    Ok(parent.trim().parse()?)
 }

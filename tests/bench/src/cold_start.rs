@@ -1,14 +1,12 @@
 //! Start, size and memory of the function.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use testkit::emulator::event;
-use testkit::gates::tls_before_postgres;
 use testkit::records::{LABEL, scan, session};
 use testkit::services::Stores;
 
@@ -83,17 +81,6 @@ async fn starts(rounds: usize, stores: &Stores, s3: &MemoryS3) -> anyhow::Result
     Ok(starts)
 }
 
-/// The same database behind TLS, verified in full, as it is in use.
-async fn behind_tls(stores: &Stores, folder: &Path) -> anyhow::Result<Stores> {
-    let (address, authority) = tls_before_postgres(stores.database_host()).await;
-    let roots = folder.join("roots.pem");
-    std::fs::write(&roots, authority)?;
-    let by_name = stores.with_database_at(&format!("localhost:{}", address.port()));
-    let (url, _) = by_name.database_url.split_once('?').context("a URL without parameters")?;
-    let database_url = format!("{url}?sslmode=verify-full&sslrootcert={}", roots.display());
-    Ok(Stores { database_url, ..by_name })
-}
-
 /// Measures starts, the zip and memory.
 ///
 /// # Errors
@@ -104,7 +91,7 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let stores = Stores::fresh().await;
     let folder = tempfile::tempdir()?;
     let bare = starts(rounds, &stores, &s3).await?;
-    let tls = starts(rounds, &behind_tls(&stores, folder.path()).await?, &s3).await?;
+    let tls = starts(rounds, &servers::behind_tls(&stores, folder.path()).await?, &s3).await?;
     let large = six_megabytes();
     let megabytes = large.len() as f64 / 1e6;
     let mut function = servers::function(servers::projector()?, &stores, None).await?;
@@ -153,7 +140,7 @@ asks nobody for them.\n",
     ];
     let figures = vec![("memory_mb".to_owned(), peak_mb)];
     Ok(Section {
-        order: 5,
+        order: 10,
         title: "Cold start, size, memory".to_owned(),
         text,
         aims,

@@ -20,7 +20,7 @@ use testkit::records::{LABEL, Record, scan, session};
 use testkit::services::Stores;
 use testkit::sql::Client;
 
-use crate::measure::{median, quantile, ratios};
+use crate::measure::{median, median_of, quantile, ratios};
 use crate::plot::{self, Plot};
 use crate::report::{Aim, Section};
 
@@ -264,7 +264,7 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
     let mut table = String::from(
         "| batch | guarded, rows/s | ceiling, rows/s | ratio | middle half | over two connections | rows returned | WAL, bytes a row |\n|---|---|---|---|---|---|---|---|\n",
     );
-    let (mut aims, mut series) = (Vec::new(), Vec::new());
+    let (mut aims, mut series) = (Vec::new(), Vec::<plot::Series>::new());
     for shape in Shape::ALL {
         let of_shape = Box::pin(rounds_of(shape, rounds)).await?;
         let by_ceiling = |rates: &[f64]| ratios(rates, &of_shape.ceiling);
@@ -292,13 +292,20 @@ pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
         }
         series.push((shape.name().to_owned(), one.iter().map(|ratio| (0.0, *ratio)).collect()));
     }
+    let medians: Vec<f64> = series.iter().map(|(_, points)| median_of(points)).collect();
+    let title = format!(
+        "The guard costs at most {:.0} % of an upsert; a replay is {:.1} times as fast",
+        100.0 * (1.0 - medians.iter().copied().fold(f64::MAX, f64::min)),
+        medians.last().copied().unwrap_or(f64::NAN)
+    );
     let plot = Plot {
         file: "database.svg".to_owned(),
         kind: plot::Kind::Ratios,
-        title: "Guarded upsert, relative to the ceiling (dashed)".to_owned(),
+        title,
         x: "batch of 10,000 sessions".to_owned(),
-        y: "ratio".to_owned(),
+        y: "rows/s by those without any guard (dashed)".to_owned(),
         series,
+        columns: Vec::new(),
     };
     let text = format!(
         "A folded batch of {BATCH} sessions, each with its three parts, → committed rows known, over one warm connection, \
@@ -307,7 +314,7 @@ guard and without an answer (`tests/bench/src/database.rs`). \"Rows returned\" i
 The WAL is that of pages, without commits and page images.\n\n{table}\n![ratios](database.svg)\n"
     );
     Ok(Section {
-        order: 1,
+        order: 8,
         title: "The database stage".to_owned(),
         text,
         aims,

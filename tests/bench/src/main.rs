@@ -10,13 +10,19 @@ mod backfill;
 mod cold_start;
 mod cost;
 mod database;
+mod durability;
 mod function;
 mod growth;
+mod latency;
 mod measure;
+mod memory;
+mod mesh;
 mod peers;
 mod plot;
+mod quota;
 mod report;
 mod servers;
+mod template;
 
 use std::path::PathBuf;
 
@@ -29,7 +35,7 @@ use crate::report::Report;
 struct Arguments {
     /// What to measure; without any, all.
     parts: Vec<Part>,
-    /// Fewer rounds, smaller tables: all parts in under five minutes.
+    /// Fewer rounds, smaller tables: all parts in about ten minutes.
     #[arg(long)]
     quick: bool,
     /// Measures nothing, and draws the plots again from the results.
@@ -46,14 +52,24 @@ struct Arguments {
 /// What can be measured, in the order of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// The upsert, against one without any guard.
-    Database,
+    /// Which rows are wrong at the end, ours and those of handlers as a user would write them.
+    Wrong,
+    /// Speed and memory beside those handlers.
+    Peers,
     /// The whole function through the Runtime API, against a bare COPY and its own round trips.
     Function,
+    /// What fsync and full-page writes cost.
+    Durability,
+    /// The function at shares of a processor.
+    Memory,
+    /// From a record's arrival to its row and object, under a steady load.
+    Latency,
+    /// Measurements with meshes, end to end.
+    Mesh,
+    /// The upsert, against one without any guard.
+    Database,
     /// The objects, against a bare client.
     Archive,
-    /// Against handlers as a user would write them.
-    Peers,
     /// Start, size, memory.
     ColdStart,
     /// While the table grows.
@@ -79,18 +95,27 @@ async fn main() -> anyhow::Result<()> {
     if arguments.plots_only {
         return report.draw();
     }
+    durability::require().await?;
     for part in parts {
         eprintln!("measuring: {part:?} ...");
-        let section = match part {
-            Part::Database => Box::pin(database::measure(quick)).await?,
+        let mut section = match part {
+            Part::Wrong => Box::pin(peers::wrong::measure(quick)).await?,
+            Part::Peers => Box::pin(peers::speed::measure(quick)).await?,
             Part::Function => function::measure(quick).await?,
+            Part::Durability => durability::measure(quick).await?,
+            Part::Memory => memory::measure(quick).await?,
+            Part::Latency => latency::measure(quick).await?,
+            Part::Mesh => mesh::measure(quick).await?,
+            Part::Database => Box::pin(database::measure(quick)).await?,
             Part::Archive => archive::measure(quick).await?,
-            Part::Peers => peers::measure(quick).await?,
             Part::ColdStart => cold_start::measure(quick).await?,
             Part::Growth => growth::measure(quick).await?,
             Part::Backfill => backfill::measure(quick).await?,
             Part::Cost => cost::compute(&report)?,
         };
+        if quick {
+            section.title.push_str(" (quick form)");
+        }
         println!("{}", section.text);
         for aim in &section.aims {
             println!("{}: {} (aim: {})", aim.what, aim.reached, aim.wanted);

@@ -9,6 +9,11 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     quantile(values, 0.5)
 }
 
+/// The middle of the second of each pair.
+pub(crate) fn median_of(points: &[(f64, f64)]) -> f64 {
+    median(points.iter().map(|point| point.1))
+}
+
 /// The value below which this share of the values lies; NaN where there is none.
 pub(crate) fn quantile(values: impl IntoIterator<Item = f64>, share: f64) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
@@ -60,6 +65,12 @@ pub(crate) fn cpu_s(pid: u32) -> anyhow::Result<f64> {
 /// The same of a process and all below it that live.
 pub(crate) fn cpu_s_of_family(pid: u32) -> f64 {
     family(pid).into_iter().filter_map(|pid| cpu_s(pid).ok()).sum()
+}
+
+/// Milliseconds of processor time that the living threads of a process and of all below it have
+/// used, to the microsecond.
+pub(crate) fn cpu_ms_of_family(pid: u32) -> f64 {
+    family(pid).into_iter().filter_map(|pid| cpu_ms(pid).ok()).sum()
 }
 
 /// A process and all below it.

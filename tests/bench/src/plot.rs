@@ -1,5 +1,9 @@
 //! Plots of results, as SVG. What they show is kept with the results, so that they can be drawn
-//! again without measuring again.
+//! again without measuring again. A title says the one thing that the plot shows; a legend has a
+//! place of its own.
+
+mod bars;
+mod grid;
 
 use std::ops::Range;
 use std::path::Path;
@@ -24,6 +28,9 @@ const COLOURS: [RGBColor; 6] = [
 
 type Drawn<'a> = Result<(), Box<dyn std::error::Error + 'a>>;
 
+/// A name and its points.
+pub(crate) type Series = (String, Vec<(f64, f64)>);
+
 /// What a plot shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plot {
@@ -33,8 +40,10 @@ pub(crate) struct Plot {
     pub(crate) title: String,
     pub(crate) x: String,
     pub(crate) y: String,
-    /// A name and its points.
-    pub(crate) series: Vec<(String, Vec<(f64, f64)>)>,
+    pub(crate) series: Vec<Series>,
+    /// The names of a grid's columns.
+    #[serde(default)]
+    pub(crate) columns: Vec<String>,
 }
 
 /// How a plot is drawn.
@@ -45,6 +54,10 @@ pub(crate) enum Kind {
     /// A column per series: a dot per round (the second of each pair), a bar at the median, and a
     /// dashed line at 1.
     Ratios,
+    /// A bar per series up to its first value, and a thin line on to its second, if it has one.
+    Bars,
+    /// A row per series, a column per name: counts, of which 0 is good.
+    Grid,
 }
 
 impl Plot {
@@ -58,6 +71,8 @@ impl Plot {
         let drawn = root.fill(&WHITE).map_err(Into::into).and_then(|()| match self.kind {
             Kind::Lines => self.lines(&root),
             Kind::Ratios => self.ratios(&root),
+            Kind::Bars => bars::draw(self, &root),
+            Kind::Grid => grid::draw(self, &root),
         });
         let drawn = drawn.and_then(|()| root.present().map_err(Into::into));
         drawn.map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
@@ -85,7 +100,7 @@ impl Plot {
             .x_desc(&self.x)
             .y_desc(&self.y)
             .x_label_formatter(&|x| thousands(*x))
-            .y_label_formatter(&|y| thousands(*y))
+            .y_label_formatter(&|y| label(*y))
             .draw()?;
         for ((_, points), colour) in self.series.iter().zip(COLOURS) {
             let line = LineSeries::new(points.iter().copied(), colour.stroke_width(2));
@@ -187,6 +202,11 @@ fn ticks(range: &Range<f64>) -> Vec<f64> {
     let all = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
     let coarse = [&[1.0][..], &[1.0, 2.0, 5.0]].map(steps);
     coarse.into_iter().find(|ticks| ticks.len() >= 3).unwrap_or_else(|| steps(&all))
+}
+
+/// A number at an axis: whole from 1 on, with the digits that it needs below.
+fn label(value: f64) -> String {
+    if value < 1.0 { format!("{}", (value * 1e6).round() / 1e6) } else { thousands(value) }
 }
 
 /// A whole number with a comma before each three digits: 10,000.
