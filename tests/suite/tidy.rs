@@ -108,6 +108,22 @@ fn imports(source: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
     found
 }
 
+/// The dollars in `docs/bench` are those of a function as the template makes it.
+#[test]
+fn the_measured_cost_is_that_of_the_templates_memory() {
+    let template = read("infra/projector.yaml");
+    let parameter = template.split("\n  MemorySize:\n").nth(1).expect("the parameter");
+    let default = parameter.lines().find_map(|line| line.trim().strip_prefix("Default: "));
+    let memory = default.expect("its default");
+    let measured = read("docs/bench/README.md");
+    let cost = measured.split("## Cost").last().expect("the cost");
+    assert!(
+        cost.contains(&format!(" at {memory} MB, ")),
+        "MemorySize is {memory} MB, and docs/bench/README.md computes with another: \
+            `make bench PART=memory`, then `make bench PART=cost`"
+    );
+}
+
 /// Two files that import each other are one file that is hard to read.
 #[test]
 fn no_modules_import_each_other_in_a_circle() {
