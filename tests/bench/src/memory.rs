@@ -57,10 +57,13 @@ fn batches(size: usize, quick: bool) -> usize {
 /// A function of this memory, with its share of a processor: the median milliseconds of each size.
 async fn measure_memory(
     memory_mb: u32,
-    s3: Option<&MemoryS3>,
+    objects: bool,
     quick: bool,
 ) -> anyhow::Result<Vec<Measured>> {
     let stores = Stores::fresh().await;
+    // Of its own: the ids are the same for each memory, and an object that is there costs more.
+    let s3 = MemoryS3::start().await?;
+    let s3 = objects.then_some(&s3);
     let mut function = servers::function_of(servers::projector()?, &stores, s3, memory_mb).await?;
     function.first_poll().await?;
     let pid = function.pid().context("the function has ended")?;
@@ -79,7 +82,7 @@ async fn measure_memory(
             }
         }
         let milliseconds = median(times);
-        measured.push(Measured { memory_mb, objects: s3.is_some(), size, milliseconds });
+        measured.push(Measured { memory_mb, objects, size, milliseconds });
     }
     function.stop().await?;
     drop(share);
@@ -102,12 +105,10 @@ fn memories() -> anyhow::Result<Vec<u32>> {
 /// # Errors
 /// If a service refuses, or no share of a processor can be given.
 pub(crate) async fn measure(quick: bool) -> anyhow::Result<Section> {
-    let s3 = MemoryS3::start().await?;
     let mut measured = Vec::new();
     for memory_mb in memories()? {
         for objects in [false, true] {
-            let s3 = objects.then_some(&s3);
-            measured.extend(measure_memory(memory_mb, s3, quick).await?);
+            measured.extend(measure_memory(memory_mb, objects, quick).await?);
         }
     }
     let template_mb = template::memory_mb()?;
