@@ -109,8 +109,10 @@ async fn copy(connection: &mut Client, keys: &[String]) -> anyhow::Result<f64> {
 async fn server_process(connection: &mut Client) -> anyhow::Result<u32> {
     let sql = "SELECT pid FROM pg_stat_activity \
                WHERE datname = current_database() AND application_name = 'projector'";
-    let (pid,): (i32,) = connection.row(sql).await;
-    Ok(u32::try_from(pid)?)
+    let processes: Vec<(i32,)> = connection.rows(sql).await;
+    // Before the first batch it may not be connected yet.
+    let (pid,) = processes.first().context("the function is not connected")?;
+    Ok(u32::try_from(*pid)?)
 }
 
 /// How the function is set up.
