@@ -208,8 +208,8 @@ fn missed(cells: &[Cell]) -> Result<String, std::fmt::Error> {
     Ok(format!(
         "Where a cell misses its aim, by processor time: what a record takes of ours in all, in the \
 function and in PostgreSQL, what it takes of theirs in all (µs), and how many times as fast a \
-function would be that took no processor time. The rest of ours is PostgreSQL's statement and its \
-commit, which every handler waits for.\n\n| peer | cell | times | ours, µs a record | in the \
+function would be that took no processor time. The rest of ours is waiting: for \
+the disk at each commit, for S3, for a processor.\n\n| peer | cell | times | ours, µs a record | in the \
 function | in PostgreSQL | theirs | limit |\n|---|---|---|---|---|---|---|---|\n{text}"
     ))
 }
