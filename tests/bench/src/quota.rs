@@ -99,7 +99,7 @@ fn duty_cycle(pid: u32, processors: f64) -> anyhow::Result<Child> {
     let on = period.mul_f64(processors);
     let script = format!(
         "while kill -STOP {pid} && sleep {:.4} && kill -CONT {pid} && sleep {:.4}; do :; done",
-        (period - on).as_secs_f64(),
+        period.saturating_sub(on).as_secs_f64(),
         on.as_secs_f64()
     );
     Command::new("sh")

@@ -62,8 +62,13 @@ impl Handler {
         let program = words.next().unwrap_or_default();
         let mut command = match self {
             Self::Projector => return servers::projector(),
-            _ if program.ends_with(".py") => Command::new(service("PEERS_PYTHON")),
-            _ => Command::new("node"),
+            Self::RecordByRecord | Self::Powertools | Self::BatchedPython => {
+                Command::new(service("PEERS_PYTHON"))
+            }
+            Self::AwsLambdaStream
+            | Self::AwsLambdaStreamCompact
+            | Self::BatchedNode
+            | Self::Guarded => Command::new("node"),
         };
         command.arg(measure::peers().join(program)).args(words);
         // The SDK says at each start which versions of Node it will want one day.

@@ -191,7 +191,7 @@ pub(super) fn with_times(records: Vec<Record>) -> anyhow::Result<Vec<Record>> {
             *time = last.clone();
             let place = (record.table, record.label.clone(), record.sequence_number);
             // A duplicate is the same record.
-            record.json = given.entry(place).or_insert_with(|| json.to_string()).clone();
+            record.json.clone_from(given.entry(place).or_insert_with(|| json.to_string()));
         } else {
             last = time.clone();
         }
