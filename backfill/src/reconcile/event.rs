@@ -326,7 +326,7 @@ mod tests {
             ),
             (
                 r#"{"reconcile": {"bucket": "b", "key": "k", "md5": "m", "items": -5, "repair": 1, "next": 0}}"#,
-                "a slice: invalid value",
+                "a slice: invalid ",
             ),
         ] {
             let error = parse(json).expect_err(json).to_string();
