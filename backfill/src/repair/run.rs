@@ -1,13 +1,9 @@
 //! The loop of a repair: candidates → looks → holds → rows → objects, to the end or a signal.
 //!
-//! A repair leaves objects for its end, where each is written once. The key of such an object is
-//! kept after its row is committed. If the run is killed between the two, nobody knows the key; the
-//! same repair again, which has to follow anyway, finds the object behind its row, as it would find
-//! one whose PUT was never sent.
-//!
-//! A part is under way at most once: two images of one part must not race each other. And if the
-//! connection that holds the lock of repairs is lost, everything under way is looked at anew, since
-//! another repair may have run in between.
+//! A part is under way at most once: two images of one part must not race each other.
+
+mod lost_lock;
+mod objects;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::future::Future;
@@ -16,18 +12,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::LocalBoxFuture;
-use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
-use projector::apply::{Known, Pace, Projector, reconcile};
-use projector::archive::Archive;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use projector::apply::{Pace, Projector};
 use projector::deadline::Deadline;
-use projector::error::{self, Error};
-use projector::pending_objects;
 use projector::rejected::{RejectedImage, store_images};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 
 use crate::advisory_lock::Held;
-use crate::console::{self, Progress};
+use crate::console::Progress;
 use crate::items::api::KEYS_PER_CALL;
 use crate::items::place::FileFault;
 use crate::items::{self, Key};
@@ -42,7 +35,6 @@ use crate::repair::streams::Streams;
 use crate::repair::tally::Tally;
 use crate::repair::upsert::{Fate, NotUpserted, upsert};
 use crate::repair::waiting::{Batch, Waiting};
-use crate::retry::{MAX_TRIES, pause_after, retry_transient};
 use crate::stop::Stop;
 
 /// At most this many calls for items or objects are under way.
@@ -55,12 +47,8 @@ const OBJECTS: usize = 1_000;
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 /// How often the connection that holds the lock is used: some networks forget an idle one.
 const KEEP_LOCK_EVERY: Duration = Duration::from_mins(1);
-/// How often an object is tried. One that fails is named, and holds up no other.
-const OBJECT_TRIES: u32 = 3;
 /// A part whose row was locked for too long this often is left.
 const LOCKED_AT_MOST: u32 = 5;
-/// If more objects than this cannot be written, S3 is away.
-const OBJECTS_FAILED_AT_MOST: u64 = 10_000;
 
 /// How a run ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -492,105 +480,6 @@ impl<'a> Repair<'a> {
             self.tally.redriven += done.len() as u64;
         }
         Ok(())
-    }
-
-    /// The objects of these rows hold less than the rows. They are left for the end of the run,
-    /// where each is written once, or are written now.
-    async fn on_objects_behind(
-        &mut self,
-        sessions: impl IntoIterator<Item = String>,
-    ) -> anyhow::Result<()> {
-        let Some(archive) = self.looker.archive else { return Ok(()) };
-        if !self.projector.defers_objects {
-            return self.write_objects(archive, sessions).await;
-        }
-        let sessions: Vec<String> = sessions.into_iter().collect();
-        let keys: Vec<&str> = sessions.iter().map(String::as_str).collect();
-        retry_transient("keep keys in pending_objects", async || {
-            pending_objects::keep_committed(&self.projector.database, &keys).await
-        })
-        .await
-    }
-
-    /// Writes the objects of rows that hold more.
-    async fn write_objects(
-        &mut self,
-        archive: &Archive,
-        sessions: impl IntoIterator<Item = String>,
-    ) -> anyhow::Result<()> {
-        let database = &self.projector.database;
-        let write = |session_id: String| async move {
-            let mut tries = 0;
-            loop {
-                tries += 1;
-                let writing =
-                    reconcile(database, archive, &session_id, Known::default(), Deadline::NONE);
-                match Box::pin(writing).await {
-                    Ok(_) => return None,
-                    Err(error) if tries == OBJECT_TRIES => return Some((session_id, error)),
-                    Err(_) => tokio::time::sleep(pause_after(tries)).await,
-                }
-            }
-        };
-        let mut writes = stream::iter(sessions).map(write).buffer_unordered(archive.concurrency());
-        while let Some(failed) = writes.next().await {
-            match failed {
-                None => self.tally.objects += 1,
-                Some((session_id, error)) => {
-                    self.tally.failed_objects.add(&session_id, &error::chain(&error));
-                    if let Some(lines) = &mut self.lines {
-                        lines.leave(&session_id);
-                    }
-                    anyhow::ensure!(
-                        self.tally.failed_objects.count <= OBJECTS_FAILED_AT_MOST,
-                        "more than {OBJECTS_FAILED_AT_MOST} objects could not be written, the \
-                            lines above say why. Their rows are written: once S3 takes objects \
-                            again, run `backfill objects`, and this command again"
-                    );
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn keep_lock(&mut self) -> anyhow::Result<()> {
-        match self.lock.connection().keep().await {
-            Ok(()) => Ok(()),
-            Err(error @ Error::LeaseEnded { .. }) => Err(error.into()),
-            Err(error) => self.look_anew(&error).await,
-        }
-    }
-
-    /// Takes the lock over a new connection, and begins everything that is under way anew.
-    async fn look_anew(&mut self, lost: &Error) -> anyhow::Result<()> {
-        if self.lock.connection().is_fenced() {
-            // What was sent over it may still be written. The next call ends its session first.
-            let lost = error::chain(lost);
-            anyhow::bail!("the connection of this slice was lost ({lost}): call the slice again");
-        }
-        self.epoch += 1;
-        while let Some(keys) = self.waiting.take_keys()? {
-            self.unread.extend(keys);
-        }
-        let lost = error::chain(lost);
-        loop {
-            self.failures += 1;
-            anyhow::ensure!(
-                self.failures < MAX_TRIES,
-                "the connection that holds the lock of repairs fails again and again: {lost}"
-            );
-            let pause = pause_after(self.failures);
-            console::line(&format!(
-                "the connection that holds the lock of repairs was lost ({lost}); taking the lock \
-                    again in {} s, and looking again at what was under way",
-                pause.as_secs()
-            ));
-            tokio::time::sleep(pause).await;
-            // That the database is away still is tried again; that another run has the lock is not.
-            if let Ok(locked) = self.lock.retake(&self.projector.database).await {
-                return locked.map_err(anyhow::Error::msg);
-            }
-        }
     }
 
     fn show(&mut self, by: u64) {
