@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use testkit::records::{LABEL, Record, scan, session};
 use testkit::runs::{assert_code, text, until, watched};
 use testkit::services::{Stores, apply, apply_all};
+use testkit::sql::Client;
 use testkit::standby::Replicated;
 use tokio::task::JoinHandle;
 
@@ -88,10 +89,16 @@ fn writers(
     })
 }
 
-/// How many statements the standby has canceled because of a conflict with a change.
+/// How many statements on this database the standby has canceled because of a conflict with a
+/// change. It is asked in another database, where nothing changes: this question must not be
+/// canceled, nor counted.
 async fn canceled(standby: &Stores) -> u64 {
-    let count = standby.ask("SELECT sum(confl_snapshot) FROM pg_stat_database_conflicts").await;
-    count.parse().expect("a number")
+    let (server, database) = standby.database_url.rsplit_once('/').expect("a URL");
+    let mut connection = Client::connect(&format!("{server}/postgres")).await;
+    let of_database = format!(
+        "SELECT confl_snapshot FROM pg_stat_database_conflicts WHERE datname = '{database}'"
+    );
+    connection.ask(&of_database).await.parse().expect("a number")
 }
 
 /// Changes one row of the primary again and again. PostgreSQL prunes the row's old versions several

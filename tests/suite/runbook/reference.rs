@@ -34,7 +34,13 @@ fn names(rows: &[Vec<String>]) -> Vec<String> {
 
 #[test]
 fn the_reference_has_every_variable() {
-    let expected: BTreeSet<&str> = VARIABLES.into_iter().chain(["RUST_LOG"]).collect();
+    // Those of the function alone are read where they are used.
+    let of_function = text("backfill/src/reconcile.rs");
+    let waits = of_function.split("seconds(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let waits: Vec<&str> = waits.collect();
+    assert!(!waits.is_empty());
+    let others = ["RUST_LOG", "EVENTS"].into_iter().chain(waits);
+    let expected: BTreeSet<&str> = VARIABLES.into_iter().chain(others).collect();
     let named = names(&rows("## Configuration"));
     assert_eq!(named.iter().map(String::as_str).collect::<BTreeSet<_>>(), expected);
 }
