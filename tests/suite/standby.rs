@@ -93,8 +93,12 @@ fn writers(
 /// change. It is asked in another database, where nothing changes: this question must not be
 /// canceled, nor counted.
 async fn canceled(standby: &Stores) -> u64 {
-    let (server, database) = standby.database_url.rsplit_once('/').expect("a URL");
-    let mut connection = Client::connect(&format!("{server}/postgres")).await;
+    let url = &standby.database_url;
+    let (_, after_host) =
+        url.split_once('@').and_then(|(_, at)| at.split_once('/')).expect("a URL");
+    let (database, _) = after_host.split_once('?').expect("parameters");
+    let elsewhere = url.replace(&format!("/{database}?"), "/template1?");
+    let mut connection = Client::connect(&elsewhere).await;
     let of_database = format!(
         "SELECT confl_snapshot FROM pg_stat_database_conflicts WHERE datname = '{database}'"
     );

@@ -1,5 +1,5 @@
-//! If the connection that holds the lock of repairs is lost, everything under way is looked at anew,
-//! since another repair may have run in between.
+//! If the connection that holds the lock of repairs is lost, everything under way is looked at
+//! anew, since another repair may have run in between.
 
 use projector::error::{self, Error};
 
