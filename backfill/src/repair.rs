@@ -4,6 +4,7 @@
 pub(crate) mod candidates;
 pub(crate) mod conduct;
 pub(crate) mod cost;
+pub(crate) mod file_lines;
 pub(crate) mod function;
 pub(crate) mod lease;
 pub(crate) mod ledger;
@@ -11,7 +12,6 @@ pub(crate) mod lines;
 pub(crate) mod look;
 pub(crate) mod reread;
 pub(crate) mod run;
-pub(crate) mod slice;
 pub(crate) mod source;
 pub(crate) mod streams;
 pub(crate) mod tally;

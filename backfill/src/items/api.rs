@@ -18,7 +18,7 @@ use aws_sdk_dynamodb::types::{
     AttributeValue, ConsumedCapacity, KeysAndAttributes, ReturnConsumedCapacity, TableDescription,
 };
 use projector::change::Tables;
-use projector::config::ConfigError;
+use projector::config::{ConfigError, TtlRemovals};
 use projector::part::Part;
 use tokio::time::Instant;
 
@@ -135,13 +135,27 @@ impl TablesApi {
 
     /// The attribute that holds each part's time to live, by its table; `None` if the table removes
     /// nothing by itself.
-    pub(crate) async fn ttl_attribute(&self, of_sessions: bool) -> anyhow::Result<Option<String>> {
+    async fn ttl_attribute(&self, of_sessions: bool) -> anyhow::Result<Option<String>> {
         let name = self.name(of_sessions);
         let call = || self.client.describe_time_to_live().table_name(name).send();
         let answer = self.calls.call("DescribeTimeToLive", call).await;
         let answer = self.answer(answer, "ask for the time to live of", of_sessions)?;
         let described = answer.time_to_live_description();
         Ok(described.and_then(|described| described.attribute_name()).map(str::to_owned))
+    }
+
+    /// Of the sessions' table and of the scans': an item whose time is over may be missing while
+    /// its row stays. Nothing is asked if removals by time to live are applied.
+    pub(crate) async fn ttl_attributes(
+        &self,
+        removals: TtlRemovals,
+    ) -> anyhow::Result<[Option<String>; 2]> {
+        Ok(match removals {
+            TtlRemovals::Apply => [None, None],
+            TtlRemovals::Keep => {
+                [self.ttl_attribute(true).await?, self.ttl_attribute(false).await?]
+            }
+        })
     }
 
     /// The next page of a segment, of at most 1 MB.

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use projector::config::TtlRemovals;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
@@ -18,7 +17,7 @@ use crate::console::{Progress, line};
 use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
 use crate::items::slice_file::Found;
-use crate::repair::slice::{self, SeenLines};
+use crate::repair::file_lines::{FileLines, SeenLines};
 use crate::verify::tables::pending::{AllPending, Settled};
 
 /// What differs is looked at this often again.
@@ -38,10 +37,7 @@ pub(super) async fn lines(
     times: Times,
 ) -> anyhow::Result<Slice> {
     let api = &context.api;
-    let ttl_attributes = match context.projector.ttl_removals {
-        TtlRemovals::Apply => [None, None],
-        TtlRemovals::Keep => [api.ttl_attribute(true).await?, api.ttl_attribute(false).await?],
-    };
+    let ttl_attributes = api.ttl_attributes(context.projector.ttl_removals).await?;
     let started = OffsetDateTime::now_utc();
     let looker = Looker { database: &context.connections.source, api, ttl_attributes, started };
     let whole = times.end - times.start;
@@ -54,7 +50,7 @@ pub(super) async fn lines(
     };
     // The other half is for the looks at what differs.
     let read_until: Instant = times.end - whole / 2;
-    let mut lines = slice::Slice::new(&looker, &found.file, comparing.slice.next, read_until);
+    let mut lines = FileLines::new(&looker, &found.file, comparing.slice.next, read_until);
     while let Some(seen) = lines.next().await? {
         comparing.add(seen);
         if comparing.pending.len() >= PENDING_AT_MOST {

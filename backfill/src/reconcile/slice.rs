@@ -21,10 +21,10 @@ use crate::console::{Progress, clock, span};
 use crate::items::slice_file::{self, Found, Named};
 use crate::repair::candidates::windows::{ENDED_WITHIN, is_too_old};
 use crate::repair::conduct;
+use crate::repair::file_lines::FileLines;
 use crate::repair::lease::{self, Lease};
 use crate::repair::lines::Lines;
 use crate::repair::run::{Limits, Repair};
-use crate::repair::slice;
 use crate::repair::source::Source;
 use crate::repair::streams::{Followed, Streams};
 use crate::repair::tally::Tally;
@@ -89,14 +89,14 @@ async fn repaired(
     let lock = advisory_lock::of_slice(repair, &found.name);
     let lock = Held::take_over(lock, repair, database).await?;
     let looker = conduct::looker(projector, &context.api, &context.connections).await?;
-    let lines = slice::Slice::new(&looker.first, &found.file, slice.next, read_until);
+    let lines = FileLines::new(&looker.first, &found.file, slice.next, read_until);
     let streams = Streams::Followed(Followed::new(database, repair));
     let function_timeout = time::Duration::try_from(function_timeout)?;
     let limits = Limits { function_timeout, max_rate: None };
     let progress = Progress::start(slice.items);
     let mut running = Repair::new(&looker, projector, (lock, streams), limits, progress)
         .of_lines(Lines::from(slice.next));
-    until(times.end, &mut running, Source::Slice(lines)).await?;
+    until(times.end, &mut running, Source::FileLines(lines)).await?;
     let Repair { tally, lines, .. } = running;
     answer(slice, found, &tally, &lines.unwrap_or_default())
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use projector::apply::Projector;
 use projector::bind;
-use projector::config::TtlRemovals;
 use projector::counts::Counts;
 use projector::database::Database;
 use time::OffsetDateTime;
@@ -227,10 +226,7 @@ pub(crate) async fn looker<'a>(
     api: &'a TablesApi,
     connections: &'a Connections,
 ) -> anyhow::Result<Looker<'a>> {
-    let ttl_attributes = match projector.ttl_removals {
-        TtlRemovals::Apply => [None, None],
-        TtlRemovals::Keep => [api.ttl_attribute(true).await?, api.ttl_attribute(false).await?],
-    };
+    let ttl_attributes = api.ttl_attributes(projector.ttl_removals).await?;
     let mut connection = projector.database.connect().await?;
     let (now,): (OffsetDateTime,) =
         connection.fetch_one("SELECT clock_timestamp()", bind![]).await?;

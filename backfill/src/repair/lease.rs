@@ -22,7 +22,7 @@ use sqlx::postgres::PgArguments;
 use time::OffsetDateTime;
 
 use crate::console::{self, clock, span};
-use crate::repair::ledger::{Begun, Source};
+use crate::repair::ledger::{self, Begun, Source};
 
 /// A lease without a heartbeat for longer than this is dead: `STANDING` and `LOCK_DEAD` say the
 /// same.
@@ -43,10 +43,6 @@ FOR UPDATE";
 /// Locks the owner's own lease.
 const LOCK_OWN: &str = "SELECT id FROM repairs
 WHERE id = $1 AND owner = $2 AND ended_at IS NULL FOR UPDATE";
-
-const END: &str = "UPDATE repairs
-SET ended_at = clock_timestamp(), complete = $2, candidates = $3, written = $4
-WHERE id = $1 RETURNING id";
 
 const BEGIN: &str = "INSERT INTO repairs (source, owner, heartbeat_at, streams_since)
 VALUES ($1, $2, clock_timestamp(), $3) RETURNING id, started_at";
@@ -187,12 +183,11 @@ async fn end_locked(
     (id, counted): (i64, Counted),
 ) -> Result<bool, Error> {
     let Counted { complete, candidates, written } = counted;
-    let arguments = bind![id, complete, i64::try_from(candidates)?, i64::try_from(written)?];
     connection.execute("BEGIN").await?;
     let ending = async {
         let locked: Option<(i64,)> = connection.fetch_first(lock, of_lock).await?;
         if locked.is_some() {
-            connection.fetch_one::<(i64,)>(END, arguments).await?;
+            ledger::end(connection, id, complete, candidates, written).await?;
         }
         Ok(locked.is_some())
     };

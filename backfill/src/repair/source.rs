@@ -12,8 +12,8 @@ use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
 use crate::rejected_records::{self, Filter, Rejected};
 use crate::repair::candidates::{Batch, Candidates};
+use crate::repair::file_lines::FileLines;
 use crate::repair::lines::Piece;
-use crate::repair::slice::Slice;
 use crate::repair::unheld::UnheldObjects;
 
 /// Some parts that may differ, and the rejected records that name them, by identity.
@@ -45,7 +45,7 @@ pub(crate) enum Source<'a> {
     Tables(Candidates<'a>, Option<UnheldObjects<'a>>),
     Rejected(RejectedKeys<'a>),
     /// The lines of one file.
-    Slice(Slice<'a>),
+    FileLines(FileLines<'a>),
 }
 
 impl Source<'_> {
@@ -64,8 +64,8 @@ impl Source<'_> {
                 Ok(sessions.map(|unheld| Step { unheld, ..Step::default() }))
             }
             Self::Rejected(rejected) => rejected.next().await,
-            Self::Slice(slice) => {
-                let Some(seen) = slice.next().await? else { return Ok(None) };
+            Self::FileLines(lines) => {
+                let Some(seen) = lines.next().await? else { return Ok(None) };
                 let (batch, piece) = seen.into_candidates();
                 Ok(Some(Step { batch, piece: Some(piece), ..Step::default() }))
             }

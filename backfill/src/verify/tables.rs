@@ -17,7 +17,6 @@ mod progress;
 
 use futures_util::TryStreamExt as _;
 use projector::apply::Projector;
-use projector::config::TtlRemovals;
 use projector::start;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -43,10 +42,7 @@ pub(crate) async fn compare(
 ) -> anyhow::Result<(String, anyhow::Result<End>)> {
     let aws = Box::pin(start::aws_with_credentials()).await?;
     let api = TablesApi::new(&aws, projector.tables.clone(), arguments.read_units);
-    let ttl_attributes = match projector.ttl_removals {
-        TtlRemovals::Apply => [None, None],
-        TtlRemovals::Keep => [api.ttl_attribute(true).await?, api.ttl_attribute(false).await?],
-    };
+    let ttl_attributes = api.ttl_attributes(projector.ttl_removals).await?;
     let started = OffsetDateTime::now_utc();
     let (source, against) = match &arguments.export {
         Some(places) => {

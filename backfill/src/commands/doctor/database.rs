@@ -29,6 +29,9 @@ use crate::commands::migrate::grants::{self, LACKING};
 use crate::commands::migrate::schema::{self, Applied};
 use crate::repair::lease;
 
+/// A table cannot be read: another check says why.
+const NOT_KNOWN: &str = "not known: see the schema and the privileges above";
+
 /// The checks that need a login, in their order.
 const AFTER_LOGIN: [&str; 10] = [
     "database route",
@@ -182,9 +185,7 @@ async fn pending(database: &Database) -> Verdict {
             "{count}: a run that is under way writes them at its end, or else `backfill objects \
              --pending` does"
         )),
-        Ok(Err(_)) | Err(_) => {
-            Verdict::unknown("not known: see the schema and the privileges above")
-        }
+        Ok(Err(_)) | Err(_) => Verdict::unknown(NOT_KNOWN),
     }
 }
 
@@ -202,9 +203,7 @@ async fn leases(database: &Database) -> Verdict {
                 lease.name()
             )),
         },
-        Ok(Err(_)) | Err(_) => {
-            Verdict::unknown("not known: see the schema and the privileges above")
-        }
+        Ok(Err(_)) | Err(_) => Verdict::unknown(NOT_KNOWN),
     }
 }
 

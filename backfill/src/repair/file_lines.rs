@@ -30,9 +30,9 @@ pub(crate) struct SeenLines {
 }
 
 /// The lines of a file.
-pub(crate) struct Slice<'a>(LocalBoxStream<'a, anyhow::Result<SeenLines>>);
+pub(crate) struct FileLines<'a>(LocalBoxStream<'a, anyhow::Result<SeenLines>>);
 
-impl<'a> Slice<'a> {
+impl<'a> FileLines<'a> {
     /// The lines from `next` on. No line is read after `until`.
     pub(crate) fn new(
         looker: &'a Looker<'a>,
