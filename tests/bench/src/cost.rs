@@ -39,8 +39,8 @@ impl Batch {
         (self.size as f64 / RECORDS).max(1.0)
     }
 
-    /// GB-seconds, if so many requests of S3 wait for each other beside what was measured. Lambda
-    /// counts begun milliseconds.
+    /// GB-seconds of what was measured plus this many S3 requests in turn. Lambda bills each
+    /// started millisecond.
     fn gb_seconds(&self, milliseconds: f64, requests_in_turn: f64) -> f64 {
         let billed = (milliseconds + S3_SECONDS * 1e3 * requests_in_turn).ceil();
         billed / 1e3 * f64::from(self.memory_mb) / 1_024.0

@@ -11,11 +11,15 @@ use std::path::Path;
 use anyhow::anyhow;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde::{Deserialize, Serialize};
 
 const SIZE: (u32, u32) = (760, 360);
 /// The legend has a column of its own beside the chart, where it covers no data.
 const LEGEND_WIDTH: u32 = 200;
+/// Bars and grids have a name before each row.
+const NAMES_WIDTH: i32 = 210;
+const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(226, 226, 226);
 const COLOURS: [RGBColor; 6] = [
     RGBColor(31, 119, 180),
@@ -202,6 +206,18 @@ fn ticks(range: &Range<f64>) -> Vec<f64> {
     let all = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
     let coarse = [&[1.0][..], &[1.0, 2.0, 5.0]].map(steps);
     coarse.into_iter().find(|ticks| ticks.len() >= 3).unwrap_or_else(|| steps(&all))
+}
+
+/// The title of bars and grids, at the top left.
+fn title<'a>(plot: &Plot, root: &Area<'a>) -> Drawn<'a> {
+    let style = ("sans-serif", 16).into_font().color(&INK);
+    root.draw(&Text::new(plot.title.as_str(), (16, 16), style)).map_err(Into::into)
+}
+
+/// A text at a place, which is at its vertical center.
+fn text<'a>(root: &Area<'a>, text: &str, place: (i32, i32), side: HPos) -> Drawn<'a> {
+    let style = ("sans-serif", 13).into_font().color(&INK).pos(Pos::new(side, VPos::Center));
+    root.draw(&Text::new(text, place, style)).map_err(Into::into)
 }
 
 /// A number at an axis: whole from 1 on, with the digits that it needs below.

@@ -10,11 +10,17 @@ use testkit::dynamodb::{DynamoDb, Kind, Write};
 use testkit::emulator::{Lambda, event};
 use testkit::records::{Draft, removal, scan, session};
 use testkit::services::{Stores, service};
+use testkit::trim::TrimmedStreams;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// How many records an invocation gets.
 const BATCH: usize = 200;
+
+/// The stand-in's creation times are those of the minute, so that only a pause in the writes shows
+/// within seconds that a shard is caught up.
+const STEPS_OF_A_BURST: usize = 20;
+const PAUSE: Duration = Duration::from_millis(2_500);
 
 /// The sequence number up to which each stream has been read; 0 if no record is known.
 pub(crate) type Places = [u128; 2];
@@ -86,6 +92,31 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
+    }
+
+    /// Writes these sessions in bursts until `done`, so that the streams can be read past a time
+    /// between them.
+    pub(crate) fn write_in_bursts(
+        self: &Arc<Self>,
+        sessions: usize,
+        done: &Arc<AtomicBool>,
+    ) -> JoinHandle<()> {
+        let (world, done) = (Arc::clone(self), Arc::clone(done));
+        tokio::spawn(async move {
+            while !done.load(Ordering::Relaxed) {
+                world.write(sessions, STEPS_OF_A_BURST, &done).await;
+                tokio::time::sleep(PAUSE).await;
+            }
+        })
+    }
+
+    /// The streams, which have lost all that was written up to now.
+    pub(crate) async fn trimmed_streams(&self) -> TrimmedStreams {
+        let streams = TrimmedStreams::start(&service("DYNAMODB_LOCAL_URL")).await;
+        for (table, tip) in self.tables.iter().zip(self.tips().await) {
+            streams.trim(table, tip);
+        }
+        streams
     }
 
     /// What has been written up to now is at or before these places.
@@ -252,6 +283,15 @@ impl Side {
             }
         });
         Self { places, mappings }
+    }
+
+    /// Applies all that was written up to now, by a function that ends after that.
+    pub(crate) async fn apply_so_far(world: &Arc<World>, stores: &Stores) {
+        let ended = Arc::new(AtomicBool::new(false));
+        let side = Self::attach(world, stores, From::Beginning, &ended).await;
+        side.has_read(world.tips().await).await;
+        ended.store(true, Ordering::Relaxed);
+        side.drained().await;
     }
 
     /// Waits until everything up to these places is applied.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 use testkit::oracle;
 use testkit::runs::{assert_code, with_tables};
-use testkit::services::{Stores, parsed, service};
+use testkit::services::{Stores, parsed};
 use testkit::trim::TrimmedStreams;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
@@ -24,10 +24,6 @@ const SESSIONS: usize = 60;
 const STEPS_OF_TWO_DAYS: usize = 20;
 /// Sessions that nobody writes again: removed while nobody read the streams.
 const REMOVED: std::ops::Range<usize> = SESSIONS..SESSIONS + 10;
-/// The stand-in's creation times are those of the minute, so that only a pause in the writes shows
-/// within seconds that a shard is caught up.
-const STEPS_OF_A_BURST: usize = 20;
-const PAUSE: Duration = Duration::from_millis(2_500);
 
 /// The tables, the side that is repaired, and everything that runs beside it.
 struct Moving {
@@ -45,30 +41,15 @@ impl Moving {
         let (world, stores) = (World::new().await, Stores::fresh().await);
         world.write_sessions(0..REMOVED.end).await;
         // The function of two days ago, which ends after what it had got.
-        let ended = Arc::new(AtomicBool::new(false));
-        let side = Side::attach(&world, &stores, From::Beginning, &ended).await;
-        side.has_read(world.tips().await).await;
-        ended.store(true, Ordering::Relaxed);
-        side.drained().await;
+        Side::apply_so_far(&world, &stores).await;
         stores.forbid_going_back().await;
 
         world.write(SESSIONS, STEPS_OF_TWO_DAYS, &AtomicBool::new(false)).await;
         world.remove_sessions(REMOVED).await;
-        let streams = TrimmedStreams::start(&service("DYNAMODB_LOCAL_URL")).await;
-        for (table, tip) in world.tables.iter().zip(world.tips().await) {
-            streams.trim(table, tip);
-        }
+        let streams = world.trimmed_streams().await;
         let done = Arc::new(AtomicBool::new(false));
         let side = Side::attach(&world, &stores, From::Now, &done).await;
-        let writer = tokio::spawn({
-            let (world, done) = (Arc::clone(&world), Arc::clone(&done));
-            async move {
-                while !done.load(Ordering::Relaxed) {
-                    world.write(SESSIONS, STEPS_OF_A_BURST, &done).await;
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        });
+        let writer = world.write_in_bursts(SESSIONS, &done);
         let sampler = tokio::spawn(sample(stores.clone(), Arc::clone(&done)));
         Self { world, stores, streams, side, writer, sampler, done }
     }

@@ -1,23 +1,20 @@
 //! Horizontal bars: one per series, its name before it and its value behind it.
 
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 
-use super::{Area, COLOURS, Drawn, Plot, SIZE, thousands};
+use super::{Area, COLOURS, Drawn, INK, NAMES_WIDTH, Plot, SIZE, text, thousands, title};
 
 const TITLE_HEIGHT: i32 = 52;
-const NAMES_WIDTH: i32 = 210;
 /// For the value behind the longest bar.
 const VALUES_WIDTH: i32 = 110;
 const X_HEIGHT: i32 = 40;
 const OTHERS: RGBColor = RGBColor(176, 176, 176);
-const INK: RGBColor = RGBColor(40, 40, 40);
 
 /// Draws the bars from the top; the first is ours, and has a colour.
 pub(super) fn draw<'a>(plot: &Plot, root: &Area<'a>) -> Drawn<'a> {
     let (width, height) = (i32::try_from(SIZE.0)?, i32::try_from(SIZE.1)?);
-    let title = ("sans-serif", 16).into_font().color(&INK);
-    root.draw(&Text::new(plot.title.as_str(), (16, 16), title))?;
+    title(plot, root)?;
     let values = plot.series.iter().flat_map(|(_, points)| points).map(|point| point.1);
     let greatest = values.fold(f64::MIN_POSITIVE, f64::max);
     let scale = f64::from(width - NAMES_WIDTH - VALUES_WIDTH) / greatest;
@@ -46,11 +43,6 @@ pub(super) fn draw<'a>(plot: &Plot, root: &Area<'a>) -> Drawn<'a> {
     }
     let place = (NAMES_WIDTH, height - X_HEIGHT / 2);
     text(root, &plot.x, place, HPos::Left)
-}
-
-fn text<'a>(root: &Area<'a>, text: &str, place: (i32, i32), side: HPos) -> Drawn<'a> {
-    let style = ("sans-serif", 13).into_font().color(&INK).pos(Pos::new(side, VPos::Center));
-    root.draw(&Text::new(text, place, style)).map_err(Into::into)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "within the picture")]

@@ -1,25 +1,22 @@
 //! A table of counts, of which 0 is good: green cells, and red ones with their count.
 
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 
-use super::{Area, Drawn, Plot, SIZE, thousands};
+use super::{Area, Drawn, NAMES_WIDTH, Plot, SIZE, text, thousands, title};
 
 const TITLE_HEIGHT: i32 = 46;
-const NAMES_WIDTH: i32 = 210;
 const COLUMNS_HEIGHT: i32 = 26;
 const X_HEIGHT: i32 = 34;
 /// Between cells.
 const GAP: i32 = 2;
 const GOOD: RGBColor = RGBColor(203, 232, 203);
 const BAD: RGBColor = RGBColor(244, 190, 184);
-const INK: RGBColor = RGBColor(40, 40, 40);
 
 /// Draws the rows from the top.
 pub(super) fn draw<'a>(plot: &Plot, root: &Area<'a>) -> Drawn<'a> {
     let (width, height) = (i32::try_from(SIZE.0)?, i32::try_from(SIZE.1)?);
-    let title = ("sans-serif", 16).into_font().color(&INK);
-    root.draw(&Text::new(plot.title.as_str(), (16, 16), title))?;
+    title(plot, root)?;
     let columns = i32::try_from(plot.columns.len().max(1))?;
     let rows = i32::try_from(plot.series.len().max(1))?;
     let cell_width = (width - NAMES_WIDTH - 16) / columns;
@@ -43,9 +40,4 @@ pub(super) fn draw<'a>(plot: &Plot, root: &Area<'a>) -> Drawn<'a> {
         }
     }
     text(root, &plot.x, (NAMES_WIDTH, height - X_HEIGHT / 2), HPos::Left)
-}
-
-fn text<'a>(root: &Area<'a>, text: &str, place: (i32, i32), side: HPos) -> Drawn<'a> {
-    let style = ("sans-serif", 13).into_font().color(&INK).pos(Pos::new(side, VPos::Center));
-    root.draw(&Text::new(text, place, style)).map_err(Into::into)
 }

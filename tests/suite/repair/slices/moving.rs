@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use testkit::oracle;
 use testkit::runs::{assert_code, with_tables};
-use testkit::services::{Stores, parsed, service};
-use testkit::trim::TrimmedStreams;
+use testkit::services::{Stores, parsed};
 
 use super::{Caller, Files, Following, Sums, add, function};
 use crate::live::sample;
@@ -17,10 +16,6 @@ use crate::move_by_merge::world::{From, Side, World, session_id};
 /// Sessions of three items each, of which the first ones are written all the time.
 const SESSIONS: usize = 670;
 const WRITTEN: usize = 60;
-/// The stand-in's creation times are those of the minute, so that only a pause in the writes shows
-/// within seconds that a shard is caught up.
-const STEPS_OF_A_BURST: usize = 20;
-const PAUSE: Duration = Duration::from_millis(2_500);
 /// The streams of the stand-in are read past a time only in such a pause, or a minute later.
 const LONG: Duration = Duration::from_mins(4);
 /// Parts whose rows are wrong: four sessions without a row, and eight parts of others.
@@ -49,29 +44,14 @@ async fn damage(stores: &Stores) {
 async fn one_part_in_a_hundred_is_found_and_repaired_while_everything_moves() {
     let (world, stores) = (World::new().await, Stores::fresh().await);
     world.write_sessions(0..SESSIONS).await;
-    let ended = Arc::new(AtomicBool::new(false));
-    let side = Side::attach(&world, &stores, From::Beginning, &ended).await;
-    side.has_read(world.tips().await).await;
-    ended.store(true, Ordering::Relaxed);
-    side.drained().await;
+    Side::apply_so_far(&world, &stores).await;
     damage(&stores).await;
     stores.forbid_going_back().await;
-    let streams = TrimmedStreams::start(&service("DYNAMODB_LOCAL_URL")).await;
-    for (table, tip) in world.tables.iter().zip(world.tips().await) {
-        streams.trim(table, tip);
-    }
+    let streams = world.trimmed_streams().await;
 
     let done = Arc::new(AtomicBool::new(false));
     let side = Side::attach(&world, &stores, From::Now, &done).await;
-    let writer = tokio::spawn({
-        let (world, done) = (Arc::clone(&world), Arc::clone(&done));
-        async move {
-            while !done.load(Ordering::Relaxed) {
-                world.write(WRITTEN, STEPS_OF_A_BURST, &done).await;
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    });
+    let writer = world.write_in_bursts(WRITTEN, &done);
     let sampler = tokio::spawn(sample(stores.clone(), Arc::clone(&done)));
     let (tables, url) = (world.tables.clone(), streams.url.clone());
     let of_stores = stores.clone();
