@@ -4,11 +4,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
-import psycopg
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType
 from aws_lambda_powertools.utilities.data_classes.dynamo_db_stream_event import DynamoDBRecord
 from botocore.config import Config
 
+from database import database
 from model import COLUMNS, READ_ROWS, UPSERTS, change
 from runtime import serve
 
@@ -20,14 +20,6 @@ CONFIG = Config(max_pool_connections=CONCURRENCY,
 s3 = boto3.client("s3", config=CONFIG) if BUCKET else None
 threads = ThreadPoolExecutor(CONCURRENCY)
 processor = BatchProcessor(event_type=EventType.DynamoDBStreams)
-connection = None
-
-
-def database():
-    global connection
-    if connection is None or connection.closed:
-        connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
-    return connection
 
 
 def put(row):

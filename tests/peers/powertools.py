@@ -6,7 +6,6 @@ its row read back, its object put.
 import os
 
 import boto3
-import psycopg
 from aws_lambda_powertools.utilities.batch import (
     BatchProcessor,
     EventType,
@@ -15,6 +14,7 @@ from aws_lambda_powertools.utilities.batch import (
 from aws_lambda_powertools.utilities.data_classes.dynamo_db_stream_event import DynamoDBRecord
 from botocore.config import Config
 
+from database import database
 from model import READ_ROWS, UPSERTS, change
 from runtime import serve
 
@@ -23,14 +23,6 @@ LOCAL = "AWS_ENDPOINT_URL" in os.environ
 PATH_STYLE = Config(s3={"addressing_style": "path"}) if LOCAL else None
 s3 = boto3.client("s3", config=PATH_STYLE) if BUCKET else None
 processor = BatchProcessor(event_type=EventType.DynamoDBStreams)
-connection = None
-
-
-def database():
-    global connection
-    if connection is None or connection.closed:
-        connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
-    return connection
 
 
 def record_handler(record: DynamoDBRecord):

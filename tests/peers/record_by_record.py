@@ -4,17 +4,16 @@ import os
 import traceback
 
 import boto3
-import psycopg
 from boto3.dynamodb.types import TypeDeserializer
 from botocore.config import Config
 
+from database import database
 from model import READ_ROWS, UPSERTS, change
 from runtime import serve
 
 BUCKET = os.environ.get("ARCHIVE_BUCKET")
 PATH_STYLE = Config(s3={"addressing_style": "path"}) if "AWS_ENDPOINT_URL" in os.environ else None
 s3 = boto3.client("s3", config=PATH_STYLE) if BUCKET else None
-connection = None
 
 
 class FromEvent(TypeDeserializer):
@@ -29,13 +28,6 @@ deserializer = FromEvent()
 
 def deserialize(item):
     return {name: deserializer.deserialize(value) for name, value in item.items()}
-
-
-def database():
-    global connection
-    if connection is None or connection.closed:
-        connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
-    return connection
 
 
 def handle(record):
