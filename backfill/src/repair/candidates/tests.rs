@@ -15,7 +15,8 @@ use testkit::runs::now;
 use testkit::services::{Stores, apply, aws, service};
 use time::OffsetDateTime;
 
-use super::{Batch, Candidates, exports::open};
+use super::exports::{OpenExports, open};
+use super::{Batch, Candidates};
 use crate::compare_tables::look::Looker;
 use crate::items::Key;
 use crate::items::api::{KEYS_PER_CALL, Segment, TablesApi};
@@ -175,12 +176,63 @@ async fn a_consistent_scan_costs_twice_as_much() {
     assert!((consistently - 2.0 * eventually).abs() <= 0.5, "{units:?}");
 }
 
-/// Two windows per table. What a full export would lack, the rows tell.
+/// Incremental exports of both tables, in two windows per table, over a gap of 39 hours.
+struct Gap {
+    world: World,
+    folder: tempfile::TempDir,
+    places: Vec<String>,
+    now: i64,
+    start: i64,
+    middle: i64,
+}
+
+impl Gap {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let now = now();
+        let (start, middle, end) = (now - 40 * HOUR, now - 20 * HOUR, now - HOUR);
+        let put = scan("put", "left", "245");
+        let mut bare = change(&put.key(), Some(&put.item()), None);
+        bare["Metadata"]["WriteTimestampMicros"] = json!(1_795_334_400_000_000_u64);
+        let gone = scan("gone", "right", "245");
+        let gone = change(&gone.key(), None, Some(&gone.item()));
+        let sessions: Vec<_> =
+            (0..250).map(|number| change(&session(&id(number), "u").key(), None, None)).collect();
+        let no_side = json!({"session_id": {"S": "put"}, "side": {"S": "both"}});
+        let no_side = change(&no_side, None, None);
+        let folder = tempfile::tempdir().expect("a folder");
+        let tables = &world.tables;
+        let mut places = Vec::new();
+        for (table, id, window, changes) in [
+            (&tables.scans, "02-scans", (middle, end), vec![gone, no_side]),
+            (&tables.scans, "01-scans", (start, middle), vec![bare]),
+            (&tables.sessions, "01-sessions", (start, middle), sessions),
+            (&tables.sessions, "02-sessions", (middle, end), vec![]),
+        ] {
+            exports::write(folder.path(), &exports::incremental(table, id, window, &changes));
+            places.push(folder.path().join(id).to_str().expect("a path").to_owned());
+        }
+        Self { world, folder, places, now, start, middle }
+    }
+
+    /// Opens some exports for a gap that begins at a time, as of another time.
+    async fn open(
+        &self,
+        places: &[String],
+        gap_start: i64,
+        at: i64,
+    ) -> anyhow::Result<OpenExports> {
+        let client = place::client(&aws("http://127.0.0.1:1").await);
+        let moment = |seconds| OffsetDateTime::from_unix_timestamp(seconds).expect("a time");
+        open(places, &self.world.tables, &client, Some(moment(gap_start)), moment(at)).await
+    }
+}
+
+/// What a full export would lack, the rows tell.
 #[tokio::test(flavor = "multi_thread")]
 async fn incremental_exports_give_their_keys_and_the_rows_that_changed_since() {
-    let world = World::new().await;
-    let now = now();
-    let (start, middle, end) = (now - 40 * HOUR, now - 20 * HOUR, now - HOUR);
+    let gap = Gap::new().await;
+    let (world, start) = (&gap.world, gap.start);
     let at = |draft: Draft, created_at| Draft { created_at, ..draft };
     // The insert was applied and the delete was not: within a window, at its edge, of unknown time.
     let (before, after) = (Some(start - 2 * HOUR), Some(start + 60));
@@ -195,37 +247,10 @@ async fn incremental_exports_give_their_keys_and_the_rows_that_changed_since() {
             at(session("old", "u"), before),
         ])
         .await;
-    let put = scan("put", "left", "245");
-    let mut bare = change(&put.key(), Some(&put.item()), None);
-    bare["Metadata"]["WriteTimestampMicros"] = json!(1_795_334_400_000_000_u64);
-    let gone = scan("gone", "right", "245");
-    let gone = change(&gone.key(), None, Some(&gone.item()));
-    let sessions: Vec<_> =
-        (0..250).map(|number| change(&session(&id(number), "u").key(), None, None)).collect();
-    let no_side = change(&json!({"session_id": {"S": "put"}, "side": {"S": "both"}}), None, None);
-
-    let folder = tempfile::tempdir().expect("a folder");
-    let tables = &world.tables;
-    let mut places = Vec::new();
-    for (table, id, window, changes) in [
-        (&tables.scans, "02-scans", (middle, end), vec![gone, no_side]),
-        (&tables.scans, "01-scans", (start, middle), vec![bare]),
-        (&tables.sessions, "01-sessions", (start, middle), sessions),
-        (&tables.sessions, "02-sessions", (middle, end), vec![]),
-    ] {
-        exports::write(folder.path(), &exports::incremental(table, id, window, &changes));
-        places.push(folder.path().join(id).to_str().expect("a path").to_owned());
-    }
-    let client = place::client(&aws("http://127.0.0.1:1").await);
-    let moment = |seconds| OffsetDateTime::from_unix_timestamp(seconds).expect("a time");
-    let opened = async |places: &[String], gap_start: i64| {
-        open(places, tables, &client, Some(moment(gap_start)), OffsetDateTime::now_utc()).await
-    };
-    let exports = opened(&places, start).await.expect("exports that hold the gap");
+    let exports = gap.open(&gap.places, start, gap.now).await.expect("exports that hold the gap");
     assert_eq!(exports.items, 253);
-    assert!(places.iter().all(|place| exports.name.contains(place)), "{}", exports.name);
-    let looker = world.looker();
-    let found = all(Candidates::export(&looker, exports)).await;
+    assert!(gap.places.iter().all(|place| exports.name.contains(place)), "{}", exports.name);
+    let found = all(Candidates::export(&world.looker(), exports)).await;
     let sessions = (0..250).map(|number| (Part::Session, id(number)));
     let others = keys([
         (Part::Left, "put"),
@@ -238,22 +263,29 @@ async fn incremental_exports_give_their_keys_and_the_rows_that_changed_since() {
     let expected: BTreeSet<Key> = sessions.chain(others).collect();
     assert_eq!(found.differing.iter().cloned().collect::<BTreeSet<_>>(), expected);
     assert_eq!((found.items, found.equal.len(), found.without_key.len()), (253, 0, 1));
+}
 
-    // A file that is not the one of the manifest is named, and holds up no other.
-    let damaged = folder.path().join("data/002-scansabcdefghijklmnop.json.gz");
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_not_the_one_of_the_manifest_is_named_and_holds_up_no_other() {
+    let gap = Gap::new().await;
+    let damaged = gap.folder.path().join("data/002-scansabcdefghijklmnop.json.gz");
     let mut bytes = std::fs::read(&damaged).expect("a file");
     bytes[9] ^= 1;
     std::fs::write(&damaged, bytes).expect("a file");
-    let exports = opened(&places, start).await.expect("the manifests are whole");
-    let found = all(Candidates::export(&looker, exports)).await;
+    let exports = gap.open(&gap.places, gap.start, gap.now).await.expect("whole manifests");
+    let found = all(Candidates::export(&gap.world.looker(), exports)).await;
     let [fault] = &found.unreadable[..] else { panic!("{:?}", found.unreadable) };
     let fault = fault.to_string();
     assert!(fault.contains("002-scans") && fault.contains("its MD5 is not"), "{fault}");
+}
 
-    // What does not hold the gap is refused before anything is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn exports_that_do_not_hold_the_gap_are_refused_before_anything_is_read() {
+    let gap = Gap::new().await;
+    let (places, start, tables) = (&gap.places, gap.start, &gap.world.tables);
     let full = exports::full(&tables.scans, &[]);
-    exports::write(&folder.path().join("full"), &full);
-    let full = folder.path().join("full").to_str().expect("a path").to_owned();
+    exports::write(&gap.folder.path().join("full"), &full);
+    let full = gap.folder.path().join("full").to_str().expect("a path").to_owned();
     let scans_late = format!("exports of table {:?} with a hole", tables.scans);
     let no_sessions = format!("names no export of table {:?}", tables.sessions);
     for (places, gap_start, said) in [
@@ -265,9 +297,8 @@ async fn incremental_exports_give_their_keys_and_the_rows_that_changed_since() {
     ] {
         // 23 hours and more after the middle.
         let late = places.len() == 2 && said.contains("23 hours");
-        let later = moment(if late { middle + 23 * HOUR } else { now });
-        let opened = open(places, tables, &client, Some(moment(gap_start)), later).await;
-        let error = opened.err().expect(said);
+        let at = if late { gap.middle + 23 * HOUR } else { gap.now };
+        let error = gap.open(places, gap_start, at).await.err().expect(said);
         assert!(error.is::<ConfigError>() && error.to_string().contains(said), "{error:#}");
     }
 }
