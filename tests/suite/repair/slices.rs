@@ -26,6 +26,8 @@ use super::{World, changed, id, of_session};
 
 /// Longer than one hold, and short enough for a test.
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// A slice may fail this often in a row.
+const FAILURES_AT_MOST: usize = 5;
 
 /// The function over these stores and tables. Nothing waits longer than it must.
 fn function(stores: &Stores, tables: &[String; 2], streams_url: &str) -> Command {
@@ -101,11 +103,19 @@ impl Caller {
         assert_eq!(ended, json!({"repair": repair, "complete": true}));
     }
 
-    /// Calls a slice until it is done, and gives its last answer and how many calls it took.
+    /// Calls a slice until it is done, and gives its last answer and how many calls it took. As a
+    /// state machine does, it calls a few times more after an error that may pass: on a busy machine
+    /// the streams may be read too late for an invocation of seconds.
     async fn slice(&mut self, slice: &Json) -> (Json, usize) {
-        let mut slice = slice.clone();
+        let (mut slice, mut failures) = (slice.clone(), 0);
         for calls in 1..100 {
-            slice = self.ask(&slice).await;
+            match self.try_ask(&slice).await {
+                Ok(answer) => (slice, failures) = (answer, 0),
+                Err(error) if error["errorType"] == "Failed" && failures < FAILURES_AT_MOST => {
+                    failures += 1;
+                }
+                Err(error) => panic!("{slice}: {error}"),
+            }
             if slice["done"] == true {
                 return (slice, calls);
             }
