@@ -12,6 +12,7 @@ mod compare_objects;
 mod compare_tables;
 mod console;
 mod deliver;
+mod documents;
 mod failures;
 mod item_json;
 mod items;

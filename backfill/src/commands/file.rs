@@ -7,15 +7,10 @@
 
 mod batches;
 mod created;
-mod document;
-mod dump;
 mod input;
 mod late;
 mod merged;
-mod outline;
 mod report;
-mod scan;
-mod values;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::thread;
@@ -33,14 +28,14 @@ use tokio::task::JoinHandle;
 
 use crate::cli::{FileArguments, Settings};
 use crate::commands::file::batches::{Batch, Batches};
-use crate::commands::file::document::Extractor;
-use crate::commands::file::dump::StreamArn;
 use crate::commands::file::input::{Input, Listing};
 use crate::commands::file::late::Late;
 use crate::commands::file::merged::BOUNDS;
 use crate::commands::file::report::{FileReport, Tally};
 use crate::console::{self, Progress, span};
 use crate::deliver::{Delivered, Delivery, validate};
+use crate::documents::document::Extractor;
+use crate::documents::dump::StreamArn;
 use crate::outcome::{Outcome, Remedy};
 use crate::output::Output;
 use crate::pending_objects;

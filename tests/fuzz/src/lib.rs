@@ -38,15 +38,13 @@ pub(crate) mod stored;
 #[path = "../../../projector/src/model/version.rs"]
 pub(crate) mod version;
 
-#[path = "../../../backfill/src/commands"]
-pub(crate) mod commands {
-    pub(crate) mod file {
-        pub(crate) mod document;
-        pub(crate) mod dump;
-        pub(crate) mod outline;
-        pub(crate) mod scan;
-        pub(crate) mod values;
-    }
+#[path = "../../../backfill/src/documents"]
+pub(crate) mod documents {
+    pub(crate) mod document;
+    pub(crate) mod dump;
+    pub(crate) mod outline;
+    pub(crate) mod scan;
+    pub(crate) mod values;
 }
 
 #[path = "../../../backfill/src/items/manifest.rs"]

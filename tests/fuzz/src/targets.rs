@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::change::{self, Change, Decoded, Tables};
-use crate::commands::file::document::{Extractor, Taken};
-use crate::commands::file::dump::StreamArn;
-use crate::commands::file::values::{Found, Values};
+use crate::documents::document::{Extractor, Taken};
+use crate::documents::dump::StreamArn;
+use crate::documents::values::{Found, Values};
 use crate::fold::{IndexedChange, fold};
 use crate::measurement::Measurement;
 use crate::part::{Part, PerPart};

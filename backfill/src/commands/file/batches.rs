@@ -1,10 +1,10 @@
 //! The inputs of `file` → batches of records. A batch spans files, so that many small ones cost no
 //! more than a large one; and a file that cannot be read, or in part, costs no other file anything.
 
-use crate::commands::file::document::Extractor;
 use crate::commands::file::input::Input;
 use crate::commands::file::merged::{Bounds, Ended, Merged};
 use crate::deliver::BATCH_BYTES;
+use crate::documents::document::Extractor;
 
 /// Records to apply together, and the files that end with them.
 #[derive(Debug, Default)]

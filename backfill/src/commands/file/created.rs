@@ -1,7 +1,7 @@
 //! Pure: when the change of a record was made, as far as a quick look tells. Files are merged by
 //! these times, for speed alone: a time that is missing or wrong costs nothing else.
 
-use crate::commands::file::dump;
+use crate::documents::dump;
 
 const NAME: &[u8] = b"ApproximateCreationDateTime";
 

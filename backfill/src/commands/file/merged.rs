@@ -15,11 +15,11 @@ use std::rc::Rc;
 use projector::error;
 
 use crate::commands::file::created;
-use crate::commands::file::document::{Extractor, Taken};
 use crate::commands::file::input::Input;
 use crate::commands::file::report::FileReport;
-use crate::commands::file::values::{Found, Values};
 use crate::deliver::BATCH_BYTES;
+use crate::documents::document::{Extractor, Taken};
+use crate::documents::values::{Found, Values};
 
 /// The first creation time of a file is looked for in this much of it.
 const BEGINNING: u64 = 64 << 10;
@@ -291,8 +291,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::{BOUNDS, Bounds, Merged};
-    use crate::commands::file::document::Extractor;
     use crate::commands::file::input::Input;
+    use crate::documents::document::Extractor;
 
     const ARN: &str = "arn:aws:dynamodb:r:1:table/sessions/stream/2026-11-22T00:00:00.000";
 

@@ -5,9 +5,9 @@ use std::fmt::{self, Write as _};
 use projector::config::ConfigError;
 use serde_json::{Value as Json, json};
 
-use crate::commands::file::document::Refusal;
-use crate::commands::file::values::{Broken, Place};
 use crate::console;
+use crate::documents::document::Refusal;
+use crate::documents::values::{Broken, Place};
 
 /// How many different problems of a file are kept; the others are counted.
 const KEPT: usize = 10;

@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::commands::file::scan::Scanned;
+use crate::documents::scan::Scanned;
 
 /// The parts of a document that tell what it is. The rest is skipped unread: records keep their
 /// bytes to the letter.

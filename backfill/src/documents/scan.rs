@@ -149,7 +149,7 @@ mod tests {
     use std::path::Path;
 
     use super::{Scanned, record};
-    use crate::commands::file::outline::Outline;
+    use crate::documents::outline::Outline;
 
     const ARN: &str = "arn:aws:dynamodb:r:1:table/sessions/stream/l";
 

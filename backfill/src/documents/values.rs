@@ -10,8 +10,8 @@
 use std::fmt;
 use std::io::{self, BufRead};
 
-use crate::commands::file::outline::{Outline, truncated_event};
-use crate::commands::file::scan;
+use crate::documents::outline::{Outline, truncated_event};
+use crate::documents::scan;
 
 /// The largest value that is read. Lambda's events have at most 6 MB, and escaped as text in what
 /// it writes about a failed batch, at most six times as much.

@@ -7,8 +7,8 @@ use projector::change::{Tables, stream_of};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::commands::file::dump::{StreamArn, Unfit};
-use crate::commands::file::outline::{Foreign, Member, Members, Outline};
+use crate::documents::dump::{StreamArn, Unfit};
+use crate::documents::outline::{Foreign, Member, Members, Outline};
 
 /// Why a document, or a part of one, is not applied. It is no change record of these tables, so
 /// that `rejected_records` is not the place for it.
@@ -299,8 +299,8 @@ mod tests {
     use projector::change::Tables;
 
     use super::{Extractor, Taken};
-    use crate::commands::file::dump::StreamArn;
-    use crate::commands::file::outline::Outline;
+    use crate::documents::dump::StreamArn;
+    use crate::documents::outline::Outline;
 
     const ARN: &str =
         "arn:aws:dynamodb:eu-central-1:1:table/sessions/stream/2026-11-22T00:00:00.000";
