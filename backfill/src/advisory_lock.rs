@@ -63,6 +63,11 @@ pub(crate) fn of_slice(repair: i64, file: &str) -> Lock {
     Lock { key, commands: "slice of the same file", command: Some("backfill reconcile") }
 }
 
+/// Of the one call that handles an object of a bucket of failures for a repair.
+pub(crate) fn of_failure(repair: i64, object: &str) -> Lock {
+    Lock { commands: "call for the same object of failures", ..of_slice(repair, object) }
+}
+
 /// Another run holds the lock: which one, and how to end it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

@@ -8,6 +8,7 @@
 
 mod compare;
 pub mod event;
+mod failure;
 mod follow;
 mod lease_events;
 mod slice;
@@ -160,6 +161,7 @@ impl Reconciler {
             Event::End(end) => Box::pin(lease_events::end(self, end)),
             Event::Follow(follow) => Box::pin(follow::run(self, follow, deadline)),
             Event::Slice(slice) => Box::pin(slice::run(self, slice, deadline)),
+            Event::Failure(batch) => Box::pin(failure::run(self, batch, deadline)),
         };
         answering.await.map_err(|error| {
             let failure = Failure::from(error);

@@ -107,6 +107,7 @@ impl Place {
             path: path.to_owned(),
             source: None,
             etag: None,
+            version: None,
             offset: 0,
             ended: false,
         }
@@ -133,11 +134,19 @@ pub(crate) struct Pieces {
     source: Option<Source>,
     /// Of the object that is read.
     etag: Option<String>,
+    /// The id of its version, if its bucket keeps versions.
+    version: Option<String>,
     offset: u64,
     ended: bool,
 }
 
 impl Pieces {
+    /// What tells the object that was read from one that comes in its place: its `ETag`, and the id
+    /// of its version, if its bucket keeps versions. Nothing of a file of this machine.
+    pub(crate) fn read_as(&self) -> (Option<&str>, Option<&str>) {
+        (self.etag.as_deref(), self.version.as_deref())
+    }
+
     /// The next piece; `None` at the end.
     ///
     /// # Errors
@@ -202,6 +211,7 @@ impl Pieces {
         match request.send().await {
             Ok(object) => {
                 self.etag = object.e_tag;
+                self.version = object.version_id;
                 Ok(Source::Object(object.body))
             }
             Err(error) => Err(unopened(error)),
@@ -262,12 +272,12 @@ fn unopened(error: SdkError<GetObjectError>) -> Unopened {
              bucket of this region"
         }
         (code, _) if code.starts_with("KMS.") => {
-            "the key that encrypts the export cannot be used: enable it, and allow the role \
+            "the key that encrypts it cannot be used: enable it, and allow the role \
              kms:Decrypt"
         }
         _ => {
-            "the role needs s3:GetObject there, kms:Decrypt if a key encrypts the export, and \
-             s3:ListBucket to tell a missing file from a forbidden one"
+            "the role needs s3:GetObject there, kms:Decrypt if a key encrypts it, and s3:ListBucket to \
+             tell a missing file from a forbidden one"
         }
     };
     Unopened::Stays(anyhow!("{}: {why}", said.trim()))

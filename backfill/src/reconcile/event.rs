@@ -16,6 +16,8 @@ pub enum Event {
     Follow(Follow),
     /// Compare the lines of one file with their rows, and repair what differs.
     Slice(Slice),
+    /// Read the keys of one object of a bucket of failures again, and delete it.
+    Failure(FailedBatch),
     /// End a repair.
     End(End),
 }
@@ -78,6 +80,43 @@ pub struct Slice {
     pub rejected: u64,
 }
 
+/// An object of a bucket of failures, which is a batch that Lambda gave up on; also the answer of an
+/// earlier call, so that it can be sent back as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailedBatch {
+    /// The bucket of failures.
+    pub bucket: String,
+    /// The object's key.
+    pub failure: String,
+    /// The repair: nothing is read again without its lease.
+    pub repair: i64,
+    /// The run, as `begin` answered it. Without it nothing is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<i64>,
+    /// The first record that is not settled, counted from 0.
+    #[serde(default)]
+    pub next: u64,
+    /// The object to which `next` and the counts belong: one that comes in its place is begun anew.
+    #[serde(default)]
+    pub etag: Option<String>,
+    /// Whether every record is settled, and the object is gone.
+    #[serde(default)]
+    pub done: bool,
+    /// How many records the object has; 0 before it is read.
+    #[serde(default)]
+    pub records: u64,
+    /// How many parts were read again, by all calls.
+    #[serde(default)]
+    pub reread: u64,
+    /// How many of those were written.
+    #[serde(default)]
+    pub repaired: u64,
+    /// How many records before `next`, or their items, cannot be applied.
+    #[serde(default)]
+    pub rejected: u64,
+}
+
 /// Ends a repair.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,6 +159,8 @@ pub enum Answer {
     },
     /// To [`Slice`].
     Slice(Slice),
+    /// To [`FailedBatch`].
+    Failure(FailedBatch),
     /// To [`End`].
     Ended {
         /// The repair that has ended.
@@ -135,7 +176,8 @@ pub enum Answer {
     "the event is no request of a reconciliation: {why}. It is one of \
      {{\"reconcile\": {{\"begin\": {{\"source\", \"owner\", \"repair\"}}}}}}, \
      {{\"reconcile\": {{\"follow\": {{\"repair\", \"owner\"}}}}}}, \
-     {{\"reconcile\": {{\"end\": {{\"repair\", \"owner\", \"complete\", ...}}}}}} and \
+     {{\"reconcile\": {{\"end\": {{\"repair\", \"owner\", \"complete\", ...}}}}}}, \
+     {{\"reconcile\": {{\"bucket\", \"failure\", \"repair\", \"run\"}}}} and \
      {{\"reconcile\": {{\"bucket\", \"key\", \"md5\", \"items\", \"repair\", \"next\"}}}}"
 )]
 pub struct WrongEvent {
@@ -188,6 +230,9 @@ fn of_request(mut request: Map<String, Json>) -> Result<Event, WrongEvent> {
         }
         None => match command {
             Some(name) => return wrong(format!("{name} is not alone")),
+            None if request.contains_key("failure") => {
+                read("a failure", Json::Object(request)).map(Event::Failure)?
+            }
             None => read("a slice", Json::Object(request)).map(Event::Slice)?,
         },
     };
@@ -205,7 +250,7 @@ impl Event {
             Self::Begin(Begin { owner, .. })
             | Self::Follow(Follow { owner, .. })
             | Self::End(End { owner, .. }) => Some(owner),
-            Self::Slice(_) => None,
+            Self::Slice(_) | Self::Failure(_) => None,
         };
         if owner.is_some_and(|owner| owner.trim().is_empty()) {
             return wrong("owner is empty: name the execution that calls");
@@ -218,6 +263,9 @@ impl Event {
                 "a slice: next is {}, and the file has {} items",
                 slice.next, slice.items
             )),
+            Self::Failure(FailedBatch { next, records, .. }) if next > records => {
+                wrong(format!("a failure: next is {next}, and the object has {records} records"))
+            }
             _ => Ok(self),
         }
     }

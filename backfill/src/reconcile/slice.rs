@@ -48,20 +48,26 @@ pub(super) struct Times {
     pub(super) end: Instant,
 }
 
+impl Times {
+    pub(super) fn until(deadline: Deadline) -> Self {
+        let start = Instant::now();
+        let end = start + deadline.earlier_by(start, 10, &RESERVE).limit(start, LONGEST);
+        Self { start, end }
+    }
+}
+
 pub(super) async fn run(
     context: &Reconciler,
     slice: Slice,
     deadline: Deadline,
 ) -> anyhow::Result<Answer> {
+    let times = Times::until(deadline);
     if slice.done {
         return Ok(Answer::Slice(slice));
     }
-    let start = Instant::now();
-    let end = start + deadline.earlier_by(start, 10, &RESERVE).limit(start, LONGEST);
     let Slice { bucket, key, md5, items, .. } = &slice;
     let named = Named { bucket, key, md5, items: *items };
     let found = slice_file::find(named, &context.projector.tables, &context.exports).await?;
-    let times = Times { start, end };
     let after = match slice.repair {
         Some(repair) => repaired(context, (slice, repair), &found, times).await?,
         None => compare::lines(context, slice, &found, times).await?,
@@ -81,7 +87,7 @@ async fn repaired(
     let function_timeout = context.waits.function_timeout;
     let read_until = read_until(times, function_timeout)?;
     let in_time =
-        may_begin(context, repair, found, times.end).await? && Instant::now() < read_until;
+        may_begin(context, repair, Some(found), times.end).await? && Instant::now() < read_until;
     if !in_time {
         return Ok(slice);
     }
@@ -102,7 +108,11 @@ async fn repaired(
 }
 
 /// Runs until all that was read is settled, or the time is up.
-async fn until(end: Instant, running: &mut Repair<'_>, source: Source<'_>) -> anyhow::Result<()> {
+pub(super) async fn until(
+    end: Instant,
+    running: &mut Repair<'_>,
+    source: Source<'_>,
+) -> anyhow::Result<()> {
     let (switch, stop) = Stop::by_hand();
     let time_is_up = async {
         sleep_until(end).await;
@@ -119,7 +129,7 @@ async fn until(end: Instant, running: &mut Repair<'_>, source: Source<'_>) -> an
 ///
 /// # Errors
 /// If an invocation is too short for one hold.
-fn read_until(times: Times, function_timeout: Duration) -> anyhow::Result<Instant> {
+pub(super) fn read_until(times: Times, function_timeout: Duration) -> anyhow::Result<Instant> {
     let whole = times.end - times.start;
     let followed_within = (whole / 5).clamp(FOLLOWED_WITHIN.start, FOLLOWED_WITHIN.end);
     let hold = function_timeout + followed_within;
@@ -141,17 +151,17 @@ fn read_until(times: Times, function_timeout: Duration) -> anyhow::Result<Instan
 /// # Errors
 /// If the repair has ended, nobody follows the streams for it, or the export cannot be used with
 /// it.
-async fn may_begin(
+pub(super) async fn may_begin(
     context: &Reconciler,
     repair: i64,
-    found: &Found,
+    found: Option<&Found>,
     end: Instant,
 ) -> anyhow::Result<bool> {
     loop {
         let row = lease::read(&context.projector.database, repair).await?;
         let row = row.filter(|row| row.ended_at.is_none() && row.owner.is_some());
         let row = row.ok_or(Error::LeaseEnded { repair })?;
-        require_fit(&row, found)?;
+        found.map_or(Ok(()), |found| require_fit(&row, found))?;
         if row.may_read(context.waits.function_timeout) {
             return Ok(true);
         }
@@ -202,18 +212,12 @@ fn answer(slice: Slice, found: &Found, tally: &Tally, lines: &Lines) -> anyhow::
     let (next, done) = (lines.next(), lines.is_done());
     let repaired = tally.written + tally.removed;
     if !done && next == slice.next && repaired == 0 {
-        let why = if tally.locked.count > 0 {
-            format!("rows stay locked: {}", tally.locked.names())
-        } else if tally.failed_objects.count > 0 {
-            format!("objects cannot be written: {}", tally.failed_objects.names())
-        } else {
-            "the streams were not read past it in time".to_owned()
-        };
         bail!(
-            "{}: line {} could not be settled within this invocation ({why}). Fix the cause, and \
+            "{}: line {} could not be settled within this invocation ({}). Fix the cause, and \
              call the slice again",
             found.name,
-            next + 1
+            next + 1,
+            tally.why_unsettled()
         );
     }
     Ok(Slice {

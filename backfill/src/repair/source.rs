@@ -1,12 +1,13 @@
 //! Where the keys of a repair come from: the tables, or the records that were rejected. And which
 //! rejected records go once their parts are settled.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use projector::apply::Pace;
 use projector::change::{Tables, place_of};
 use projector::database::Database;
 use projector::rejected::image_key;
+use tokio::time::Instant;
 
 use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
@@ -46,6 +47,8 @@ pub(crate) enum Source<'a> {
     Rejected(RejectedKeys<'a>),
     /// The lines of one file.
     FileLines(FileLines<'a>),
+    /// Parts that are known already.
+    Keys(KeyList),
 }
 
 impl Source<'_> {
@@ -69,7 +72,31 @@ impl Source<'_> {
                 let (batch, piece) = seen.into_candidates();
                 Ok(Some(Step { batch, piece: Some(piece), ..Step::default() }))
             }
+            Self::Keys(keys) => Ok(keys.next()),
         }
+    }
+}
+
+/// Parts that are known, each once.
+pub(crate) struct KeyList {
+    keys: VecDeque<Key>,
+    until: Instant,
+}
+
+impl KeyList {
+    /// No part is handed out after `until`.
+    pub(crate) fn new(keys: Vec<Key>, until: Instant) -> Self {
+        Self { keys: keys.into(), until }
+    }
+
+    fn next(&mut self) -> Option<Step> {
+        if self.keys.is_empty() || Instant::now() >= self.until {
+            return None;
+        }
+        let some = self.keys.len().min(KEYS_PER_CALL);
+        let differing: Vec<Key> = self.keys.drain(..some).collect();
+        let items = differing.len() as u64;
+        Some(Step { batch: Batch { differing, items, ..Batch::default() }, ..Step::default() })
     }
 }
 

@@ -99,6 +99,17 @@ impl Tally {
         format!("{waiting} parts wait for the streams, {} written", written + removed)
     }
 
+    /// Why a part stays that the source names, of an invocation that got nowhere.
+    pub(crate) fn why_unsettled(&self) -> String {
+        if self.locked.count > 0 {
+            format!("rows stay locked: {}", self.locked.names())
+        } else if self.failed_objects.count > 0 {
+            format!("objects cannot be written: {}", self.failed_objects.names())
+        } else {
+            "the streams were not read past it in time".to_owned()
+        }
+    }
+
     /// Whether everything that the source names was looked at, and no row and no object failed.
     pub(crate) fn is_whole(&self) -> bool {
         self.unreadable.count + self.locked.count + self.failed_objects.count == 0
