@@ -2,6 +2,7 @@
 //! invocation, over the real Runtime API. What a state machine does is done here.
 
 mod damaged;
+mod failures;
 mod lease;
 mod moving;
 

@@ -331,6 +331,17 @@ pub async fn s3(url: &str) -> aws_sdk_s3::Client {
     aws_sdk_s3::Client::from_conf(config)
 }
 
+/// From now on a bucket keeps every version of its objects.
+///
+/// # Panics
+/// If S3 refuses it.
+pub async fn keep_versions(client: &aws_sdk_s3::Client, bucket: &str) {
+    let status = aws_sdk_s3::types::BucketVersioningStatus::Enabled;
+    let versions = aws_sdk_s3::types::VersioningConfiguration::builder().status(status).build();
+    let request = client.put_bucket_versioning().bucket(bucket).versioning_configuration(versions);
+    request.send().await.expect("it keeps versions");
+}
+
 /// Applies records in batches, and sees that nothing failed.
 ///
 /// # Panics
