@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use self::connect::{Backend, Connection, Purpose, Route};
 pub use self::connect::{Between, ROLE_SETTINGS};
-pub use self::dedicated::DedicatedConnection;
+pub use self::dedicated::{DedicatedConnection, Transaction};
 use crate::cause;
 use crate::config::{DatabaseConfig, Login};
 use crate::deadline::{Deadline, within};

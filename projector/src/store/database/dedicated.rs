@@ -84,7 +84,12 @@ impl DedicatedConnection {
         let arguments = arguments().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
         let rows = match self.fence {
             Some(repair) => self.fenced_rows(repair, sql, arguments).await?,
-            None => self.rows(sql, arguments).await?,
+            None => {
+                if self.in_transaction {
+                    self.end_transaction("ROLLBACK").await?;
+                }
+                self.rows(sql, arguments).await?
+            }
         };
         rows.iter().map(T::from_row).collect::<Result<_, _>>().map_err(Error::Database)
     }
@@ -125,6 +130,29 @@ impl DedicatedConnection {
                 Err(error)
             }
         }
+    }
+
+    /// Begins a transaction of several statements. Over a fenced connection it locks the repair's
+    /// row first. One that is dropped is rolled back by the next statement, or by the server once
+    /// the connection is gone.
+    ///
+    /// # Errors
+    /// [`Error::LeaseEnded`]; and as [`DedicatedConnection::fetch`].
+    pub async fn begin(&mut self) -> Result<Transaction<'_>, Error> {
+        if self.in_transaction {
+            self.end_transaction("ROLLBACK").await?;
+        }
+        self.in_transaction = true;
+        self.execute("BEGIN").await?;
+        if let Some(repair) = self.fence {
+            let fence = bind![repair];
+            let fence = fence().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
+            if self.rows(FENCE, fence).await?.is_empty() {
+                self.end_transaction("ROLLBACK").await?;
+                return Err(Error::LeaseEnded { repair });
+            }
+        }
+        Ok(Transaction(self))
     }
 
     async fn end_transaction(&mut self, how: &str) -> Result<(), Error> {
@@ -189,6 +217,60 @@ impl DedicatedConnection {
     /// If the server cannot be told, or not in time.
     pub async fn close(self) -> Result<(), Error> {
         limited(self.pg.close()).await
+    }
+}
+
+/// Several statements that are committed together, from [`DedicatedConnection::begin`].
+#[derive(Debug)]
+pub struct Transaction<'a>(&'a mut DedicatedConnection);
+
+impl Transaction<'_> {
+    /// Runs one statement, and returns its rows.
+    ///
+    /// # Errors
+    /// As [`DedicatedConnection::fetch`]. The transaction is to be dropped then.
+    pub async fn fetch<T>(
+        &mut self,
+        sql: &'static str,
+        arguments: impl FnOnce() -> Result<PgArguments, BoxDynError>,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: for<'row> FromRow<'row, PgRow>,
+    {
+        let arguments = arguments().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
+        let rows = self.0.rows(sql, arguments).await?;
+        rows.iter().map(T::from_row).collect::<Result<_, _>>().map_err(Error::Database)
+    }
+
+    /// The same, and returns the first row; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Transaction::fetch`].
+    pub async fn fetch_first<T>(
+        &mut self,
+        sql: &'static str,
+        arguments: impl FnOnce() -> Result<PgArguments, BoxDynError>,
+    ) -> Result<Option<T>, Error>
+    where
+        T: for<'row> FromRow<'row, PgRow>,
+    {
+        Ok(self.fetch(sql, arguments).await?.into_iter().next())
+    }
+
+    /// Commits what the statements have done.
+    ///
+    /// # Errors
+    /// As [`DedicatedConnection::fetch`]: nobody knows then whether it is committed.
+    pub async fn commit(self) -> Result<(), Error> {
+        self.0.end_transaction("COMMIT").await
+    }
+
+    /// Undoes what the statements have done.
+    ///
+    /// # Errors
+    /// As [`DedicatedConnection::fetch`].
+    pub async fn roll_back(self) -> Result<(), Error> {
+        self.0.end_transaction("ROLLBACK").await
     }
 }
 
