@@ -2,10 +2,10 @@
 //! item, of a parallel Scan or of two exports, and then the rows whose item is gone
 //! (`without_items.rs`). It hands out what it sees, piece by piece, and keeps none of it.
 
-pub(crate) mod buckets;
 pub(crate) mod columns;
 pub(crate) mod held;
 pub(crate) mod look;
+pub(crate) mod sums;
 pub(crate) mod sweep;
 pub(crate) mod verdict;
 pub(crate) mod without_items;

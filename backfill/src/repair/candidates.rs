@@ -30,7 +30,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use crate::compare_tables::look::{Looker, Looks};
 use crate::compare_tables::verdict::Verdict;
-use crate::compare_tables::without_items::{AddingUp, SeenParts, Suspected};
+use crate::compare_tables::without_items::{AddingUp, Rows, SeenParts, Suspected};
 use crate::compare_tables::{FILES_AT_MOST, Source, first_looks};
 use crate::items::Key;
 use crate::items::api::KEYS_PER_CALL;
@@ -222,7 +222,7 @@ impl Stage<'_> {
     fn then(self) -> Self {
         match self {
             Self::Looks(_, seen, AddsUp { looker, recent_since }) => {
-                Self::AddingUp(seen.add_up(looker, recent_since))
+                Self::AddingUp(seen.add_up(Rows::all(looker, recent_since)))
             }
             Self::AddingUp(rows) => Self::Suspected(rows.suspected()),
             Self::Changes(_, rows) => Self::Rows(rows),

@@ -26,7 +26,7 @@ use self::progress::{Progress, RowProgress};
 use crate::cli::VerifyArguments;
 use crate::compare_tables::look::{Looker, Looks};
 use crate::compare_tables::verdict::{Look, Verdict};
-use crate::compare_tables::without_items::{SeenParts, Suspected};
+use crate::compare_tables::without_items::{Rows, SeenParts, Suspected};
 use crate::compare_tables::{Source, first_looks};
 use crate::items::api::{KEYS_PER_CALL, TablesApi};
 use crate::items::{Key, export, place};
@@ -167,11 +167,11 @@ impl<'c, 'r> Comparing<'c, 'r> {
     /// Finds the parts that rows hold and that have no item.
     async fn rows_without_items(&mut self, recent_since: OffsetDateTime) -> anyhow::Result<End> {
         let seen = self.seen.take().unwrap_or_else(SeenParts::new);
-        let mut adding_up = seen.add_up(self.looker, recent_since);
+        let mut adding_up = seen.add_up(Rows::all(self.looker, recent_since));
         let mut progress = RowProgress::start("adding up the keys of all rows");
         while let Some(rows) = adding_up.next().await? {
-            progress.advance(rows);
-            self.run.rate.take(rows as f64).await;
+            progress.advance(rows.count);
+            self.run.rate.take(rows.count as f64).await;
         }
         drop(progress);
         self.check_suspects(adding_up.suspected()).await
@@ -195,8 +195,9 @@ impl<'c, 'r> Comparing<'c, 'r> {
             if self.too_many_differ().await? {
                 return Ok(End::TooManyDiffer);
             }
-            progress.advance(checked.rows);
-            self.run.rate.take(checked.rows as f64).await;
+            let rows = checked.rows.map_or(0, |rows| rows.count);
+            progress.advance(rows);
+            self.run.rate.take(rows as f64).await;
         }
         Ok(End::AllCompared)
     }
