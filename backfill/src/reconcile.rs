@@ -5,12 +5,22 @@
 //! (`repair/lease.rs`), and one invocation follows the streams for all slices and publishes in it
 //! how far they are read. A slice keeps nothing from one invocation to the next but the number of
 //! the first line that is not settled.
+//!
+//! Rows whose item is gone are in no file. So the keys of all items are added up, in sums that all
+//! invocations share, and after the last slice the keys of all rows are subtracted, range by range
+//! (`count.rs`). What is left names the parts that are then asked for (`check.rs`).
 
+mod check;
 mod compare;
+mod count;
 pub mod event;
 mod failure;
 mod follow;
 mod lease_events;
+mod pieces;
+mod ranges;
+mod recording;
+mod runs;
 mod slice;
 
 use std::sync::Arc;
@@ -24,7 +34,8 @@ use projector::deadline::Deadline;
 use projector::error::Error;
 use projector::start;
 
-use self::event::{Answer, Event, WrongEvent};
+use self::event::{Answer, Event, Step, WrongEvent};
+use self::runs::WrongRun;
 use crate::advisory_lock::HeldByAnother;
 use crate::console;
 use crate::deliver::Delivery;
@@ -122,7 +133,9 @@ impl From<anyhow::Error> for Failure {
             "DamagedFile"
         } else if any(<dyn std::error::Error>::is::<HeldByAnother>) {
             "HeldByAnother"
-        } else if any(|error| matches!(error.downcast_ref(), Some(Error::LeaseEnded { .. }))) {
+        } else if any(<dyn std::error::Error>::is::<WrongRun>)
+            || any(|error| matches!(error.downcast_ref(), Some(Error::LeaseEnded { .. })))
+        {
             "LeaseEnded"
         } else {
             "Failed"
@@ -161,6 +174,11 @@ impl Reconciler {
             Event::End(end) => Box::pin(lease_events::end(self, end)),
             Event::Follow(follow) => Box::pin(follow::run(self, follow, deadline)),
             Event::Slice(slice) => Box::pin(slice::run(self, slice, deadline)),
+            Event::Ranges(ranges) => Box::pin(ranges::run(self, ranges)),
+            Event::Range(range) => match range.step {
+                Step::Count => Box::pin(count::run(self, range, deadline)),
+                Step::Check => Box::pin(check::run(self, range, deadline)),
+            },
             Event::Failure(batch) => Box::pin(failure::run(self, batch, deadline)),
         };
         answering.await.map_err(|error| {

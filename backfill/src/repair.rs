@@ -10,6 +10,7 @@ pub(crate) mod lease;
 pub(crate) mod ledger;
 pub(crate) mod lines;
 pub(crate) mod look;
+pub(crate) mod range_keys;
 pub(crate) mod reread;
 pub(crate) mod run;
 pub(crate) mod source;

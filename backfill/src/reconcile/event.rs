@@ -6,11 +6,18 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
+use sqlx::FromRow;
+
+#[cfg(test)]
+mod tests;
+
+/// How many ranges may be asked for.
+const RANGES: std::ops::RangeInclusive<u64> = 1..=1_000;
 
 /// What an event asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Begin a repair, and take its lease.
+    /// Begin a run; of a repair, take its lease.
     Begin(Begin),
     /// Replay and follow the streams for a repair, and renew its lease.
     Follow(Follow),
@@ -18,11 +25,15 @@ pub enum Event {
     Slice(Slice),
     /// Read the keys of one object of a bucket of failures again, and delete it.
     Failure(FailedBatch),
-    /// End a repair.
+    /// Split the rows into ranges.
+    Ranges(Ranges),
+    /// Add up the rows of a range, or check those among them that may have no item.
+    Range(Range),
+    /// End a run.
     End(End),
 }
 
-/// Begins a repair.
+/// Begins a run.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Begin {
@@ -60,6 +71,9 @@ pub struct Slice {
     /// The repair; `null` compares alone.
     #[serde(deserialize_with = "present")]
     pub repair: Option<i64>,
+    /// The run, as `begin` answered it. Without it nothing is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<i64>,
     /// The first line that is not settled, counted from 0.
     #[serde(default)]
     pub next: u64,
@@ -117,28 +131,122 @@ pub struct FailedBatch {
     pub rejected: u64,
 }
 
-/// Ends a repair.
+/// Splits the rows into ranges.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ranges {
+    /// The run.
+    pub run: i64,
+    /// As in [`Slice`].
+    #[serde(deserialize_with = "present")]
+    pub repair: Option<i64>,
+    /// Into this many, or fewer.
+    pub at_most: u64,
+}
+
+/// What is done with the rows of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// Their keys are added up.
+    Count,
+    /// The parts that may have no item are asked for.
+    Check,
+}
+
+/// A range of rows, as [`Ranges`] is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NewRange {
+    /// As in [`Ranges`].
+    pub run: i64,
+    /// As in [`Ranges`].
+    pub repair: Option<i64>,
+    /// The first step.
+    pub step: Step,
+    /// As in [`Range`].
+    pub after: String,
+    /// As in [`Range`].
+    pub through: Option<String>,
+}
+
+/// A range of rows; also the answer of an earlier call, so that it can be sent back as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// The run.
+    pub run: i64,
+    /// As in [`Slice`].
+    #[serde(deserialize_with = "present")]
+    pub repair: Option<i64>,
+    /// What is done with its rows.
+    pub step: Step,
+    /// Its sessions come after this one, in the order of the rows.
+    pub after: String,
+    /// The last one; `null`: all that follow.
+    #[serde(deserialize_with = "present")]
+    pub through: Option<String>,
+    /// The last session that is settled.
+    #[serde(default)]
+    pub next: String,
+    /// Whether all of them are.
+    #[serde(default)]
+    pub done: bool,
+    /// How many rows up to `next` were read, by all calls.
+    #[serde(default)]
+    pub rows: u64,
+    /// How many of their parts were asked for by key.
+    #[serde(default)]
+    pub asked: u64,
+    /// How many of those have no item, and still had none at the last look.
+    #[serde(default)]
+    pub gone: u64,
+    /// How many of those were removed from their rows.
+    #[serde(default)]
+    pub removed: u64,
+    /// How many items cannot be applied.
+    #[serde(default)]
+    pub rejected: u64,
+}
+
+/// Ends a run.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct End {
-    /// Its id.
-    pub repair: i64,
+    /// The run.
+    pub run: i64,
+    /// Its repair; `null` if it only compared.
+    #[serde(deserialize_with = "present")]
+    pub repair: Option<i64>,
     /// As in [`Begin`].
     pub owner: String,
-    /// Whether every slice was done.
+    /// Whether everything was done.
     pub complete: bool,
-    /// The sums of the slices.
-    #[serde(default)]
-    pub compared: u64,
-    /// As in [`Slice`].
-    #[serde(default)]
-    pub differing: u64,
-    /// As in [`Slice`].
-    #[serde(default)]
-    pub repaired: u64,
-    /// As in [`Slice`].
-    #[serde(default)]
-    pub rejected: u64,
+}
+
+/// What a run came to: the sums of its pieces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromRow)]
+pub struct Ended {
+    /// As in [`End`].
+    #[sqlx(rename = "id")]
+    pub run: i64,
+    /// As in [`End`].
+    pub repair: Option<i64>,
+    /// Whether its owner said so, and each piece was done.
+    pub complete: bool,
+    /// How many files there were.
+    pub files: i64,
+    /// How many items, or records, were looked at.
+    pub compared: i64,
+    /// How many parts differed, those that only rows held included.
+    pub differing: i64,
+    /// How many parts were written, those that were removed included.
+    pub repaired: i64,
+    /// How many parts only rows held.
+    pub gone: i64,
+    /// How many of those were removed.
+    pub removed: i64,
+    /// How many items or records cannot be applied.
+    pub rejected: i64,
 }
 
 /// What an event came to.
@@ -147,6 +255,8 @@ pub struct End {
 pub enum Answer {
     /// To [`Begin`].
     Begun {
+        /// The run: the key of its row in `reconciliations`.
+        run: i64,
         /// `null` if the slices only compare.
         repair: Option<i64>,
         /// By the database's clock.
@@ -161,13 +271,15 @@ pub enum Answer {
     Slice(Slice),
     /// To [`FailedBatch`].
     Failure(FailedBatch),
-    /// To [`End`].
-    Ended {
-        /// The repair that has ended.
-        repair: i64,
-        /// Whether it went through all its files.
-        complete: bool,
+    /// To [`Ranges`].
+    Ranges {
+        /// In the order of the rows.
+        ranges: Vec<NewRange>,
     },
+    /// To [`Range`].
+    Range(Range),
+    /// To [`End`].
+    Ended(Ended),
 }
 
 /// Why an event is none of these.
@@ -176,16 +288,22 @@ pub enum Answer {
     "the event is no request of a reconciliation: {why}. It is one of \
      {{\"reconcile\": {{\"begin\": {{\"source\", \"owner\", \"repair\"}}}}}}, \
      {{\"reconcile\": {{\"follow\": {{\"repair\", \"owner\"}}}}}}, \
-     {{\"reconcile\": {{\"end\": {{\"repair\", \"owner\", \"complete\", ...}}}}}}, \
-     {{\"reconcile\": {{\"bucket\", \"failure\", \"repair\", \"run\"}}}} and \
-     {{\"reconcile\": {{\"bucket\", \"key\", \"md5\", \"items\", \"repair\", \"next\"}}}}"
+     {{\"reconcile\": {{\"bucket\", \"key\", \"md5\", \"items\", \"repair\", \"run\", \"next\"}}}}, \
+     {{\"reconcile\": {{\"bucket\", \"failure\", \"repair\", \"run\"}}}}, \
+     {{\"reconcile\": {{\"ranges\": {{\"run\", \"repair\", \"at_most\"}}}}}}, \
+     {{\"reconcile\": {{\"run\", \"repair\", \"step\", \"after\", \"through\"}}}} and \
+     {{\"reconcile\": {{\"end\": {{\"run\", \"repair\", \"owner\", \"complete\"}}}}}}"
 )]
 pub struct WrongEvent {
     why: String,
 }
 
 /// A missing member is not `null`.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
     Option::deserialize(deserializer)
 }
 
@@ -217,7 +335,7 @@ pub fn parse(json: &str) -> Result<Event, WrongEvent> {
 }
 
 fn of_request(mut request: Map<String, Json>) -> Result<Event, WrongEvent> {
-    const COMMANDS: [&str; 3] = ["begin", "follow", "end"];
+    const COMMANDS: [&str; 4] = ["begin", "follow", "ranges", "end"];
     let command = COMMANDS.into_iter().find(|name| request.contains_key(*name));
     let event = match command.filter(|_| request.len() == 1) {
         Some(name) => {
@@ -225,6 +343,7 @@ fn of_request(mut request: Map<String, Json>) -> Result<Event, WrongEvent> {
             match name {
                 "begin" => read(name, body).map(Event::Begin)?,
                 "follow" => read(name, body).map(Event::Follow)?,
+                "ranges" => read(name, body).map(Event::Ranges)?,
                 _ => read(name, body).map(Event::End)?,
             }
         }
@@ -232,6 +351,9 @@ fn of_request(mut request: Map<String, Json>) -> Result<Event, WrongEvent> {
             Some(name) => return wrong(format!("{name} is not alone")),
             None if request.contains_key("failure") => {
                 read("a failure", Json::Object(request)).map(Event::Failure)?
+            }
+            None if request.contains_key("step") => {
+                read("a range", Json::Object(request)).map(Event::Range)?
             }
             None => read("a slice", Json::Object(request)).map(Event::Slice)?,
         },
@@ -250,7 +372,7 @@ impl Event {
             Self::Begin(Begin { owner, .. })
             | Self::Follow(Follow { owner, .. })
             | Self::End(End { owner, .. }) => Some(owner),
-            Self::Slice(_) | Self::Failure(_) => None,
+            Self::Slice(_) | Self::Failure(_) | Self::Ranges(_) | Self::Range(_) => None,
         };
         if owner.is_some_and(|owner| owner.trim().is_empty()) {
             return wrong("owner is empty: name the execution that calls");
@@ -266,120 +388,10 @@ impl Event {
             Self::Failure(FailedBatch { next, records, .. }) if next > records => {
                 wrong(format!("a failure: next is {next}, and the object has {records} records"))
             }
+            Self::Ranges(Ranges { at_most, .. }) if !RANGES.contains(at_most) => {
+                wrong(format!("ranges: at_most is {at_most}, expected {RANGES:?}"))
+            }
             _ => Ok(self),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Answer, Begin, End, Event, Follow, Slice, parse};
-
-    fn slice() -> Slice {
-        Slice {
-            bucket: "b".to_owned(),
-            key: "AWSDynamoDB/1/data/a.json.gz".to_owned(),
-            md5: "m".to_owned(),
-            items: 5,
-            repair: Some(7),
-            next: 2,
-            done: false,
-            compared: 0,
-            differing: 0,
-            repaired: 0,
-            rejected: 0,
-        }
-    }
-
-    #[test]
-    fn each_form_is_read() {
-        let (owner, source) = ("arn:e".to_owned(), "reconcile".to_owned());
-        for (json, expected) in [
-            (
-                r#"{"reconcile": {"begin": {"source": "reconcile", "owner": "arn:e", "repair": true}}}"#,
-                Event::Begin(Begin { source, owner: owner.clone(), repair: true }),
-            ),
-            (
-                r#"{"reconcile": {"follow": {"repair": 7, "owner": "arn:e"}}}"#,
-                Event::Follow(Follow { repair: 7, owner: owner.clone() }),
-            ),
-            (
-                r#"{"reconcile": {"end": {"repair": 7, "owner": "arn:e", "complete": true, "repaired": 3}}}"#,
-                Event::End(End {
-                    repair: 7,
-                    owner,
-                    complete: true,
-                    compared: 0,
-                    differing: 0,
-                    repaired: 3,
-                    rejected: 0,
-                }),
-            ),
-            (
-                r#"{"reconcile": {"bucket": "b", "key": "AWSDynamoDB/1/data/a.json.gz", "md5": "m", "items": 5, "repair": 7, "next": 2}}"#,
-                Event::Slice(slice()),
-            ),
-            (
-                r#"{"reconcile": {"bucket": "b", "key": "AWSDynamoDB/1/data/a.json.gz", "md5": "m", "items": 5, "repair": null}}"#,
-                Event::Slice(Slice { repair: None, next: 0, ..slice() }),
-            ),
-        ] {
-            assert_eq!(parse(json).expect(json), expected, "{json}");
-        }
-    }
-
-    #[test]
-    fn the_answer_to_a_slice_can_be_sent_back_as_it_is() {
-        let slice =
-            Slice { next: 4, compared: 4, differing: 2, repaired: 1, rejected: 1, ..slice() };
-        let answer = serde_json::to_string(&Answer::Slice(slice.clone())).expect("JSON");
-        let again = parse(&format!(r#"{{"reconcile": {answer}}}"#)).expect("a slice");
-        assert_eq!(again, Event::Slice(slice));
-    }
-
-    #[test]
-    fn anything_else_is_refused_and_the_reason_is_named() {
-        for (json, said) in [
-            ("7", "it is no JSON object"),
-            (r#"{"Records": []}"#, "set EVENTS to streams"),
-            ("{}", "other members than reconcile alone"),
-            (r#"{"reconcile": 7}"#, "reconcile is no object"),
-            (r#"{"reconcile": {}, "more": 1}"#, "other members than reconcile alone"),
-            (r#"{"reconcile": {}}"#, "a slice: missing field `bucket`"),
-            (
-                r#"{"reconcile": {"begin": {"source": "scan", "owner": "o", "repair": true}}}"#,
-                "source is \"scan\"",
-            ),
-            (
-                r#"{"reconcile": {"begin": {"source": "reconcile", "owner": " ", "repair": true}}}"#,
-                "owner is empty",
-            ),
-            (r#"{"reconcile": {"follow": {"repair": "7", "owner": "o"}}}"#, "follow: invalid type"),
-            (
-                r#"{"reconcile": {"follow": {"repair": 7, "owner": "o", "x": 1}}}"#,
-                "unknown field `x`",
-            ),
-            (
-                r#"{"reconcile": {"follow": {"repair": 7, "owner": "o"}, "next": 1}}"#,
-                "follow is not alone",
-            ),
-            (r#"{"reconcile": {"end": {"repair": 7, "owner": "o"}}}"#, "missing field `complete`"),
-            (
-                r#"{"reconcile": {"bucket": "b", "key": "k", "md5": "m", "items": 5, "next": 0}}"#,
-                "missing field `repair`",
-            ),
-            (
-                r#"{"reconcile": {"bucket": "b", "key": "k", "md5": "m", "items": 5, "repair": 1, "next": 6}}"#,
-                "next is 6, and the file has 5 items",
-            ),
-            (
-                r#"{"reconcile": {"bucket": "b", "key": "k", "md5": "m", "items": -5, "repair": 1, "next": 0}}"#,
-                "a slice: invalid ",
-            ),
-        ] {
-            let error = parse(json).expect_err(json).to_string();
-            assert!(error.contains(said), "{json}: {error}");
-            assert!(error.contains("{\"reconcile\": {\"begin\""), "{error}");
         }
     }
 }

@@ -133,6 +133,7 @@ async fn settled(
         without_key: without_key.iter().map(|one| one.number).collect(),
         end: count,
         is_last: true,
+        ..Piece::default()
     });
     let looker = conduct::looker(&context.projector, &context.api, &context.connections).await?;
     let function_timeout = time::Duration::try_from(timeout)?;

@@ -5,6 +5,7 @@
 //! is dropped, and the answer names the first line that is not settled: the next call reads on from
 //! there, and finds equal what was repaired already.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ops::Range;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use projector::error::Error;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::event::{Answer, Slice};
+use super::recording::Recording;
 use super::{Reconciler, compare};
 use crate::advisory_lock::{self, Held};
 use crate::console::{Progress, clock, span};
@@ -62,6 +64,8 @@ pub(super) async fn run(
     deadline: Deadline,
 ) -> anyhow::Result<Answer> {
     let times = Times::until(deadline);
+    let recording = Recording::of_slice(context, &slice).await?;
+    let slice = recording.as_ref().map_or(slice.clone(), |recording| recording.resumed(slice));
     if slice.done {
         return Ok(Answer::Slice(slice));
     }
@@ -69,8 +73,8 @@ pub(super) async fn run(
     let named = Named { bucket, key, md5, items: *items };
     let found = slice_file::find(named, &context.projector.tables, &context.exports).await?;
     let after = match slice.repair {
-        Some(repair) => repaired(context, (slice, repair), &found, times).await?,
-        None => compare::lines(context, slice, &found, times).await?,
+        Some(repair) => repaired(context, (slice, repair), &found, (times, recording)).await?,
+        None => compare::lines(context, slice, &found, (times, recording)).await?,
     };
     let Slice { done, next, compared, differing, repaired, rejected, .. } = after;
     tracing::info!(file = found.name, done, next, compared, differing, repaired, rejected, "slice");
@@ -82,7 +86,7 @@ async fn repaired(
     context: &Reconciler,
     (slice, repair): (Slice, i64),
     found: &Found,
-    times: Times,
+    (times, recording): (Times, Option<Recording>),
 ) -> anyhow::Result<Slice> {
     let function_timeout = context.waits.function_timeout;
     let read_until = read_until(times, function_timeout)?;
@@ -94,8 +98,13 @@ async fn repaired(
     let (projector, database) = (&context.projector, &context.projector.database);
     let lock = advisory_lock::of_slice(repair, &found.name);
     let lock = Held::take_over(lock, repair, database).await?;
-    let looker = conduct::looker(projector, &context.api, &context.connections).await?;
+    let mut looker = conduct::looker(projector, &context.api, &context.connections).await?;
+    if let Some(recording) = &recording {
+        looker.first.started = recording.run.started_at;
+    }
+    let adding = recording.as_ref().map(|recording| RefCell::new(recording.adding()));
     let lines = FileLines::new(&looker.first, &found.file, slice.next, read_until);
+    let lines = lines.adding(adding.as_ref());
     let streams = Streams::Followed(Followed::new(database, repair));
     let function_timeout = time::Duration::try_from(function_timeout)?;
     let limits = Limits { function_timeout, max_rate: None };
@@ -103,8 +112,12 @@ async fn repaired(
     let mut running = Repair::new(&looker, projector, (lock, streams), limits, progress)
         .of_lines(Lines::from(slice.next));
     until(times.end, &mut running, Source::FileLines(lines)).await?;
-    let Repair { tally, lines, .. } = running;
-    answer(slice, found, &tally, &lines.unwrap_or_default())
+    let Repair { tally, lines, mut lock, .. } = running;
+    let after = answer(slice, found, &tally, &lines.unwrap_or_default())?;
+    if let Some((recording, adding)) = recording.zip(adding) {
+        recording.slice(lock.connection(), (&after, 0), adding.into_inner(), found).await?;
+    }
+    Ok(after)
 }
 
 /// Runs until all that was read is settled, or the time is up.

@@ -9,12 +9,15 @@
 //! hint. (It could have taken a part for equal that differs. Only a file that was replaced between
 //! two invocations shows that to nobody, and nothing replaces the files of an export.)
 
+use std::cell::RefCell;
+
 use futures_util::TryStreamExt as _;
 use futures_util::stream::{self, LocalBoxStream, StreamExt as _};
 use tokio::time::Instant;
 
 use crate::compare_tables::look::{Looker, Looks};
 use crate::compare_tables::verdict::Verdict;
+use crate::compare_tables::without_items::SeenParts;
 use crate::items::Item;
 use crate::items::export::{Batches, ExportFile};
 use crate::repair::candidates::Batch;
@@ -29,8 +32,36 @@ pub(crate) struct SeenLines {
     pub(crate) piece: Piece,
 }
 
+/// The keys of some lines, as they are added up: those from one line on.
+pub(crate) struct AddedLines {
+    pub(crate) seen: SeenParts,
+    /// Up to here the lines are added.
+    pub(crate) end: u64,
+}
+
+impl AddedLines {
+    /// Adds the keys whose rows will hold them once what differs is repaired. A malformed item is
+    /// in its row or not, as it is now.
+    fn add(&mut self, lines: &SeenLines) {
+        let SeenLines { looks, piece } = lines;
+        for (look, (_, line)) in looks.of_parts.iter().zip(&piece.keys) {
+            let counts = match look.verdict {
+                Verdict::Equal | Verdict::Malformed(_) => look.in_both,
+                Verdict::Differs(..) => true,
+            };
+            if counts && *line >= self.end {
+                self.seen.add(&look.key);
+            }
+        }
+        self.end = self.end.max(piece.end);
+    }
+}
+
 /// The lines of a file.
-pub(crate) struct FileLines<'a>(LocalBoxStream<'a, anyhow::Result<SeenLines>>);
+pub(crate) struct FileLines<'a> {
+    lines: LocalBoxStream<'a, anyhow::Result<SeenLines>>,
+    added: Option<&'a RefCell<AddedLines>>,
+}
 
 impl<'a> FileLines<'a> {
     /// The lines from `next` on. No line is read after `until`.
@@ -48,7 +79,12 @@ impl<'a> FileLines<'a> {
             let looks = looker.at(items).await?;
             Ok(SeenLines { looks, piece })
         });
-        Self(looks.try_buffered(AT_ONCE).boxed_local())
+        Self { lines: looks.try_buffered(AT_ONCE).boxed_local(), added: None }
+    }
+
+    /// Adds up their keys on the way.
+    pub(crate) fn adding(self, added: Option<&'a RefCell<AddedLines>>) -> Self {
+        Self { added, ..self }
     }
 
     /// The next lines; `None` after the last ones, or once the time is up.
@@ -56,7 +92,11 @@ impl<'a> FileLines<'a> {
     /// # Errors
     /// If the file is missing or damaged, or the rows cannot be read.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<SeenLines>> {
-        self.0.try_next().await
+        let lines = self.lines.try_next().await?;
+        if let Some((lines, added)) = lines.as_ref().zip(self.added) {
+            added.borrow_mut().add(lines);
+        }
+        Ok(lines)
     }
 }
 

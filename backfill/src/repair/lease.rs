@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use projector::bind;
 use projector::cause::sqlstate;
-use projector::database::{Database, DedicatedConnection};
+use projector::database::{Database, DedicatedConnection, Transaction};
 use projector::deadline::Deadline;
 use projector::error::Error;
 use sqlx::FromRow;
@@ -55,8 +55,8 @@ SET heartbeat_at = clock_timestamp(),
     caught_up_at = coalesce(caught_up_at, CASE WHEN $6 THEN clock_timestamp() END)
 WHERE id = $1 AND owner = $2 AND ended_at IS NULL RETURNING id";
 
-const READ: &str = "SELECT owner, started_at, ended_at, complete, candidates, written,
-    streams_since, following_since, read_through_sessions, read_through_scans,
+const READ: &str = "SELECT owner, started_at, ended_at, streams_since, following_since,
+    read_through_sessions, read_through_scans,
     extract(epoch FROM clock_timestamp() - caught_up_at)::float8 AS caught_up_for_seconds,
     greatest(extract(epoch FROM clock_timestamp() - heartbeat_at), 0)::float8 AS silent_seconds
 FROM repairs WHERE id = $1";
@@ -102,9 +102,6 @@ pub(crate) struct Lease {
     pub(crate) owner: Option<String>,
     pub(crate) started_at: OffsetDateTime,
     pub(crate) ended_at: Option<OffsetDateTime>,
-    complete: bool,
-    candidates: i64,
-    written: i64,
     /// From this time on the streams of both tables hold every change.
     pub(crate) streams_since: Option<OffsetDateTime>,
     /// When the streams were first replayed for it.
@@ -164,9 +161,7 @@ pub(crate) async fn clear(connection: &mut DedicatedConnection) -> Result<Option
     };
     for lease in standing {
         let id = lease.id;
-        let ended = !lease.is_alive
-            && end_locked(connection, LOCK_DEAD, bind![id], (id, Counted::default())).await?;
-        if !ended {
+        if lease.is_alive || !end_dead(connection, id).await? {
             return Ok(Some(lease));
         }
         console::line(&format!("the lease of {} is dead, and is ended", lease.name()));
@@ -174,27 +169,29 @@ pub(crate) async fn clear(connection: &mut DedicatedConnection) -> Result<Option
     Ok(None)
 }
 
+/// Ends a dead lease. `false`: it came alive again, or somebody else has ended it.
+async fn end_dead(connection: &mut DedicatedConnection, id: i64) -> Result<bool, Error> {
+    let mut transaction = connection.begin().await?;
+    let counted = Counted::default();
+    let ended = end_locked(&mut transaction, LOCK_DEAD, bind![id], (id, counted)).await?;
+    transaction.commit().await?;
+    Ok(ended)
+}
+
 /// Ends the row of a repair, if this statement locks it: nothing is written for it any more once
-/// this has returned. `false`: the statement found no such row.
+/// that is committed. `false`: the statement found no such row.
 async fn end_locked(
-    connection: &mut DedicatedConnection,
+    transaction: &mut Transaction<'_>,
     lock: &'static str,
     of_lock: impl FnOnce() -> Result<PgArguments, BoxDynError>,
     (id, counted): (i64, Counted),
 ) -> Result<bool, Error> {
     let Counted { complete, candidates, written } = counted;
-    connection.execute("BEGIN").await?;
-    let ending = async {
-        let locked: Option<(i64,)> = connection.fetch_first(lock, of_lock).await?;
-        if locked.is_some() {
-            ledger::end(connection, id, complete, candidates, written).await?;
-        }
-        Ok(locked.is_some())
-    };
-    let ended = ending.await;
-    let how = if ended.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    connection.execute(how).await?;
-    ended
+    let locked: Option<(i64,)> = transaction.fetch_first(lock, of_lock).await?;
+    if locked.is_some() {
+        ledger::end_within(transaction, id, complete, candidates, written).await?;
+    }
+    Ok(locked.is_some())
 }
 
 /// The unfinished leases, also without a session: behind a pooler, and for `status` and `doctor`.
@@ -250,28 +247,29 @@ pub(crate) async fn read(database: &Database, id: i64) -> Result<Option<Lease>, 
     rows.first().map(Lease::from_row).transpose().map_err(Error::Database)
 }
 
-/// Ends a lease, and says what its repair came to. A repeated call answers the same.
+/// Locks the owner's own lease: until the transaction ends, no slice writes for it.
 ///
 /// # Errors
-/// [`Error::LeaseEnded`] if somebody else has ended it, or it is another owner's.
-pub(crate) async fn end(
-    connection: &mut DedicatedConnection,
+/// [`Error::LeaseEnded`] if it has ended, or is another owner's.
+pub(crate) async fn lock(
+    transaction: &mut Transaction<'_>,
     (id, owner): (i64, &str),
+) -> Result<(), Error> {
+    let locked: Option<(i64,)> = transaction.fetch_first(LOCK_OWN, bind![id, owner]).await?;
+    locked.map(drop).ok_or(Error::LeaseEnded { repair: id })
+}
+
+/// Ends a lease that is locked, and says what its repair came to.
+///
+/// # Errors
+/// If the database stays away.
+pub(crate) async fn end(
+    transaction: &mut Transaction<'_>,
+    id: i64,
     counted: Counted,
 ) -> Result<(), Error> {
-    if end_locked(connection, LOCK_OWN, bind![id, owner], (id, counted)).await? {
-        return Ok(());
-    }
-    let row: Option<Lease> = connection.fetch_first(READ, bind![id]).await?;
-    let same = row.is_some_and(|row| {
-        let as_now = Counted {
-            complete: row.complete,
-            candidates: row.candidates.unsigned_abs(),
-            written: row.written.unsigned_abs(),
-        };
-        row.ended_at.is_some() && row.owner.as_deref() == Some(owner) && as_now == counted
-    });
-    if same { Ok(()) } else { Err(Error::LeaseEnded { repair: id }) }
+    let Counted { complete, candidates, written } = counted;
+    ledger::end_within(transaction, id, complete, candidates, written).await
 }
 
 /// A schema from before there were leases: SQLSTATE 42P01 and 42703 (PostgreSQL documentation,

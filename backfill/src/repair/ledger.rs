@@ -7,7 +7,7 @@
 
 use projector::bind;
 use projector::cause::sqlstate;
-use projector::database::{Database, DedicatedConnection};
+use projector::database::{Database, DedicatedConnection, Transaction};
 use projector::deadline::Deadline;
 use projector::error::Error;
 use sqlx::Row as _;
@@ -98,6 +98,22 @@ pub(crate) async fn end(
     let arguments = bind![id, complete, i64::try_from(candidates)?, i64::try_from(written)?];
     let (_,): (i64,) = connection.fetch_one(END, arguments).await?;
     Ok(())
+}
+
+/// The same within a transaction.
+///
+/// # Errors
+/// As [`end`].
+pub(crate) async fn end_within(
+    transaction: &mut Transaction<'_>,
+    id: i64,
+    complete: bool,
+    candidates: u64,
+    written: u64,
+) -> Result<(), Error> {
+    let arguments = bind![id, complete, i64::try_from(candidates)?, i64::try_from(written)?];
+    let ended: Option<(i64,)> = transaction.fetch_first(END, arguments).await?;
+    ended.map(drop).ok_or(Error::Database(sqlx::Error::RowNotFound))
 }
 
 /// Whether this database has had a repair, begun or ended. A schema without the table has had none.

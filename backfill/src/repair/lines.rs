@@ -1,13 +1,14 @@
-//! Which lines of a data file are settled: for an answer from which the next invocation goes on.
-//! Pure.
+//! Which lines of a data file are settled, or which parts of a range of rows: for an answer from
+//! which the next invocation goes on. Pure.
 //!
 //! Lines count from 0. A line is open from when it was read until nothing is left to do for its
 //! item. What is kept in memory is the open lines, and those after the first open one whose items
 //! are rejected.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use crate::compare_tables::without_items::RowsDone;
 use crate::items::Key;
 
 /// Some lines that were read together.
@@ -21,6 +22,10 @@ pub(crate) struct Piece {
     pub(crate) end: u64,
     /// The file has no more, and is the one that was asked for.
     pub(crate) is_last: bool,
+    /// Of a range of rows: how many parts were asked for, and the rows that are done with once
+    /// these lines are settled, and those before.
+    pub(crate) asked: u64,
+    pub(crate) rows: Option<RowsDone>,
 }
 
 /// The lines of one file, from the first that an invocation was asked for.
@@ -38,6 +43,25 @@ pub(crate) struct Lines {
     is_whole: bool,
     /// Their objects could not be written: their lines stay open.
     left: HashSet<String>,
+    /// By the line after the last one that must be settled.
+    rows: BTreeMap<u64, Asked>,
+    settled_rows: Asked,
+}
+
+/// Rows, as those that were read together.
+#[derive(Debug, Default)]
+struct Asked {
+    rows: u64,
+    asked: u64,
+    through: Option<String>,
+}
+
+impl Asked {
+    fn add(&mut self, later: Self) {
+        self.rows += later.rows;
+        self.asked += later.asked;
+        self.through = later.through.or_else(|| self.through.take());
+    }
 }
 
 impl Lines {
@@ -48,7 +72,7 @@ impl Lines {
 
     /// These lines were read, and are open.
     pub(crate) fn add(&mut self, piece: Piece) {
-        let Piece { keys, without_key, end, is_last } = piece;
+        let Piece { keys, without_key, end, is_last, asked, rows } = piece;
         for (key, line) in keys {
             // A key that is named twice is settled with its first line.
             if let Entry::Vacant(open) = self.open.entry(key) {
@@ -57,6 +81,9 @@ impl Lines {
             }
         }
         self.rejected.extend(without_key);
+        let (rows, through) =
+            rows.map_or((0, None), |RowsDone { count, through }| (count as u64, Some(through)));
+        self.rows.entry(end).or_default().add(Asked { rows, asked, through });
         self.end = self.end.max(end);
         self.is_whole |= is_last;
         self.advance();
@@ -106,8 +133,22 @@ impl Lines {
         self.is_whole && self.numbers.is_empty()
     }
 
+    /// Of a range: the session of the last row up to which nothing is left to do.
+    pub(crate) fn through(&self) -> Option<&str> {
+        self.settled_rows.through.as_deref()
+    }
+
+    /// How many rows there are up to that one, and how many of their parts were asked for.
+    pub(crate) fn rows(&self) -> (u64, u64) {
+        (self.settled_rows.rows, self.settled_rows.asked)
+    }
+
     fn advance(&mut self) {
         let next = self.next();
+        while let Some(rows) = self.rows.first_entry().filter(|rows| *rows.key() <= next) {
+            let rows = rows.remove();
+            self.settled_rows.add(rows);
+        }
         while self.rejected.first().is_some_and(|line| *line < next) {
             self.rejected.pop_first();
             self.rejected_before += 1;
@@ -120,6 +161,7 @@ mod tests {
     use projector::part::Part;
 
     use super::{Lines, Piece};
+    use crate::compare_tables::without_items::RowsDone;
     use crate::items::Key;
 
     fn key(name: &str) -> Key {
@@ -132,7 +174,7 @@ mod tests {
         let keys = names.iter().zip(from..).filter_map(keyed).collect();
         let lines = names.iter().zip(from..).filter(|(name, _)| name.is_empty());
         let without_key = lines.map(|(_, line)| line).collect();
-        Piece { keys, without_key, end, is_last: false }
+        Piece { keys, without_key, end, ..Piece::default() }
     }
 
     #[test]
@@ -150,6 +192,29 @@ mod tests {
         assert!(!lines.is_done(), "there may be more");
         lines.add(Piece { end: 14, is_last: true, ..Piece::default() });
         assert!(lines.is_done());
+    }
+
+    /// A page of rows is settled once all its parts are, and those of the pages before.
+    #[test]
+    fn rows_are_settled_page_by_page() {
+        let mut lines = Lines::from(0);
+        let rows =
+            |count: usize, through: &str| Some(RowsDone { count, through: through.to_owned() });
+        let of_page =
+            |from, names: &[&str], asked, rows| Piece { asked, rows, ..piece(from, names) };
+        lines.add(of_page(0, &[], 5, rows(10, "k")));
+        assert_eq!((lines.through(), lines.rows()), (Some("k"), (10, 5)));
+        lines.add(of_page(0, &["a"], 100, None));
+        lines.add(of_page(1, &["b"], 20, rows(10, "m")));
+        lines.add(of_page(2, &[], 0, rows(10, "o")));
+        lines.settle(&key("b"));
+        assert_eq!((lines.through(), lines.rows()), (Some("k"), (10, 5)), "a is open");
+        lines.settle(&key("a"));
+        assert_eq!((lines.through(), lines.rows()), (Some("o"), (30, 125)));
+        lines.add(of_page(2, &["c"], 7, rows(10, "q")));
+        lines.leave("c");
+        lines.settle(&key("c"));
+        assert_eq!((lines.through(), lines.is_done()), (Some("o"), false));
     }
 
     #[test]

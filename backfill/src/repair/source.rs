@@ -15,6 +15,7 @@ use crate::rejected_records::{self, Filter, Rejected};
 use crate::repair::candidates::{Batch, Candidates};
 use crate::repair::file_lines::FileLines;
 use crate::repair::lines::Piece;
+use crate::repair::range_keys::RangeKeys;
 use crate::repair::unheld::UnheldObjects;
 
 /// Some parts that may differ, and the rejected records that name them, by identity.
@@ -47,6 +48,8 @@ pub(crate) enum Source<'a> {
     Rejected(RejectedKeys<'a>),
     /// The lines of one file.
     FileLines(FileLines<'a>),
+    /// The parts of a range of rows that may have no item.
+    Range(RangeKeys<'a>),
     /// Parts that are known already.
     Keys(KeyList),
 }
@@ -70,6 +73,10 @@ impl Source<'_> {
             Self::FileLines(lines) => {
                 let Some(seen) = lines.next().await? else { return Ok(None) };
                 let (batch, piece) = seen.into_candidates();
+                Ok(Some(Step { batch, piece: Some(piece), ..Step::default() }))
+            }
+            Self::Range(keys) => {
+                let Some((batch, piece)) = keys.next().await? else { return Ok(None) };
                 Ok(Some(Step { batch, piece: Some(piece), ..Step::default() }))
             }
             Self::Keys(keys) => Ok(keys.next()),

@@ -90,18 +90,26 @@ impl Caller {
         error["errorMessage"].as_str().expect("a message").to_owned()
     }
 
-    async fn begin(&mut self, owner: &str) -> i64 {
-        let begin = json!({"begin": {"source": "reconcile", "owner": owner, "repair": true}});
-        self.ask(&begin).await["repair"].as_i64().expect("an id")
+    /// Begins a repair, or a comparison alone.
+    async fn begin_run(&mut self, owner: &str, repair: bool) -> Begun {
+        let begin = json!({"begin": {"source": "reconcile", "owner": owner, "repair": repair}});
+        let begun = self.ask(&begin).await;
+        assert_eq!(begun["repair"].is_null(), !repair, "{begun}");
+        Begun { run: begun["run"].as_i64().expect("an id"), repair: begun["repair"].as_i64() }
     }
 
-    async fn end(&mut self, repair: i64, owner: &str, sums: &Sums) {
-        let mut end = json!({"repair": repair, "owner": owner, "complete": true});
-        for (name, value) in ["compared", "differing", "repaired", "rejected"].iter().zip(sums) {
-            end[*name] = json!(value);
-        }
+    async fn begin(&mut self, owner: &str) -> Begun {
+        self.begin_run(owner, true).await
+    }
+
+    /// Ends a run, and gives what it came to.
+    async fn end(&mut self, begun: Begun, owner: &str) -> Json {
+        let Begun { run, repair } = begun;
+        let end = json!({"run": run, "repair": repair, "owner": owner, "complete": true});
         let ended = self.ask(&json!({ "end": end })).await;
-        assert_eq!(ended, json!({"repair": repair, "complete": true}));
+        assert_eq!([&ended["run"], &ended["repair"]], [&json!(run), &json!(repair)], "{ended}");
+        assert_eq!(ended["complete"], true, "{ended}");
+        ended
     }
 
     /// Calls a slice until it is done, and gives its last answer and how many calls it took. As a
@@ -122,6 +130,20 @@ impl Caller {
             }
         }
         panic!("it does not end: {slice}");
+    }
+}
+
+/// A run, as it was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Begun {
+    run: i64,
+    repair: Option<i64>,
+}
+
+impl Begun {
+    /// The id of its repair.
+    fn id(self) -> i64 {
+        self.repair.expect("it repairs")
     }
 }
 
@@ -232,15 +254,16 @@ impl Files {
         self.slices = lines.map(slice).collect();
     }
 
-    /// The slices of a repair, or of a comparison alone.
-    fn slices(&self, repair: Option<i64>) -> Vec<Json> {
-        let of_repair = |slice: &Json| {
+    /// The slices of a run.
+    fn slices(&self, Begun { run, repair }: Begun) -> Vec<Json> {
+        let of_run = |slice: &Json| {
             let mut slice = slice.clone();
+            slice["run"] = json!(run);
             slice["repair"] = json!(repair);
             slice["next"] = json!(0);
             slice
         };
-        self.slices.iter().map(of_repair).collect()
+        self.slices.iter().map(of_run).collect()
     }
 }
 
@@ -266,13 +289,13 @@ impl World {
     /// A whole repair by slices, to its end.
     async fn reconcile(&self, files: &Files, owner: &str) -> Sums {
         let mut caller = Caller::start(self.function()).await;
-        let repair = caller.begin(owner).await;
-        let following = Following::start(self.starter(), (repair, owner), TIMEOUT);
+        let begun = caller.begin(owner).await;
+        let following = Following::start(self.starter(), (begun.id(), owner), TIMEOUT);
         let mut all = Sums::default();
-        for slice in files.slices(Some(repair)) {
+        for slice in files.slices(begun) {
             add(&mut all, &caller.slice(&slice).await.0);
         }
-        caller.end(repair, owner, &all).await;
+        assert_eq!(sums(&caller.end(begun, owner).await), all);
         following.ended().await;
         all
     }
@@ -294,13 +317,16 @@ async fn what_no_stream_holds_is_found_by_a_comparison_and_repaired_by_slices() 
     world.write_and_forget(&changes(0..40)).await;
     let files = Files::of(&world.tables).await;
     let mut caller = Caller::start(world.function()).await;
-    let begin = json!({"begin": {"source": "reconcile", "owner": "nightly", "repair": false}});
-    assert_eq!(caller.ask(&begin).await["repair"], Json::Null);
+    let nightly = caller.begin_run("nightly", false).await;
+    assert_eq!(caller.begin_run("nightly", false).await, nightly, "a call that is repeated");
     let mut compared = Sums::default();
-    for slice in files.slices(None) {
+    for slice in files.slices(nightly) {
         add(&mut compared, &caller.slice(&slice).await.0);
     }
     assert_eq!(compared, [120, 12, 0, 0]);
+    let ended = caller.end(nightly, "nightly").await;
+    assert_eq!(sums(&ended), compared);
+    assert_eq!(caller.end(nightly, "nightly").await, ended, "a call that is repeated");
     assert_eq!(world.stores.ask("SELECT count(*) FROM repairs").await, "0");
 
     assert_eq!(world.reconcile(&files, "first").await, [120, 12, 12, 0]);
@@ -332,18 +358,18 @@ async fn a_file_that_is_larger_than_an_invocation_is_ended_by_the_next_ones() {
     let mut command = world.function();
     command.env("AWS_ENDPOINT_URL_S3", &gate.url);
     let mut caller = Caller::with_timeout(command, Duration::from_secs(25)).await;
-    let repair = caller.begin("slow").await;
-    let following = Following::start(world.starter(), (repair, "slow"), TIMEOUT);
+    let begun = caller.begin("slow").await;
+    let following = Following::start(world.starter(), (begun.id(), "slow"), TIMEOUT);
     world.streams_are_read().await;
     let (mut all, mut calls) = (Sums::default(), 0);
-    for slice in files.slices(Some(repair)) {
+    for slice in files.slices(begun) {
         let (slice, of_file) = caller.slice(&slice).await;
         add(&mut all, &slice);
         calls = calls.max(of_file);
     }
     assert_eq!(all, [4_040, 4, 4, 0]);
     assert!(calls > 1, "{calls}");
-    caller.end(repair, "slow", &all).await;
+    assert_eq!(sums(&caller.end(begun, "slow").await), all);
     following.ended().await;
     assert_eq!(world.row(&id(30), "app_version").await, "9");
 }
@@ -355,10 +381,10 @@ async fn a_slice_that_is_killed_at_any_moment_and_called_again_ends_equal() {
     world.write_and_forget(&changes(0..60)).await;
     let files = Files::of(&world.tables).await;
     let mut caller = Caller::start(world.function()).await;
-    let repair = caller.begin("killed").await;
+    let begun = caller.begin("killed").await;
     let timeout = Duration::from_secs(15);
-    let following = Following::start(world.starter(), (repair, "killed"), timeout);
-    for slice in files.slices(Some(repair)) {
+    let following = Following::start(world.starter(), (begun.id(), "killed"), timeout);
+    for slice in files.slices(begun) {
         for _ in 0..3 {
             let mut killed = Caller::start(world.function()).await;
             let moment = Duration::from_millis(fastrand::u64(200..4_000));
@@ -369,7 +395,7 @@ async fn a_slice_that_is_killed_at_any_moment_and_called_again_ends_equal() {
         }
         caller.slice(&slice).await;
     }
-    caller.end(repair, "killed", &Sums::default()).await;
+    assert_eq!(caller.end(begun, "killed").await["compared"], 180);
     assert!(following.ended().await > 1, "it resumes from its checkpoints");
     world.assert_equal().await;
     assert_eq!(world.reconcile(&files, "again").await[1..], [0, 0, 0]);

@@ -31,6 +31,10 @@ pub(crate) const BACKFILL: &[Grant] = &[
         tables: &["rejected_records", "backfill_checkpoints", "pending_objects"],
     },
     Grant { privileges: &["SELECT", "INSERT"], tables: &["verifications"] },
+    Grant {
+        privileges: &["SELECT", "INSERT", "UPDATE", "DELETE"],
+        tables: &["reconciliations", "reconciliation_pieces", "reconciliation_sums"],
+    },
     // No DELETE: a repair that is forgotten would let late records be applied by version again.
     Grant { privileges: &["SELECT", "INSERT", "UPDATE"], tables: &["repairs"] },
 ];

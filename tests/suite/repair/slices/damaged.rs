@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use testkit::exports::md5;
 
 use super::super::{World, changed, id, of_session};
-use super::{Caller, Files, Following, Sums, TIMEOUT, add, changes};
+use super::{Caller, Files, Following, Sums, TIMEOUT, add, changes, sums};
 
 /// The one slice of a file, with another member.
 fn with(slice: &Json, member: &str, value: Json) -> Json {
@@ -23,10 +23,12 @@ async fn a_wrong_checksum_a_truncated_gzip_and_a_missing_file_are_named_with_the
     world.write_and_forget(&changes(0..20)).await;
     let files = Files::of(&world.tables).await;
     let mut caller = Caller::start(world.function()).await;
-    for repair in [None, Some(caller.begin("damaged").await)] {
+    let begun = [caller.begin_run("compared", false).await, caller.begin("damaged").await];
+    for begun in begun {
+        let repair = begun.repair;
         let following =
             repair.map(|repair| Following::start(world.starter(), (repair, "damaged"), TIMEOUT));
-        let slices = files.slices(repair);
+        let slices = files.slices(begun);
         let key = slices[0]["key"].as_str().expect("a key");
         let name = files.exports.name(key);
 
@@ -61,8 +63,8 @@ async fn a_wrong_checksum_a_truncated_gzip_and_a_missing_file_are_named_with_the
             add(&mut all, &caller.slice(slice).await.0);
         }
         assert_eq!(all[0], 60);
-        if let (Some(repair), Some(following)) = (repair, following) {
-            caller.end(repair, "damaged", &all).await;
+        if let Some(following) = following {
+            assert_eq!(sums(&caller.end(begun, "damaged").await), all);
             following.ended().await;
         }
     }

@@ -22,8 +22,9 @@ const DIES: &str = "UPDATE repairs SET heartbeat_at = clock_timestamp() - interv
 async fn a_lease_that_lives_refuses_everybody_else_and_a_dead_one_is_ended() {
     let world = World::with_sessions(4).await;
     let mut caller = Caller::start(world.function()).await;
-    let repair = caller.begin("arn:execution:one").await;
-    assert_eq!(caller.begin("arn:execution:one").await, repair, "a call that is repeated");
+    let begun = caller.begin("arn:execution:one").await;
+    assert_eq!(caller.begin("arn:execution:one").await, begun, "a call that is repeated");
+    let (run, repair) = (begun.run, begun.id());
     let other = json!({"begin": {"source": "reconcile", "owner": "two", "repair": true}});
     let said = caller.refused(&other, "HeldByAnother").await;
     let owner = format!("repair {repair} of \"arn:execution:one\"");
@@ -53,7 +54,9 @@ async fn a_lease_that_lives_refuses_everybody_else_and_a_dead_one_is_ended() {
     let kept = "SELECT string_agg(concat_ws(' ', source, ended_at IS NOT NULL, complete), ', ' \
                 ORDER BY id) FROM repairs";
     assert_eq!(world.stores.ask(kept).await, "reconcile t f, scan t t");
-    let end = json!({"end": {"repair": repair, "owner": "arn:execution:one", "complete": true}});
+    let owner = "arn:execution:one";
+    let end = json!({"run": run, "repair": repair, "owner": owner, "complete": true});
+    let end = json!({ "end": end });
     let said = caller.refused(&end, "LeaseEnded").await;
     assert!(said.contains("another one has taken over"), "{said}");
 }
@@ -66,25 +69,25 @@ async fn a_slice_whose_lease_was_taken_over_writes_nothing() {
     world.write_and_forget(&of_each).await;
     let files = Files::of(&world.tables).await;
     let mut caller = Caller::start(world.function()).await;
-    let repair = caller.begin("one").await;
-    let following = Following::start(world.starter(), (repair, "one"), TIMEOUT);
+    let begun = caller.begin("one").await;
+    let following = Following::start(world.starter(), (begun.id(), "one"), TIMEOUT);
     world.streams_are_read().await;
     following.stop().await;
     let before = world.stores.rows().await;
     // Nobody follows the streams, so what the slice reads waits.
-    let slice = files.slices(Some(repair)).remove(0);
+    let slice = files.slices(begun).remove(0);
     let mut of_slice = Caller::start(world.function()).await;
     let asking = tokio::spawn(async move { of_slice.try_ask(&slice).await });
     tokio::time::sleep(Duration::from_secs(2)).await;
     world.stores.change(DIES).await;
     let second = caller.begin("two").await;
-    assert!(second > repair);
+    assert!(second.id() > begun.id());
     let error = asking.await.expect("it answers").expect_err("its lease is gone");
     // Or it sees that nobody follows the streams, just before.
     assert!(["LeaseEnded", "Failed"].iter().any(|name| error["errorType"] == *name), "{error}");
     assert!(world.stores.rows().await == before);
-    let said = caller.refused(&files.slices(Some(repair))[0], "LeaseEnded").await;
-    assert!(said.contains("begin a new repair"), "{said}");
+    let said = caller.refused(&files.slices(begun)[0], "LeaseEnded").await;
+    assert!(said.contains("begin a new one"), "{said}");
 }
 
 /// A database with a row, a lease, and two users of it.

@@ -9,7 +9,7 @@ use testkit::oracle;
 use testkit::runs::{assert_code, with_tables};
 use testkit::services::{Stores, parsed};
 
-use super::{Caller, Files, Following, Sums, add, function};
+use super::{Caller, Files, Following, Sums, add, function, sums};
 use crate::live::sample;
 use crate::move_by_merge::world::{From, Side, World, session_id};
 
@@ -60,9 +60,9 @@ async fn one_part_in_a_hundred_is_found_and_repaired_while_everything_moves() {
     for (owner, expected) in [("first", WRONG), ("second", 0)] {
         let files = Files::of(&world.tables).await;
         let mut caller = Caller::start(start()).await;
-        let repair = caller.begin(owner).await;
-        let following = Following::start(start.clone(), (repair, owner), LONG);
-        let slices = files.slices(Some(repair)).into_iter().map(|slice| {
+        let begun = caller.begin(owner).await;
+        let following = Following::start(start.clone(), (begun.id(), owner), LONG);
+        let slices = files.slices(begun).into_iter().map(|slice| {
             let command = start();
             async move { Caller::with_timeout(command, LONG).await.slice(&slice).await.0 }
         });
@@ -72,7 +72,7 @@ async fn one_part_in_a_hundred_is_found_and_repaired_while_everything_moves() {
         }
         assert!(all[0] >= 2_000, "{all:?}");
         assert_eq!(all[1..], [expected, expected, 0], "all of them, and no other one");
-        caller.end(repair, owner, &all).await;
+        assert_eq!(sums(&caller.end(begun, owner).await), all);
         following.ended().await;
     }
 

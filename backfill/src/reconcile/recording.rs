@@ -1,0 +1,151 @@
+//! One piece of a run in one invocation: what is known of it at the beginning, and what is recorded
+//! at the end.
+
+use anyhow::ensure;
+use projector::database::DedicatedConnection;
+
+use super::Reconciler;
+use super::event::{Range, Slice, Step};
+use super::pieces::{self, Added, Kind, Named, Progress, piece_of};
+use super::runs::{self, Run};
+use crate::compare_tables::sums::{Size, Sums};
+use crate::compare_tables::sweep::RowRange;
+use crate::compare_tables::without_items::SeenParts;
+use crate::items::slice_file::Found;
+use crate::repair::file_lines::AddedLines;
+
+/// A piece as the invocation found it.
+pub(super) struct Recording {
+    pub(super) run: Run,
+    named: Named,
+    before: Progress,
+}
+
+impl Recording {
+    /// That of a slice; `None` if it names no run.
+    pub(super) async fn of_slice(
+        context: &Reconciler,
+        slice: &Slice,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(run) = slice.run else { return Ok(None) };
+        let piece = format!("s3://{}/{}", slice.bucket, slice.key);
+        let named = Named { run, piece, kind: Kind::Slice };
+        Self::open(context, named, slice.repair).await.map(Some)
+    }
+
+    /// That of a range of rows.
+    pub(super) async fn of_range(context: &Reconciler, range: &Range) -> anyhow::Result<Self> {
+        let kind = match range.step {
+            Step::Count => Kind::Count,
+            Step::Check => Kind::Check,
+        };
+        let named = Named { run: range.run, piece: piece_of(kind, &range.after), kind };
+        Self::open(context, named, range.repair).await
+    }
+
+    async fn open(context: &Reconciler, named: Named, repair: Option<i64>) -> anyhow::Result<Self> {
+        let database = &context.projector.database;
+        let run = runs::read(database, (named.run, repair)).await?;
+        let before = pieces::read(database, &named).await?.unwrap_or_default();
+        Ok(Self { run, named, before })
+    }
+
+    /// The slice from where its last invocation has left it: its answer may have reached nobody.
+    pub(super) fn resumed(&self, slice: Slice) -> Slice {
+        let Progress { next, done, compared, differing, repaired, rejected, .. } = &self.before;
+        let next = next.parse().unwrap_or_default();
+        if next < slice.next || !done && next == 0 {
+            return slice;
+        }
+        let [compared, differing, repaired, rejected] =
+            [compared, differing, repaired, rejected].map(|count| count.unsigned_abs());
+        Slice { next, done: *done, compared, differing, repaired, rejected, ..slice }
+    }
+
+    /// The keys of a slice's lines, from the first that is not added yet.
+    pub(super) fn adding(&self) -> AddedLines {
+        AddedLines { seen: self.seen(), end: self.before.added.parse().unwrap_or_default() }
+    }
+
+    /// No keys yet.
+    pub(super) fn seen(&self) -> SeenParts {
+        SeenParts::of(self.run.hashes(), Size::SHARED)
+    }
+
+    /// Records what a slice came to. `missing`: how many parts more no row holds.
+    pub(super) async fn slice(
+        self,
+        connection: &mut DedicatedConnection,
+        (slice, missing): (&Slice, u64),
+        added: AddedLines,
+        found: &Found,
+    ) -> anyhow::Result<()> {
+        let Self { named, before, .. } = self;
+        let AddedLines { seen, end } = added;
+        let after = Progress {
+            next: slice.next.to_string(),
+            added: end.to_string(),
+            done: slice.done,
+            compared: slice.compared.try_into()?,
+            differing: slice.differing.try_into()?,
+            missing: before.missing + i64::try_from(missing)?,
+            repaired: slice.repaired.try_into()?,
+            rejected: slice.rejected.try_into()?,
+            ..before.clone()
+        };
+        let added = Added { sums: Some(seen.into_sums()), export_time: Some(found.export_time) };
+        pieces::record(connection, &named, (&before, &after), added).await
+    }
+
+    /// How far a range has come.
+    pub(super) fn before(&self) -> &Progress {
+        &self.before
+    }
+
+    /// The rows of a range that are not settled.
+    pub(super) fn rest(&self, range: &Range) -> RowRange {
+        let next = &self.before.next;
+        let after = if next.is_empty() { &range.after } else { next };
+        RowRange { after: after.clone(), through: range.through.clone() }
+    }
+
+    /// Records what a range came to, and answers it.
+    pub(super) async fn range(
+        self,
+        connection: &mut DedicatedConnection,
+        range: Range,
+        (after, sums): (Progress, Option<Sums>),
+    ) -> anyhow::Result<Range> {
+        let Self { named, before, .. } = self;
+        let added = Added { sums, export_time: None };
+        pieces::record(connection, &named, (&before, &after), added).await?;
+        Ok(answer(range, &after))
+    }
+}
+
+/// A range as its row says that it is.
+pub(super) fn answer(range: Range, progress: &Progress) -> Range {
+    let Progress { next, done, compared, asked, gone, removed, rejected, .. } = progress;
+    let [rows, asked, gone, removed, rejected] =
+        [compared, asked, gone, removed, rejected].map(|count| count.unsigned_abs());
+    let next = if next.is_empty() { &range.after } else { next }.clone();
+    Range { next, done: *done, rows, asked, gone, removed, rejected, ..range }
+}
+
+/// A range must be one of those that the run was split into: what is counted twice, or not at all,
+/// would hide a part.
+///
+/// # Errors
+/// If it is none of them.
+pub(super) async fn require_known(context: &Reconciler, range: &Range) -> anyhow::Result<()> {
+    let known = pieces::ranges(&context.projector.database, range.run).await?;
+    let own = RowRange { after: range.after.clone(), through: range.through.clone() };
+    ensure!(
+        known.contains(&own),
+        "the range after {:?} is none of those that `ranges` has answered for run {}: send one of \
+         them, with the step \"count\" or \"check\"",
+        range.after,
+        range.run
+    );
+    Ok(())
+}
