@@ -94,8 +94,8 @@ pub struct Slice {
     pub rejected: u64,
 }
 
-/// An object of a bucket of failures, which is a batch that Lambda gave up on; also the answer of an
-/// earlier call, so that it can be sent back as it is.
+/// An object of a bucket of failures, which is a batch that Lambda gave up on; also the answer of
+/// an earlier call, so that it can be sent back as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailedBatch {

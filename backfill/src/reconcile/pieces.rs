@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Count,
     /// A range of rows of which some are asked for.
     Check,
+    /// An object of a bucket of failures.
+    Failure,
 }
 
 impl Kind {
@@ -40,6 +42,7 @@ impl Kind {
             Self::Slice => "slice",
             Self::Count => "count",
             Self::Check => "check",
+            Self::Failure => "failure",
         }
     }
 }

@@ -5,7 +5,7 @@ use anyhow::ensure;
 use projector::database::DedicatedConnection;
 
 use super::Reconciler;
-use super::event::{Range, Slice, Step};
+use super::event::{FailedBatch, Range, Slice, Step};
 use super::pieces::{self, Added, Kind, Named, Progress, piece_of};
 use super::runs::{self, Run};
 use crate::compare_tables::sums::{Size, Sums};
@@ -41,6 +41,17 @@ impl Recording {
         };
         let named = Named { run: range.run, piece: piece_of(kind, &range.after), kind };
         Self::open(context, named, range.repair).await
+    }
+
+    /// That of an object of a bucket of failures; `None` if it names no run.
+    pub(super) async fn of_failure(
+        context: &Reconciler,
+        batch: &FailedBatch,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(run) = batch.run else { return Ok(None) };
+        let piece = format!("s3://{}/{}", batch.bucket, batch.failure);
+        let named = Named { run, piece, kind: Kind::Failure };
+        Self::open(context, named, Some(batch.repair)).await.map(Some)
     }
 
     async fn open(context: &Reconciler, named: Named, repair: Option<i64>) -> anyhow::Result<Self> {
@@ -95,6 +106,48 @@ impl Recording {
         };
         let added = Added { sums: Some(seen.into_sums()), export_time: Some(found.export_time) };
         pieces::record(connection, &named, (&before, &after), added).await
+    }
+
+    /// The counts of an object by all calls: the answer of one may have reached nobody.
+    pub(super) fn counted(&self, batch: FailedBatch) -> FailedBatch {
+        let Progress { asked, repaired, .. } = &self.before;
+        let (reread, repaired) = (asked.unsigned_abs(), repaired.unsigned_abs());
+        let (reread, repaired) = (reread.max(batch.reread), repaired.max(batch.repaired));
+        FailedBatch { reread, repaired, ..batch }
+    }
+
+    /// Records how far an object has come.
+    pub(super) async fn failure(
+        &mut self,
+        connection: &mut DedicatedConnection,
+        batch: &FailedBatch,
+    ) -> anyhow::Result<()> {
+        let repaired = batch.repaired.try_into()?;
+        let after = Progress {
+            next: batch.next.to_string(),
+            done: batch.done,
+            compared: batch.next.try_into()?,
+            differing: repaired,
+            repaired,
+            asked: batch.reread.try_into()?,
+            rejected: batch.rejected.try_into()?,
+            ..self.before.clone()
+        };
+        pieces::record(connection, &self.named, (&self.before, &after), Added::default()).await?;
+        self.before = after;
+        Ok(())
+    }
+
+    /// An earlier call has deleted the object, and could not say so.
+    pub(super) async fn gone(self, context: &Reconciler, repair: i64) -> anyhow::Result<()> {
+        let Self { named, before, .. } = self;
+        // Nothing is known of an object that somebody else has deleted.
+        if before.done || before == Progress::default() {
+            return Ok(());
+        }
+        let after = Progress { done: true, ..before.clone() };
+        let mut connection = pieces::connect(context, Some(repair)).await?;
+        pieces::record(&mut connection, &named, (&before, &after), Added::default()).await
     }
 
     /// How far a range has come.

@@ -86,9 +86,9 @@ impl<'a> FailureObject<'a> {
     }
 
     /// Deletes what was read, and nothing that has come in its place: by the id of its version. In
-    /// a bucket without versions the condition is its `ETag`, which S3 compares with the object
-    /// that it deletes (Amazon S3 User Guide, "How to perform conditional deletes"). That it is gone
-    /// is as good.
+    /// a bucket without versions the condition is its `ETag`, which S3 compares with the object that
+    /// it deletes (Amazon S3 User Guide, "How to perform conditional deletes"). An object that is
+    /// gone already is as good as deleted.
     ///
     /// # Errors
     /// If it is still there.

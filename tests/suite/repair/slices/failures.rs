@@ -1,7 +1,6 @@
 //! A bucket of failures, an object per request: what Lambda gave up on is read again, and the
 //! objects go once all of it is settled.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tokio::process::Command;
 use tokio::sync::Notify;
 
 use super::super::{World, changed, id, of_session};
-use super::{Caller, Following, Sums, TIMEOUT};
+use super::{Begun, Caller, Following, TIMEOUT};
 
 /// A bucket as `OnFailure` names it.
 struct Bucket {
@@ -53,8 +52,8 @@ impl Bucket {
         keys.map(str::to_owned).collect()
     }
 
-    fn request(&self, key: &str, repair: i64) -> Json {
-        json!({"bucket": self.name, "failure": key, "repair": repair})
+    fn request(&self, key: &str, Begun { run, repair }: Begun) -> Json {
+        json!({"bucket": self.name, "failure": key, "repair": repair, "run": run})
     }
 }
 
@@ -92,7 +91,7 @@ impl World {
 /// A repair of one test, and who follows the streams for it.
 struct Run {
     caller: Caller,
-    repair: i64,
+    begun: Begun,
     owner: &'static str,
     following: Following,
 }
@@ -100,16 +99,18 @@ struct Run {
 impl Run {
     async fn begin(world: &World, owner: &'static str) -> Self {
         let mut caller = Caller::start(world.function()).await;
-        let repair = caller.begin(owner).await;
-        let following = Following::start(world.starter(), (repair, owner), TIMEOUT);
+        let begun = caller.begin(owner).await;
+        let following = Following::start(world.starter(), (begun.id(), owner), TIMEOUT);
         world.streams_are_read().await;
-        Self { caller, repair, owner, following }
+        Self { caller, begun, owner, following }
     }
 
-    async fn end(self) {
-        let Self { mut caller, repair, owner, following } = self;
-        caller.end(repair, owner, &Sums::default()).await;
+    /// Ends it, and gives what it came to.
+    async fn end(self) -> Json {
+        let Self { mut caller, begun, owner, following } = self;
+        let ended = caller.end(begun, owner).await;
         following.ended().await;
+        ended
     }
 }
 
@@ -136,7 +137,7 @@ async fn a_day_of_failures_is_drained_by_several_processes_at_once() {
     let equal = (0..40).filter(|number| number % 3 == 1).flat_map(of_session);
     let all: Vec<Draft> = lost.iter().cloned().chain(equal).collect();
     let bucket = Bucket::new().await;
-    let mut keys = VecDeque::new();
+    let mut keys = Vec::new();
     for (object, drafts) in all.chunks(5).chain(all.chunks(7)).chain(all.chunks(11)).enumerate() {
         let old = |draft: &Draft| {
             if draft.image.is_some() { changed(draft, "200") } else { draft.clone() }
@@ -146,22 +147,19 @@ async fn a_day_of_failures_is_drained_by_several_processes_at_once() {
             .zip(1..)
             .map(|(draft, number)| world.record(&old(draft), number))
             .collect();
-        keys.push_back(bucket.give_up(object, &records).await);
+        keys.push(bucket.give_up(object, &records).await);
     }
-    let records: usize = 3 * all.len();
-
     let run = Run::begin(&world, "drain").await;
-    let queue = Arc::new(Mutex::new(keys));
+    let requests: Vec<Json> = keys.iter().map(|key| bucket.request(key, run.begun)).collect();
+    let queue = Arc::new(Mutex::new(requests));
     let mut processes = Vec::new();
     for _ in 0..3 {
         let (queue, command) = (Arc::clone(&queue), world.function());
-        let (name, repair) = (bucket.name.clone(), run.repair);
         processes.push(tokio::spawn(async move {
             let (mut caller, mut sums) = (Caller::start(command).await, [0; 3]);
             loop {
-                let next = queue.lock().expect("not poisoned").pop_front();
-                let Some(key) = next else { return sums };
-                let request = json!({"bucket": name, "failure": key, "repair": repair});
+                let next = queue.lock().expect("not poisoned").pop();
+                let Some(request) = next else { return sums };
                 let answer = caller.slice(&request).await.0;
                 for (sum, name) in sums.iter_mut().zip(["records", "repaired", "rejected"]) {
                     *sum += number(&answer, name);
@@ -173,14 +171,18 @@ async fn a_day_of_failures_is_drained_by_several_processes_at_once() {
     world.write(&[changed(&of_session(3)[1], "249"), removal(&of_session(4)[2])]).await;
     let mut sums = [0; 3];
     for process in processes {
-        let of_process = process.await.expect("it drains");
-        sums.iter_mut().zip(of_process).for_each(|(sum, more)| *sum += more);
+        for (sum, more) in sums.iter_mut().zip(process.await.expect("it drains")) {
+            *sum += more;
+        }
     }
-    assert_eq!((sums[0], sums[2]), (records as u64, 0));
+    assert_eq!((sums[0], sums[2]), (3 * all.len() as u64, 0));
     // The stream may have brought one of them first.
     assert!((differing as u64 - 1..=differing as u64).contains(&sums[1]), "{sums:?}");
     assert_eq!(bucket.keys().await, [""; 0]);
-    run.end().await;
+    let ended = run.end().await;
+    let counts = ["files", "compared", "differing", "repaired", "rejected"];
+    let expected = [keys.len() as u64, sums[0], sums[1], sums[1], 0];
+    assert_eq!(counts.map(|name| number(&ended, name)), expected, "{ended}");
     world.assert_equal().await;
     assert!(world.row(&id(0), "session_version").await.contains('+'));
     assert!(!world.row(&id(1), "session_version").await.contains('+'), "it was equal");
@@ -205,11 +207,13 @@ async fn a_malformed_record_is_a_key_or_is_rejected_by_its_identity() {
     let bucket = Bucket::new().await;
     let key = bucket.give_up(1, &records).await;
     let mut run = Run::begin(&world, "malformed").await;
-    let answer = run.caller.slice(&bucket.request(&key, run.repair)).await.0;
+    let answer = run.caller.slice(&bucket.request(&key, run.begun)).await.0;
     let counts = ["records", "next", "reread", "repaired", "rejected"];
     assert_eq!(counts.map(|name| number(&answer, name)), [4, 4, 3, 2, 2], "{answer}");
     assert_eq!(bucket.keys().await, [""; 0]);
-    run.end().await;
+    let ended = run.end().await;
+    let counts = ["files", "compared", "repaired", "rejected"];
+    assert_eq!(counts.map(|name| number(&ended, name)), [1, 4, 2, 2], "{ended}");
     let identities = "SELECT string_agg(identity, ' ' ORDER BY identity) FROM rejected_records";
     let image = format!("{}/{}/right/image", world.tables[1], id(1));
     let record = format!("{}/{LABEL}/{:040}", world.tables[0], 7);
@@ -240,7 +244,7 @@ async fn an_object_that_is_no_failure_of_these_tables_is_named_and_stays() {
         (&mixed, "of table \"orders\", but SESSIONS_TABLE is"),
     ] {
         for _ in 0..2 {
-            let said = run.caller.refused(&bucket.request(key, run.repair), "DamagedFile").await;
+            let said = run.caller.refused(&bucket.request(key, run.begun), "DamagedFile").await;
             let name = format!("s3://{}/{key} stays in the bucket", bucket.name);
             assert!(said.contains(&name) && said.contains(why), "{said}");
             assert!(said.contains("remove it yourself"), "{said}");
@@ -249,10 +253,14 @@ async fn an_object_that_is_no_failure_of_these_tables_is_named_and_stays() {
     assert_eq!(bucket.keys().await.len(), 3);
     assert_eq!(world.row(&id(1), "app_version").await, "9", "nothing else suffers");
     // There is no such bucket: nothing says that the object is gone.
-    let request = json!({"bucket": "failures-of-nobody", "failure": "k", "repair": run.repair});
+    let request = json!({"bucket": "failures-of-nobody", "failure": "k", "repair": run.begun.id()});
     let said = run.caller.refused(&request, "Failed").await;
     assert!(said.contains("there is no such bucket"), "{said}");
-    run.end().await;
+    let Run { mut caller, begun: Begun { run, repair }, owner, following } = run;
+    let end = json!({"run": run, "repair": repair, "owner": owner, "complete": true});
+    let ended = caller.ask(&json!({ "end": end })).await;
+    assert_eq!((&ended["complete"], &ended["repaired"]), (&json!(false), &json!(1)), "{ended}");
+    following.ended().await;
 }
 
 /// The process is killed once its row is written, and before S3 has heard of the delete.
@@ -270,7 +278,7 @@ async fn a_call_that_is_killed_before_the_delete_is_repeated_and_changes_nothing
         _ => Fault::Pass,
     });
     let mut run = Run::begin(&world, "killed").await;
-    let request = bucket.request(&key, run.repair);
+    let request = bucket.request(&key, run.begun);
     let mut killed = Caller::start(world.function_over(&gate)).await;
     tokio::select! {
         answer = killed.ask(&request) => panic!("{answer}"),
@@ -281,12 +289,14 @@ async fn a_call_that_is_killed_before_the_delete_is_repeated_and_changes_nothing
     assert_eq!(bucket.keys().await, [key]);
     let rows = world.stores.rows().await;
     let answer = run.caller.slice(&request).await.0;
-    assert_eq!((number(&answer, "reread"), number(&answer, "repaired")), (2, 0), "{answer}");
+    // Those that the killed one has written are counted.
+    assert_eq!((number(&answer, "reread"), number(&answer, "repaired")), (4, 2), "{answer}");
     assert!(world.stores.rows().await == rows);
     assert_eq!(bucket.keys().await, [""; 0]);
     // Its answer was lost: the object is gone, and nothing is left to do.
     assert_eq!(run.caller.ask(&request).await["done"], true);
-    run.end().await;
+    let ended = run.end().await;
+    assert_eq!((number(&ended, "compared"), number(&ended, "repaired")), (2, 2), "{ended}");
     world.assert_equal().await;
 }
 
@@ -299,7 +309,7 @@ async fn an_object_that_cannot_be_deleted_is_an_error_and_one_that_is_not_settle
     let key = bucket.give_up(1, &[world.record(&lost, 1)]).await;
     let gate = S3Gate::open(&service("AWS_ENDPOINT_URL")).await;
     let mut run = Run::begin(&world, "refused").await;
-    let request = bucket.request(&key, run.repair);
+    let request = bucket.request(&key, run.begun);
     let mut caller = Caller::start(world.function_over(&gate)).await;
     gate.set_rule(|seen| match seen.method {
         "PUT" => Fault::RefuseWith(403, "AccessDenied"),
@@ -332,7 +342,7 @@ async fn an_object_that_cannot_be_deleted_is_an_error_and_one_that_is_not_settle
     assert_eq!(caller.ask(&request).await["done"], true);
     assert_eq!(bucket.keys().await, [""; 0]);
     run.caller
-        .refused(&json!({"follow": {"repair": run.repair, "owner": "x"}}), "LeaseEnded")
+        .refused(&json!({"follow": {"repair": run.begun.id(), "owner": "x"}}), "LeaseEnded")
         .await;
     run.end().await;
     world.assert_equal().await;
@@ -358,7 +368,7 @@ async fn only_the_object_that_was_read_is_deleted_with_versions_and_without() {
             ("DELETE", 0) => Fault::Hold(Arc::clone(&held)),
             _ => Fault::Pass,
         });
-        let request = bucket.request(&key, run.repair);
+        let request = bucket.request(&key, run.begun);
         let mut caller = Caller::start(world.function_over(&gate)).await;
         let asking = tokio::spawn(async move { caller.try_ask(&request).await });
         gate.until("DELETE", 1).await;
@@ -373,7 +383,7 @@ async fn only_the_object_that_was_read_is_deleted_with_versions_and_without() {
             assert!(error.contains("it was replaced after it was read: call again"), "{error}");
         }
         assert_eq!(world.row(&pair[1].session_id, "app_version").await, "");
-        run.caller.slice(&bucket.request(&key, run.repair)).await;
+        run.caller.slice(&bucket.request(&key, run.begun)).await;
         assert_eq!(world.row(&pair[1].session_id, "app_version").await, "9");
         assert_eq!(bucket.keys().await, [""; 0]);
     }
@@ -392,26 +402,26 @@ async fn two_objects_that_name_one_session_are_read_one_after_the_other() {
     let first = bucket.give_up(1, &[world.record(&new, 1)]).await;
     let second = bucket.give_up(2, &[world.record(&removal(&new), 2)]).await;
     let other = bucket.give_up(3, &[world.record(&of_session(1)[0], 3)]).await;
-    let Run { mut caller, repair, following, owner } = Run::begin(&world, "twice").await;
+    let Run { mut caller, begun, following, owner } = Run::begin(&world, "twice").await;
     // Nobody follows the streams, so what the first call reads waits.
     following.stop().await;
-    let request = bucket.request(&first, repair);
+    let request = bucket.request(&first, begun);
     let mut of_first = Caller::start(world.function()).await;
     let asking = tokio::spawn(async move { of_first.slice(&request).await });
     tokio::time::sleep(Duration::from_secs(4)).await;
     world.write(&[removal(&new)]).await;
 
     let mut of_second = Caller::with_timeout(world.function(), Duration::from_secs(20)).await;
-    assert_eq!(of_second.ask(&bucket.request(&other, repair)).await["done"], true);
-    let answer = of_second.ask(&bucket.request(&second, repair)).await;
+    assert_eq!(of_second.ask(&bucket.request(&other, begun)).await["done"], true);
+    let answer = of_second.ask(&bucket.request(&second, begun)).await;
     assert_eq!((&answer["done"], &answer["next"]), (&json!(false), &json!(0)), "{answer}");
     assert_eq!(bucket.keys().await.len(), 2);
 
-    let following = Following::start(world.starter(), (repair, owner), TIMEOUT);
+    let following = Following::start(world.starter(), (begun.id(), owner), TIMEOUT);
     asking.await.expect("it ends");
     caller.slice(&answer).await;
     assert_eq!(bucket.keys().await, [""; 0]);
-    caller.end(repair, owner, &Sums::default()).await;
+    caller.end(begun, owner).await;
     following.ended().await;
     world.assert_equal().await;
 }
@@ -443,7 +453,7 @@ async fn a_large_object_takes_several_invocations_and_skips_nothing() {
     let run = Run::begin(&world, "large").await;
     let mut caller =
         Caller::with_timeout(world.function_over(&gate), Duration::from_secs(25)).await;
-    let (answer, calls) = caller.slice(&bucket.request(&key, run.repair)).await;
+    let (answer, calls) = caller.slice(&bucket.request(&key, run.begun)).await;
     assert!(calls > 1, "{calls}");
     assert_eq!(
         ["records", "next", "repaired"].map(|name| number(&answer, name)),
