@@ -20,10 +20,10 @@ use tokio::time::{Instant, sleep};
 use self::object::FailureObject;
 use self::records::{Records, WithoutKey};
 use self::sessions::SessionLocks;
-use super::Reconciler;
 use super::event::{Answer, FailedBatch};
 use super::recording::Recording;
 use super::slice::{Times, may_begin, read_until, until};
+use super::{Reconciler, pieces};
 use crate::advisory_lock::{self, Held};
 use crate::console::{Progress, line};
 use crate::items::Key;
@@ -79,10 +79,15 @@ async fn drained(
     let records = Records::of(&bytes, &context.projector.tables);
     drop(bytes);
     let problem = records.problem();
+    let batch = of_object(batch, as_read.etag.clone(), records.count);
     if let Some(problem) = problem.as_deref().filter(|_| records.count == 0) {
+        // A run that leaves something is not complete.
+        if let Some(mut recording) = recording {
+            let mut connection = pieces::connect(context, Some(batch.repair)).await?;
+            recording.failure(&mut connection, &batch).await?;
+        }
         return Err(object.stays(problem).into());
     }
-    let batch = of_object(batch, as_read.etag.clone(), records.count);
     let in_time = may_begin(context, batch.repair, None, times.end).await?;
     let read_until = read_until(times, context.waits.function_timeout)?;
     if !in_time || Instant::now() >= read_until {

@@ -86,9 +86,9 @@ impl<'a> FailureObject<'a> {
     }
 
     /// Deletes what was read, and nothing that has come in its place: by the id of its version. In
-    /// a bucket without versions the condition is its `ETag`, which S3 compares with the object that
-    /// it deletes (Amazon S3 User Guide, "How to perform conditional deletes"). An object that is
-    /// gone already is as good as deleted.
+    /// a bucket without versions the condition is its `ETag`, which S3 compares with the object
+    /// that it deletes (Amazon S3 User Guide, "How to perform conditional deletes"). That it is
+    /// gone already is as good.
     ///
     /// # Errors
     /// If it is still there.
@@ -101,11 +101,11 @@ impl<'a> FailureObject<'a> {
         match request.send().await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some("NoSuchKey") => Ok(()),
-            Err(error) => Err(self.not_deleted(error)),
+            Err(error) => Err(self.not_deleted(&error)),
         }
     }
 
-    fn not_deleted(&self, error: SdkError<DeleteObjectError>) -> anyhow::Error {
+    fn not_deleted(&self, error: &SdkError<DeleteObjectError>) -> anyhow::Error {
         let name = self.name();
         let status = error.raw_response().map(|response| response.status().as_u16());
         let remedy = match status {
@@ -117,7 +117,7 @@ impl<'a> FailureObject<'a> {
             _ => "call again",
         };
         let said = [error.code(), error.message()].into_iter().flatten().collect::<Vec<_>>();
-        let said = if said.is_empty() { projector::error::chain(&error) } else { said.join(" ") };
+        let said = if said.is_empty() { projector::error::chain(error) } else { said.join(" ") };
         anyhow!("every record of {name} is settled, and it cannot be deleted ({said}): {remedy}")
     }
 }
