@@ -34,8 +34,8 @@ pub(super) async fn run(
     deadline: Deadline,
 ) -> anyhow::Result<Answer> {
     let times = Times::until(deadline);
-    require_known(context, &range).await?;
     let recording = Recording::of_range(context, &range).await?;
+    require_known(context, &range).await?;
     if recording.before().done {
         return Ok(Answer::Range(answer(range, recording.before())));
     }

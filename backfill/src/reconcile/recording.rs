@@ -18,6 +18,8 @@ use crate::repair::file_lines::AddedLines;
 pub(super) struct Recording {
     pub(super) run: Run,
     named: Named,
+    /// Whether an earlier invocation has recorded something.
+    is_known: bool,
     before: Progress,
 }
 
@@ -57,15 +59,15 @@ impl Recording {
     async fn open(context: &Reconciler, named: Named, repair: Option<i64>) -> anyhow::Result<Self> {
         let database = &context.projector.database;
         let run = runs::read(database, (named.run, repair)).await?;
-        let before = pieces::read(database, &named).await?.unwrap_or_default();
-        Ok(Self { run, named, before })
+        let before = pieces::read(database, &named).await?;
+        Ok(Self { run, named, is_known: before.is_some(), before: before.unwrap_or_default() })
     }
 
     /// The slice from where its last invocation has left it: its answer may have reached nobody.
     pub(super) fn resumed(&self, slice: Slice) -> Slice {
         let Progress { next, done, compared, differing, repaired, rejected, .. } = &self.before;
         let next = next.parse().unwrap_or_default();
-        if next < slice.next || !done && next == 0 {
+        if !self.is_known || next < slice.next {
             return slice;
         }
         let [compared, differing, repaired, rejected] =

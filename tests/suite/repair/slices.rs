@@ -3,6 +3,7 @@
 
 mod damaged;
 mod failures;
+mod gone;
 mod lease;
 mod moving;
 
@@ -112,10 +113,10 @@ impl Caller {
         ended
     }
 
-    /// Calls a slice until it is done, and gives its last answer and how many calls it took. As a
-    /// state machine does, it calls a few times more after an error that may pass: on a busy machine
-    /// the streams may be read too late for an invocation of seconds.
-    async fn slice(&mut self, slice: &Json) -> (Json, usize) {
+    /// Calls a slice, or a range of rows, until it is done, and gives its last answer and how many
+    /// calls it took. As a state machine does, it calls a few times more after an error that may
+    /// pass: on a busy machine the streams may be read too late for an invocation of seconds.
+    async fn until_done(&mut self, slice: &Json) -> (Json, usize) {
         let (mut slice, mut failures) = (slice.clone(), 0);
         for calls in 1..100 {
             match self.try_ask(&slice).await {
@@ -293,7 +294,7 @@ impl World {
         let following = Following::start(self.starter(), (begun.id(), owner), TIMEOUT);
         let mut all = Sums::default();
         for slice in files.slices(begun) {
-            add(&mut all, &caller.slice(&slice).await.0);
+            add(&mut all, &caller.until_done(&slice).await.0);
         }
         assert_eq!(sums(&caller.end(begun, owner).await), all);
         following.ended().await;
@@ -321,7 +322,7 @@ async fn what_no_stream_holds_is_found_by_a_comparison_and_repaired_by_slices() 
     assert_eq!(caller.begin_run("nightly", false).await, nightly, "a call that is repeated");
     let mut compared = Sums::default();
     for slice in files.slices(nightly) {
-        add(&mut compared, &caller.slice(&slice).await.0);
+        add(&mut compared, &caller.until_done(&slice).await.0);
     }
     assert_eq!(compared, [120, 12, 0, 0]);
     let ended = caller.end(nightly, "nightly").await;
@@ -363,7 +364,7 @@ async fn a_file_that_is_larger_than_an_invocation_is_ended_by_the_next_ones() {
     world.streams_are_read().await;
     let (mut all, mut calls) = (Sums::default(), 0);
     for slice in files.slices(begun) {
-        let (slice, of_file) = caller.slice(&slice).await;
+        let (slice, of_file) = caller.until_done(&slice).await;
         add(&mut all, &slice);
         calls = calls.max(of_file);
     }
@@ -393,7 +394,7 @@ async fn a_slice_that_is_killed_at_any_moment_and_called_again_ends_equal() {
             }
             killed.0.stop().await.expect("it is killed");
         }
-        caller.slice(&slice).await;
+        caller.until_done(&slice).await;
     }
     assert_eq!(caller.end(begun, "killed").await["compared"], 180);
     assert!(following.ended().await > 1, "it resumes from its checkpoints");

@@ -64,7 +64,7 @@ async fn one_part_in_a_hundred_is_found_and_repaired_while_everything_moves() {
         let following = Following::start(start.clone(), (begun.id(), owner), LONG);
         let slices = files.slices(begun).into_iter().map(|slice| {
             let command = start();
-            async move { Caller::with_timeout(command, LONG).await.slice(&slice).await.0 }
+            async move { Caller::with_timeout(command, LONG).await.until_done(&slice).await.0 }
         });
         let mut all = Sums::default();
         for slice in futures_util::future::join_all(slices).await {
