@@ -370,6 +370,8 @@ async fn a_file_that_is_larger_than_an_invocation_is_ended_by_the_next_ones() {
     }
     assert_eq!(all, [4_040, 4, 4, 0]);
     assert!(calls > 1, "{calls}");
+    // A line that was read twice, since it was not settled, was added up once.
+    assert_eq!(gone::added_up(&world.stores, begun.run).await.0, 4_040);
     assert_eq!(sums(&caller.end(begun, "slow").await), all);
     following.ended().await;
     assert_eq!(world.row(&id(30), "app_version").await, "9");
