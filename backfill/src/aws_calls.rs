@@ -1,5 +1,6 @@
-//! Calls of the two DynamoDB APIs: which errors are retried, and for how long. The SDK's own
-//! retries are off, because they give up too soon. The operator sees how often a call was retried.
+//! Calls of the two DynamoDB APIs and of Step Functions: which errors are retried, and for how long.
+//! The SDK's own retries are off, because they give up too soon. The operator sees how often a call
+//! was retried.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -53,7 +54,7 @@ pub(crate) enum CallError {
     /// What the iterator points at is older than what the stream keeps.
     #[error("the records have been trimmed")]
     Trimmed,
-    /// The shard, the stream or the table is not there.
+    /// The shard, the stream, the table or the execution is not there.
     #[error("the shard or its stream is not there any more")]
     Gone,
     #[error("{operation} was refused: {remedy}")]
@@ -80,7 +81,7 @@ enum Trouble {
     Refused(&'static str),
 }
 
-/// By the error codes of the two DynamoDB APIs and AWS's common ones. What is not known is taken
+/// By the error codes of these APIs and AWS's common ones. What is not known is taken
 /// for passing; the cap ends it.
 fn trouble<E, R>(error: &SdkError<E, R>, api: &Api) -> Trouble
 where
@@ -111,8 +112,13 @@ where
         | "TooManyRequestsException" => Trouble::Throttled,
         "ExpiredIteratorException" => Trouble::Expired,
         "TrimmedDataAccessException" => Trouble::Trimmed,
-        "ResourceNotFoundException" => Trouble::Gone,
-        "AccessDeniedException" | "AccessDenied" => Trouble::Refused(api.permissions),
+        "ResourceNotFoundException"
+        | "ResourceNotFound"
+        | "ExecutionDoesNotExist"
+        | "StateMachineDoesNotExist" => Trouble::Gone,
+        "AccessDeniedException" | "AccessDenied" | "KmsAccessDeniedException" => {
+            Trouble::Refused(api.permissions)
+        }
         "UnrecognizedClientException"
         | "InvalidSignatureException"
         | "IncompleteSignature"
@@ -122,9 +128,13 @@ where
         | "SignatureDoesNotMatch"
         | "ExpiredTokenException"
         | "ExpiredToken" => Trouble::Refused("check the AWS credentials and this machine's clock"),
-        "ValidationException" | "UnknownOperationException" | "SerializationException" => {
-            Trouble::Refused(api.endpoint)
-        }
+        "ValidationException"
+        | "UnknownOperationException"
+        | "SerializationException"
+        | "InvalidArn"
+        | "InvalidName"
+        | "InvalidExecutionInput"
+        | "StateMachineDeleting" => Trouble::Refused(api.endpoint),
         _ => Trouble::Passing,
     }
 }

@@ -5,6 +5,7 @@ mod settings;
 
 mod merge;
 mod ready;
+mod reconcile;
 mod repair;
 mod replay;
 mod verify;
@@ -18,6 +19,9 @@ use time::format_description::well_known::Rfc3339;
 
 pub(crate) use self::merge::MergeArguments;
 pub(crate) use self::ready::{ReadyArguments, verify_since};
+pub(crate) use self::reconcile::{
+    ReconcileArguments, ReconcileCommand, StartArguments, WatchArguments,
+};
 pub(crate) use self::repair::{ReReadArguments, RepairArguments};
 pub(crate) use self::replay::ReplayFlags;
 use self::settings::{Database, Everything, Stores, TableSettings};
@@ -74,6 +78,9 @@ pub(crate) enum Command {
     /// Close a gap of any age from the tables themselves.
     #[command(long_about = repair::HELP, after_help = exit_codes())]
     Repair(RepairArguments),
+    /// Do the same, or compare, with a state machine: for whole tables.
+    #[command(long_about = reconcile::HELP, after_help = exit_codes())]
+    Reconcile(ReconcileArguments),
     /// Prove that the rows equal another database, the tables or the objects.
     #[command(long_about = verify::HELP, after_help = exit_codes())]
     Verify(VerifyArguments),
@@ -108,6 +115,7 @@ impl Command {
             Self::File(arguments) => arguments.settings.settings(),
             Self::Merge(arguments) => arguments.settings.settings(),
             Self::Repair(arguments) => arguments.settings.settings(),
+            Self::Reconcile(arguments) => arguments.settings(),
             Self::Verify(arguments) => arguments.settings.settings(),
             Self::Ready(arguments) => arguments.settings.settings(),
             Self::Redrive(arguments) => arguments.settings.settings(),
@@ -127,6 +135,7 @@ impl Command {
             Self::File(arguments) => arguments.format.json,
             Self::Merge(arguments) => arguments.format.json,
             Self::Repair(arguments) => arguments.format.json,
+            Self::Reconcile(arguments) => arguments.is_json(),
             Self::Verify(arguments) => arguments.format.json,
             Self::Ready(arguments) => arguments.format.json,
             Self::Redrive(arguments) => arguments.format.json,
@@ -487,7 +496,7 @@ mod tests {
         const ARCHIVE: &[&str] = &["ARCHIVE_BUCKET", "ARCHIVE_PREFIX", "ARCHIVE_OBJECTS"];
         let stores = [LOGIN, &["DATABASE_CONNECTIONS"], ARCHIVE].concat();
         let sides = [LOGIN, &["DATABASE_CONNECTIONS"], TABLES].concat();
-        let expected: [(&str, &[&str]); 14] = [
+        let expected: [(&str, &[&str]); 15] = [
             ("doctor", &VARIABLES),
             ("migrate", LOGIN),
             ("check", TABLES),
@@ -495,6 +504,7 @@ mod tests {
             ("file", &VARIABLES),
             ("merge", &VARIABLES),
             ("repair", &VARIABLES),
+            ("reconcile", &[]),
             ("verify", &VARIABLES),
             ("ready", &sides),
             ("redrive", &VARIABLES),
@@ -512,6 +522,35 @@ mod tests {
                 .filter(|variable| help.contains(&format!("[env: {variable}")))
                 .collect();
             assert_eq!(shown, expected, "{name}: {help}");
+        }
+    }
+
+    /// `start` asks the tables for their sizes; the others ask Step Functions alone.
+    #[test]
+    fn of_reconcile_only_the_start_knows_the_tables() {
+        for (line, expected) in [("start", Some("s")), ("status", None), ("wait", None)] {
+            let arguments = ["backfill", "reconcile", line, "--sessions-table", "s"];
+            let given = Cli::try_parse_from(arguments).ok();
+            let table = given.and_then(|cli| cli.command.settings().get("SESSIONS_TABLE"));
+            assert_eq!(table.as_deref(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn flags_of_a_start_that_contradict_each_other_are_refused() {
+        for (wrong, flags) in [
+            (true, &["--repair", "--compare-only"][..]),
+            (true, &["--failures", "--compare-only"]),
+            (true, &["--failures", "--export", "a", "b"]),
+            (true, &["--export", "a"]),
+            (true, &["--dry-run", "--wait"]),
+            (true, &["--memory-mb", "512"]),
+            (true, &["--name", "a/b"]),
+            (false, &["--failures", "--wait", "--name", "drain-1"]),
+            (false, &["--repair", "--export", "a", "b", "--dry-run", "--memory-mb", "512"]),
+        ] {
+            let line = [&["backfill", "reconcile", "start"], flags].concat();
+            assert_eq!(Cli::try_parse_from(line).is_err(), wrong, "{flags:?}");
         }
     }
 }

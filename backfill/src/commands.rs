@@ -8,6 +8,7 @@ pub(crate) mod merge;
 pub(crate) mod migrate;
 pub(crate) mod objects;
 pub(crate) mod ready;
+pub(crate) mod reconcile;
 pub(crate) mod redrive;
 pub(crate) mod repair;
 pub(crate) mod shell;

@@ -13,6 +13,7 @@ mod compare_tables;
 mod console;
 mod deliver;
 mod documents;
+mod executions;
 mod failures;
 mod item_json;
 mod items;

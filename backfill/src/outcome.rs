@@ -160,7 +160,11 @@ mod tests {
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             helps.push((command.get_name().to_owned(), help(command)));
         }
-        assert_eq!(helps.len(), 15);
+        let reconcile = cli.find_subcommand_mut("reconcile").expect("a command");
+        for command in reconcile.get_subcommands_mut().filter(|it| it.get_name() != "help") {
+            helps.push((command.get_name().to_owned(), help(command)));
+        }
+        assert_eq!(helps.len(), 16 + 3);
         for (name, help) in helps {
             let (_, codes) = help.split_once("Exit codes:").expect(&name);
             let listed: Vec<u8> = codes

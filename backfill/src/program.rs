@@ -89,6 +89,9 @@ async fn run(command: &Command, output: &Output) -> anyhow::Result<Outcome> {
             Command::Repair(arguments) => {
                 Box::pin(commands::repair::run(settings, arguments, stop, output)).await
             }
+            Command::Reconcile(arguments) => {
+                Box::pin(commands::reconcile::run(settings, arguments, stop, output)).await
+            }
             Command::Verify(arguments) => {
                 Box::pin(commands::verify::run(settings, arguments, stop, output)).await
             }

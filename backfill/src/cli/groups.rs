@@ -9,7 +9,7 @@ use crate::layout;
 const GROUPS: [(&str, &[&str]); 6] = [
     ("See where things stand", &["doctor", "status", "check"]),
     ("Prepare the database", &["migrate"]),
-    ("Close the gap", &["stream", "file", "merge", "repair"]),
+    ("Close the gap", &["stream", "file", "merge", "repair", "reconcile"]),
     ("Prove that both sides are equal", &["verify", "ready"]),
     ("Fix what is left", &["redrive", "objects"]),
     ("Set up your shell", &["completions", "man"]),

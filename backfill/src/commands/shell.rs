@@ -35,14 +35,21 @@ fn page() -> std::io::Result<Vec<u8>> {
     cli.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(cli.clone()).render(&mut page)?;
-    for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
-        let man = clap_mangen::Man::new(command.clone());
-        man.render_name_section(&mut page)?;
-        man.render_synopsis_section(&mut page)?;
-        man.render_description_section(&mut page)?;
-        man.render_options_section(&mut page)?;
-    }
+    sections(&cli, &mut page)?;
     Ok(page)
+}
+
+/// Each command, and after it those below it.
+fn sections(parent: &clap::Command, page: &mut Vec<u8>) -> std::io::Result<()> {
+    for command in parent.get_subcommands().filter(|command| command.get_name() != "help") {
+        let man = clap_mangen::Man::new(command.clone());
+        man.render_name_section(page)?;
+        man.render_synopsis_section(page)?;
+        man.render_description_section(page)?;
+        man.render_options_section(page)?;
+        sections(command, page)?;
+    }
+    Ok(())
 }
 
 fn print(text: &[u8]) {
@@ -62,7 +69,8 @@ mod tests {
             assert!(script.contains("redrive") && script.contains("snapshot-time"), "{shell}");
         }
         let page = String::from_utf8(page().expect("a page")).expect("text");
-        for part in ["backfill\\-redrive", "snapshot\\-time", ".SH SYNOPSIS"] {
+        let below = "backfill\\-reconcile\\-start";
+        for part in ["backfill\\-redrive", below, "snapshot\\-time", ".SH SYNOPSIS"] {
             assert!(page.contains(part), "{part}");
         }
     }
