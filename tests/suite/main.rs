@@ -15,6 +15,7 @@ mod dns_check;
 mod dns_switch;
 mod doctor;
 mod dynamodb_local;
+mod executions;
 mod faults;
 mod files;
 mod fixtures;

@@ -35,29 +35,36 @@ impl MapRun {
         self.scaled(self.counted.items).0 as f64 / self.seconds.max(1e-9)
     }
 
-    /// In a few words, without the rate if there is little room.
+    /// In a few words, without the rate if there is little room. The end may be cut, so what
+    /// matters most comes first.
     fn words(&self, narrow: bool) -> String {
         let (units, items) = self.phase().units();
         let mut words = format!("{}/{} {units}", self.done(), self.total);
-        if self.counted.children > 0 {
-            let (count, is_estimate) = self.scaled(self.counted.items);
-            let about = if is_estimate { "about " } else { "" };
-            let _ = write!(words, ", {about}{count} {items}");
-            if !narrow {
-                let _ = write!(words, " ({:.0}/s)", self.rate());
-            }
-            let (differing, _) = self.scaled(self.counted.differing + self.counted.gone);
-            match self.phase() {
-                Phase::Counting | Phase::Draining => {}
-                Phase::Checking => words += &format!(", {differing} gone"),
-                _ => words += &format!(", {differing} differ"),
-            }
-        }
         if self.failed > 0 {
             let _ = write!(words, ", {} failed", self.failed);
         }
+        if self.counted.children == 0 {
+            return words;
+        }
+        let (differing, _) = self.scaled(self.counted.differing + self.counted.gone);
+        match self.phase() {
+            Phase::Counting | Phase::Draining => {}
+            Phase::Checking => words += &format!(", {differing} gone"),
+            _ => words += &format!(", {differing} differ"),
+        }
+        let (count, is_estimate) = self.scaled(self.counted.items);
+        let about = if is_estimate { "~" } else { "" };
+        let _ = write!(words, ", {about}{} {items}", short(count));
+        if !narrow {
+            let _ = write!(words, " ({:.0}/s)", self.rate());
+        }
         words
     }
+}
+
+/// A count that a bar has room for.
+fn short(count: u64) -> String {
+    if count < 10_000_000 { count.to_string() } else { format!("{} M", count / 1_000_000) }
 }
 
 /// The map run that is under way.
@@ -227,7 +234,7 @@ mod tests {
     fn a_bar_says_what_runs_and_how_far_it_is() {
         assert_eq!(bar(&seen(Vec::new()), false), "exporting, for 1 min 0 s so far");
         let words = bar(&seen(vec![files(12, 12)]), false);
-        assert_eq!(words, "comparing files: 12/40 files, 60000 items (2000/s), 600 differ");
+        assert_eq!(words, "comparing files: 12/40 files, 600 differ, 60000 items (2000/s)");
         let none = bar(&seen(vec![files(0, 0)]), false);
         assert_eq!(none, "comparing files: 0/40 files");
         let counting = MapRun { label: "CountRows".to_owned(), ..files(2, 2) };
@@ -240,7 +247,7 @@ mod tests {
     #[test]
     fn children_that_were_not_asked_yet_are_estimated_and_that_is_said() {
         let words = bar(&seen(vec![files(20, 10)]), false);
-        assert!(words.contains("20/40 files, about 100000 items (3333/s), 1000 differ"), "{words}");
+        assert!(words.contains("20/40 files, 1000 differ, ~100000 items (3333/s)"), "{words}");
     }
 
     /// The bar library cuts what does not fit.
@@ -251,7 +258,7 @@ mod tests {
         run.counted.items = 1_234_567_890;
         run.counted.differing = 123_456;
         let narrow = bar(&seen(vec![run.clone()]), true);
-        assert!(narrow.len() <= 80 && narrow.contains("12 failed"), "{narrow}");
+        assert!(narrow.len() <= 80 && narrow.ends_with("~1270 M items"), "{narrow}");
         let wide = format!("{:20} {}", "", bar(&seen(vec![run]), false));
         assert!(wide.len() <= 110, "{wide}");
     }

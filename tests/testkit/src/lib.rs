@@ -24,6 +24,7 @@ pub mod s3_gate;
 pub mod services;
 pub mod sql;
 pub mod standby;
+pub mod states_server;
 pub mod stream_server;
 pub mod table_server;
 pub mod trim;
