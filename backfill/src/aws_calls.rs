@@ -1,6 +1,6 @@
-//! Calls of the two DynamoDB APIs and of Step Functions: which errors are retried, and how often. The
-//! SDK's own retries are off, because they give up too soon. The operator sees how often a call was
-//! retried.
+//! Calls of the two DynamoDB APIs and of Step Functions: which errors are retried, and for how
+//! long. The SDK's own retries are off, because they give up too soon. The operator sees how often
+//! a call was retried.
 
 use std::fmt::Debug;
 use std::future::Future;

@@ -3,6 +3,7 @@
 
 mod ends;
 mod sight;
+mod stand_in;
 mod starts;
 
 use std::process::{Output, Stdio};
