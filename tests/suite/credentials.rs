@@ -49,12 +49,14 @@ async fn credentials_that_cannot_be_found_are_one_line_with_the_remedy() {
     let silent_at = silent.local_addr().expect("an address").to_string();
     let folder = tempfile::tempdir().expect("a folder");
     let file = record_file(&folder);
-    let commands: [&[&str]; 5] = [
+    let machine = testkit::states_server::MACHINE;
+    let commands: [&[&str]; 6] = [
         &["check", "--snapshot-time", "2026-11-23T14:00:00Z"],
         &["stream"],
         &["objects"],
         &["redrive"],
         &["file", &file],
+        &["reconcile", "status", "--state-machine", machine],
     ];
     for metadata in [&silent_at, &closed_at] {
         for arguments in commands {

@@ -110,7 +110,7 @@ pub(crate) struct StartArguments {
     /// Repair what differs. Without it, the execution only compares.
     #[arg(long)]
     pub(crate) repair: bool,
-    /// Only compare: what happens without --repair, too, but said aloud.
+    /// Only compare, as without --repair; a script may say so explicitly.
     #[arg(long, conflicts_with_all = ["repair", "failures"])]
     pub(crate) compare_only: bool,
     /// Read again what the projector gave up on and wrote to its bucket of failures. This repairs;

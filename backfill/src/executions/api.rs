@@ -10,7 +10,9 @@ use aws_sdk_sfn::operation::describe_execution::DescribeExecutionOutput;
 use aws_sdk_sfn::operation::describe_map_run::DescribeMapRunOutput;
 use aws_sdk_sfn::operation::start_execution::StartExecutionError;
 use aws_sdk_sfn::primitives::DateTime;
-use aws_sdk_sfn::types::{ExecutionRedriveStatus, ExecutionStatus, HistoryEvent, MapRunStatus};
+use aws_sdk_sfn::types::{
+    ExecutionRedriveStatus, ExecutionStatus, HistoryEvent, MapRunStatus, StateEnteredEventDetails,
+};
 use projector::config::ConfigError;
 use time::OffsetDateTime;
 
@@ -28,7 +30,7 @@ const PAGE: i32 = 1_000;
 /// Step Functions lists by the time of the last event. Among this many, the execution that was
 /// started last is looked for.
 const NEWEST_AMONG: i32 = 100;
-/// So many events of a history, the last ones first, show what an execution does.
+/// At most this many events of a history are looked at, the last ones first.
 const LAST_EVENTS: i32 = 100;
 
 /// The calls of Step Functions.
@@ -136,7 +138,7 @@ impl ExecutionsApi {
         };
         let history = self.calls.call("GetExecutionHistory", call).await?;
         let entered = history.events().iter().filter_map(HistoryEvent::state_entered_event_details);
-        Ok(phase::latest(entered.map(|entered| entered.name())).map(str::to_owned))
+        Ok(phase::latest(entered.map(StateEnteredEventDetails::name)).map(str::to_owned))
     }
 
     /// The ARNs of the map runs of an execution, the first one first.

@@ -253,7 +253,7 @@ mod tests {
         // An item has 13,466 bytes on average, four units, and is read twice.
         assert_eq!(expense.read_units, 30_000 * 2 * 4);
         let calls = expense.gets;
-        assert!(calls >= expense.files && calls % expense.files == 0, "{calls}");
+        assert!(calls >= expense.files && calls.is_multiple_of(expense.files), "{calls}");
         assert_eq!(expense.transitions, calls * 6 + 500);
         let parts = 40.4 * 0.1
             + work * 2.0 * 0.000_016_666_7

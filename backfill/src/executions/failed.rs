@@ -1,5 +1,7 @@
 //! Why an execution did not succeed, and what an operator does about it. Pure.
 
+use std::fmt::Write as _;
+
 use crate::console::span;
 
 use super::children::message;
@@ -16,18 +18,18 @@ pub(crate) fn why(seen: &Seen) -> String {
     };
     let mut why = format!("the execution {how}");
     if let Some(child) = seen.failed.first() {
-        why += &format!("; {} failed: {}", child.what, child.error);
+        let _ = write!(why, "; {} failed: {}", child.what, child.error);
         if !child.cause.is_empty() {
-            why += &format!(": {}", child.cause);
+            let _ = write!(why, ": {}", child.cause);
         }
         return why;
     }
     if let Some(error) = error {
-        why += &format!(": {error}");
+        let _ = write!(why, ": {error}");
     }
     let cause = message(cause.as_deref().unwrap_or_default());
     if !cause.is_empty() {
-        why += &format!(": {cause}");
+        let _ = write!(why, ": {cause}");
     }
     why
 }
@@ -62,7 +64,8 @@ pub(crate) fn remedy(seen: &Seen) -> String {
     // A new lease, or a new export, belongs to a new execution.
     let can_go_on = !matches!(error, "DamagedFile" | "LeaseEnded");
     if *redrivable && can_go_on && *status != Status::Aborted {
-        remedy += &format!(
+        let _ = write!(
+            remedy,
             ". A comparison goes on from what failed with `aws stepfunctions redrive-execution \
              --execution-arn {arn}`; a repair does only while its lease lives"
         );

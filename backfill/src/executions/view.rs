@@ -47,10 +47,13 @@ impl MapRun {
             return words;
         }
         let (differing, _) = self.scaled(self.counted.differing + self.counted.gone);
-        match self.phase() {
-            Phase::Counting | Phase::Draining => {}
-            Phase::Checking => words += &format!(", {differing} gone"),
-            _ => words += &format!(", {differing} differ"),
+        let found = match self.phase() {
+            Phase::Counting | Phase::Draining => None,
+            Phase::Checking => Some("gone"),
+            _ => Some("differ"),
+        };
+        if let Some(found) = found {
+            let _ = write!(words, ", {differing} {found}");
         }
         let (count, is_estimate) = self.scaled(self.counted.items);
         let about = if is_estimate { "~" } else { "" };
@@ -72,10 +75,14 @@ pub(crate) fn current(seen: &Seen) -> Option<&MapRun> {
     seen.map_runs.iter().rev().find(|run| !run.ended)
 }
 
-/// What the execution does, and for how long: `comparing files`, or the name of a state.
+/// What the execution does: `comparing files`, or the name of a state. A map without a label of
+/// its own has one that says nothing; then the history knows more.
 fn doing(seen: &Seen) -> Option<String> {
-    let state = current(seen).map(|run| run.label.as_str()).or(seen.state.as_deref())?;
-    Some(Phase::of(state).map_or_else(|| format!("in state {state}"), |it| it.name().to_owned()))
+    let label = current(seen).map(|run| run.label.as_str());
+    let state = seen.state.as_deref();
+    let phase = label.and_then(Phase::of).or_else(|| state.and_then(Phase::of));
+    let named = || state.or(label).map(|state| format!("in state {state}"));
+    phase.map(|phase| phase.name().to_owned()).or_else(named)
 }
 
 /// What stands on the bar, and on the lines where there is no terminal.
@@ -241,6 +248,16 @@ mod tests {
         let ended = MapRun { ended: true, ..files(40, 40) };
         let words = bar(&seen(vec![ended, counting]), false);
         assert_eq!(words, "counting rows: 2/40 ranges, 10000 rows (333/s)");
+    }
+
+    #[test]
+    fn a_map_without_a_label_of_its_own_is_known_by_its_state() {
+        let unnamed = MapRun { label: "c95de01d-0b3c".to_owned(), ..files(1, 1) };
+        let mut seen = seen(vec![unnamed]);
+        seen.state = Some("CompareFiles".to_owned());
+        assert!(bar(&seen, false).starts_with("comparing files: 1/40 files"));
+        seen.state = Some("Map".to_owned());
+        assert!(bar(&seen, false).starts_with("in state Map: 1/40 files"));
     }
 
     /// Each look asks a limited number of children.

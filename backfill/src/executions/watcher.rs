@@ -9,6 +9,7 @@ use projector::config::ConfigError;
 use time::OffsetDateTime;
 
 use super::api::ExecutionsApi;
+use super::phase::Phase;
 use super::{Counted, Execution, FailedChild, MapRun, Seen, Status, children};
 use crate::aws_calls::CallError;
 use crate::console;
@@ -72,7 +73,8 @@ impl<'a> Watcher<'a> {
             })?;
         let at = OffsetDateTime::now_utc();
         let map_runs = self.map_runs(at).await?;
-        let state = if execution.status == Status::Running && map_runs.iter().all(|run| run.ended) {
+        let is_told = |run: &MapRun| !run.ended && Phase::of(&run.label).is_some();
+        let state = if execution.status == Status::Running && !map_runs.iter().any(is_told) {
             let state = api.state(&self.execution).await;
             self.allowed("what the execution does (states:GetExecutionHistory)", state)?.flatten()
         } else {

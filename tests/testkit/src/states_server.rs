@@ -237,14 +237,14 @@ async fn answer(states: Arc<Mutex<States>>, request: Request<Incoming>) -> Respo
         Some(code) => Err(code),
         None => states.answer(&operation, &body),
     };
-    let (status, body) = match answer {
+    let (code, body) = match answer {
         Ok(body) => (200, body),
         Err(code) => (400, json!({ "__type": code, "message": "by the test" })),
     };
-    let mut response = Response::builder().status(status);
+    let mut response = Response::builder().status(code);
     response = response.header("content-type", "application/x-amz-json-1.0");
-    if let Some(code) = body["__type"].as_str() {
-        response = response.header("x-amzn-errortype", code);
+    if let Some(error) = body["__type"].as_str() {
+        response = response.header("x-amzn-errortype", error);
     }
     response.body(Full::from(body.to_string())).expect("a response")
 }

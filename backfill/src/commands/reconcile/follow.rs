@@ -36,7 +36,7 @@ pub(super) async fn run(
         let seen = match looked {
             Ok(Some(seen)) => seen,
             Ok(None) => return stopped(watcher.execution(), last.as_ref(), started, output),
-            Err(error) if error.chain().any(|it| it.is::<ConfigError>()) => return Err(error),
+            Err(error) if is_configuration(&error) => return Err(error),
             Err(error) => {
                 let remedy = format!(
                     "the execution goes on without this command: `backfill reconcile wait {}` \
@@ -60,6 +60,11 @@ pub(super) async fn run(
             () = tokio::time::sleep(pause(start.elapsed())) => {}
         }
     }
+}
+
+/// Trying again later would not help.
+fn is_configuration(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>()
 }
 
 fn template(narrow: bool) -> &'static str {
