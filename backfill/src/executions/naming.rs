@@ -23,6 +23,13 @@ pub(crate) fn recent_names(now: OffsetDateTime) -> [String; 2] {
     [name_at(now), name_at(now - SAME_WITHIN)]
 }
 
+/// How long a start waits before it looks for an earlier one. Just after a minute has begun, a start
+/// from its last moment may not have reached Step Functions yet.
+pub(crate) fn hold_back(now: OffsetDateTime) -> std::time::Duration {
+    const REACHED_WITHIN: u8 = 2;
+    std::time::Duration::from_secs(REACHED_WITHIN.saturating_sub(now.second()).into())
+}
+
 /// The input of an execution.
 pub(crate) fn input(repair: bool, exports: Option<[&str; 2]>, failures: bool) -> String {
     let exports = exports.map(|[sessions, scans]| json!({ "sessions": sessions, "scans": scans }));
@@ -75,7 +82,7 @@ pub(crate) fn judge_named(found: &Execution, input: &str) -> Existing {
 mod tests {
     use time::macros::datetime;
 
-    use super::{Existing, input, judge_named, judge_recent, name_at, recent_names};
+    use super::{Existing, hold_back, input, judge_named, judge_recent, name_at, recent_names};
     use crate::executions::tests::execution;
     use crate::executions::{Execution, Status};
 
@@ -87,6 +94,10 @@ mod tests {
         assert!(recent_names(next).contains(&name_at(late)));
         let elsewhere = datetime!(2026-11-26 23:05:59 +1);
         assert_eq!(name_at(elsewhere), name_at(late));
+        // Both names are looked for once the start of the last moment is there.
+        assert_eq!(hold_back(datetime!(2026-11-26 22:06:00.5 UTC)).as_secs(), 2);
+        assert_eq!(hold_back(datetime!(2026-11-26 22:06:01 UTC)).as_secs(), 1);
+        assert_eq!(hold_back(late).as_secs(), 0);
     }
 
     #[test]

@@ -99,6 +99,8 @@ async fn a_wait_ends_with_the_execution_and_outlasts_throttling() {
         timeout(HANGS, waiting.wait_with_output()).await.expect("it ends").expect("it ran");
     let json = object(&waited, 0);
     assert_eq!(json["summary"]["repaired"], 9, "{json}");
+    let notes = text(&waited.stderr);
+    assert!(notes.starts_with("following arn:") && !notes.contains('\u{1b}'), "{notes:?}");
     // Each child is asked once, however often somebody looks.
     let described = |states: &mut testkit::states_server::States| {
         states.calls.iter().filter(|call| *call == "DescribeExecution").count()

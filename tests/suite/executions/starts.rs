@@ -73,6 +73,27 @@ async fn starts_at_the_same_moment_make_one_run() {
     assert_eq!(inputs(&server).len(), 1);
 }
 
+/// Step Functions shows an execution a moment after it has started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_cannot_be_seen_yet_is_not_made_twice() {
+    let server = StatesServer::start().await;
+    let first = object(&run(&server, &["start", "--repair", "--json"]).await, 0);
+    for status in ["RUNNING", "SUCCEEDED"] {
+        server.change(|states| {
+            states.executions[0]["status"] = status.into();
+            let unseen = ("ExecutionDoesNotExist".to_owned(), 2);
+            states.errors.insert("DescribeExecution".to_owned(), unseen);
+        });
+        let again = object(&run(&server, &["start", "--repair", "--json"]).await, 0);
+        assert_eq!(
+            (&again["execution"], &again["already_started"]),
+            (&first["execution"], &true.into()),
+            "{status}"
+        );
+    }
+    assert_eq!(inputs(&server).len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_with_a_name_finds_its_run_at_any_time() {
     let server = StatesServer::start().await;

@@ -96,37 +96,48 @@ async fn begin(
     arguments: &StartArguments,
     input: &str,
 ) -> anyhow::Result<Started> {
+    let given = arguments.name.as_ref();
+    if given.is_none() {
+        tokio::time::sleep(naming::hold_back(OffsetDateTime::now_utc())).await;
+    }
     let now = OffsetDateTime::now_utc();
-    let names = match &arguments.name {
-        Some(name) => vec![name.clone()],
-        None => naming::recent_names(now).into(),
+    let names = given.map_or_else(|| naming::recent_names(now).into(), |name| vec![name.clone()]);
+    let executions: Vec<String> = names.iter().map(|name| machine.execution(name)).collect();
+    let earlier = async || -> anyhow::Result<Option<Started>> {
+        for execution in &executions {
+            let found = api.describe(execution).await;
+            let found = found.context("cannot ask whether it was started before")?;
+            if let Some(found) = found
+                && let Some(started) = same(found, input, given.is_some(), now)?
+            {
+                return Ok(Some(started));
+            }
+        }
+        Ok(None)
     };
-    let given = arguments.name.is_some();
-    for name in &names {
-        let found = api.describe(&machine.execution(name)).await;
-        if let Some(found) = found.context("cannot ask whether it was started before")?
-            && let Some(started) = same(found, input, given, now)?
+    if let Some(started) = earlier().await? {
+        return Ok(started);
+    }
+    if !arguments.beside {
+        let (own, others): (Vec<String>, Vec<String>) =
+            api.running(machine).await?.into_iter().partition(|one| executions.contains(one));
+        // Another start of the same run may have been faster, by less than the time of a call.
+        if !own.is_empty()
+            && let Some(started) = earlier().await?
         {
             return Ok(started);
         }
+        refuse_beside(&others)?;
     }
-    if !arguments.beside {
-        refuse_beside(api, machine).await?;
-    }
-    let name = &names[0];
-    if let Some(execution) = api.start(machine, name, input).await? {
+    if let Some(execution) = api.start(machine, &names[0], input).await? {
         return Ok(Started { execution, already: false });
     }
-    // Another start was faster, by less than the time of these calls.
-    let found = api.describe(&machine.execution(name)).await?;
-    let found = found.with_context(|| format!("the name {name} is taken, by what is not there"))?;
-    match same(found, input, given, now)? {
-        Some(started) => Ok(started),
-        None => Err(failure(
-            format!("the name {name} is taken by an older execution"),
+    earlier().await?.ok_or_else(|| {
+        failure(
+            format!("the name {} is taken by an older execution", names[0]),
             "check this machine's clock, or give another --name",
-        )),
-    }
+        )
+    })
 }
 
 /// What an execution that has the name means: `None` if it is no obstacle.
@@ -153,19 +164,17 @@ fn same(
 }
 
 /// Two runs share the database and the tables, and two repairs one lease.
-async fn refuse_beside(api: &ExecutionsApi, machine: &Machine) -> anyhow::Result<()> {
-    let running = api.running(machine).await?;
-    match running.first() {
-        None => Ok(()),
-        Some(first) => Err(failure(
-            format!(
-                "{} of this state machine run already, the first one is {first}",
-                running.len()
-            ),
-            format!(
-                "follow it with `backfill reconcile wait {first}`, stop it with `aws stepfunctions \
-                 stop-execution --execution-arn {first}`, or give --beside"
-            ),
-        )),
-    }
+fn refuse_beside(others: &[String]) -> anyhow::Result<()> {
+    let Some(first) = others.first() else { return Ok(()) };
+    let more = match others.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    Err(failure(
+        format!("an execution of this state machine runs already: {first}{more}"),
+        format!(
+            "follow it with `backfill reconcile wait {first}`, stop it with `aws stepfunctions \
+             stop-execution --execution-arn {first}`, or give --beside"
+        ),
+    ))
 }
