@@ -94,6 +94,13 @@ async fn a_wait_ends_with_the_execution_and_outlasts_throttling() {
     let looks =
         || server.change(|states| states.calls.iter().filter(|c| *c == "ListMapRuns").count());
     until("the second look", async || looks() >= 4).await;
+    server.change(|states| {
+        let output = json!({ "compared": 5_000, "differing": 50 }).to_string();
+        let run = states.map_runs[0]["mapRunArn"].clone();
+        let more = json!({ "mapRunArn": run, "status": "SUCCEEDED", "output": output });
+        states.add("child-12", 1.0, &more);
+        states.map_runs[0]["executionCounts"]["succeeded"] = 13.into();
+    });
     succeed(&server);
     let waited =
         timeout(HANGS, waiting.wait_with_output()).await.expect("it ends").expect("it ran");
@@ -102,11 +109,12 @@ async fn a_wait_ends_with_the_execution_and_outlasts_throttling() {
     let notes = text(&waited.stderr);
     assert!(notes.starts_with("following arn:") && !notes.contains('\u{1b}'), "{notes:?}");
     // Each child is asked once, however often somebody looks.
+    assert_eq!(json["map_runs"][0]["items"], 65_000, "{json}");
     let described = |states: &mut testkit::states_server::States| {
         states.calls.iter().filter(|call| *call == "DescribeExecution").count()
     };
     let (described, looks) = (server.change(described), looks());
-    assert!(described <= 12 + looks + 2, "{described} in {looks} looks");
+    assert!(described <= 13 + looks + 2, "{described} in {looks} looks");
 }
 
 /// Whoever may not see the children still sees the end.
