@@ -23,8 +23,8 @@ pub(crate) fn recent_names(now: OffsetDateTime) -> [String; 2] {
     [name_at(now), name_at(now - SAME_WITHIN)]
 }
 
-/// How long a start waits before it looks for an earlier one. Just after a minute has begun, a start
-/// from its last moment may not have reached Step Functions yet.
+/// How long a start waits before it looks for an earlier one. Just after a minute has begun, one
+/// from the last moment of the minute before may not have reached Step Functions yet.
 pub(crate) fn hold_back(now: OffsetDateTime) -> std::time::Duration {
     const REACHED_WITHIN: u8 = 2;
     std::time::Duration::from_secs(REACHED_WITHIN.saturating_sub(now.second()).into())
