@@ -62,8 +62,6 @@ pub(crate) struct Execution {
     pub(crate) output: Option<String>,
     pub(crate) error: Option<String>,
     pub(crate) cause: Option<String>,
-    /// `RedriveExecution` would go on from what failed.
-    pub(crate) redrivable: bool,
 }
 
 /// What an execution was asked for.
@@ -162,7 +160,6 @@ pub(crate) mod tests {
             output: None,
             error: None,
             cause: None,
-            redrivable: false,
         }
     }
 

@@ -10,9 +10,7 @@ use aws_sdk_sfn::operation::describe_execution::DescribeExecutionOutput;
 use aws_sdk_sfn::operation::describe_map_run::DescribeMapRunOutput;
 use aws_sdk_sfn::operation::start_execution::StartExecutionError;
 use aws_sdk_sfn::primitives::DateTime;
-use aws_sdk_sfn::types::{
-    ExecutionRedriveStatus, ExecutionStatus, HistoryEvent, MapRunStatus, StateEnteredEventDetails,
-};
+use aws_sdk_sfn::types::{ExecutionStatus, HistoryEvent, MapRunStatus, StateEnteredEventDetails};
 use projector::config::ConfigError;
 use time::OffsetDateTime;
 
@@ -224,7 +222,6 @@ fn execution(described: DescribeExecutionOutput) -> Execution {
         status: Status::of(described.status.as_str()),
         started_at: time(&described.start_date),
         ended_at: described.stop_date.as_ref().map(time),
-        redrivable: described.redrive_status == Some(ExecutionRedriveStatus::Redrivable),
         arn: described.execution_arn,
         input: described.input.unwrap_or_default(),
         output: described.output,

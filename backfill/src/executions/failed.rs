@@ -34,43 +34,36 @@ pub(crate) fn why(seen: &Seen) -> String {
     why
 }
 
-/// What to do about it.
-pub(crate) fn remedy(seen: &Seen) -> String {
-    let Execution { arn, status, error, redrivable, .. } = &seen.execution;
+/// What to do about it. A new execution is always the way: the state machine ends a repair that
+/// fails, so nothing of it can be gone on with.
+pub(crate) fn remedy(seen: &Seen) -> &'static str {
+    let Execution { status, error, .. } = &seen.execution;
     let error = seen.failed.first().map(|child| &child.error).or(error.as_ref());
-    let error = error.map_or("", String::as_str);
-    let mut remedy = match (status, error) {
+    match (status, error.map_or("", String::as_str)) {
         (_, "DamagedFile") => {
             "start again without --export: that makes new exports. Or copy the file again"
-                .to_owned()
+        }
+        (_, "ExportUnusable") => {
+            "start again without --export, or with exports that the message allows"
         }
         (_, "HeldByAnother") => {
-            "wait for the run that the message names, or end it, and start again".to_owned()
+            "wait for the run that the message names, or end it, and start again"
         }
-        (_, "LeaseEnded") => "start again: what is repaired is equal then".to_owned(),
-        (_, "WrongEvent") => "deploy the state machine and its function from one version, and \
-             start again"
-            .to_owned(),
-        (Status::Aborted, _) => "start again: what is repaired is equal then. The lease of a \
-             repair that was stopped is free ten minutes after its last heartbeat"
-            .to_owned(),
-        (Status::TimedOut, _) => "find what was slow in the function's log, and start again: what \
-             is repaired is equal then"
-            .to_owned(),
-        _ => {
-            "fix what the message names, and start again: what is repaired is equal then".to_owned()
+        (_, "LeaseEnded") => "start again: what is repaired is equal then",
+        (_, "WrongEvent") => {
+            "deploy the state machine and its function from one version, and start again"
         }
-    };
-    // A new lease, or a new export, belongs to a new execution.
-    let can_go_on = !matches!(error, "DamagedFile" | "LeaseEnded");
-    if *redrivable && can_go_on && *status != Status::Aborted {
-        let _ = write!(
-            remedy,
-            ". A comparison goes on from what failed with `aws stepfunctions redrive-execution \
-             --execution-arn {arn}`; a repair does only while its lease lives"
-        );
+        (Status::Aborted, _) => {
+            "start again: what is repaired is equal then. The lease of a repair that was stopped \
+             is free ten minutes after its last heartbeat"
+        }
+        (Status::TimedOut, _) => {
+            "find what was slow in the function's log, and start again: what is repaired is equal \
+             then. The lease of a repair that timed out is free ten minutes after its last \
+             heartbeat"
+        }
+        _ => "fix what the message names, and start again: what is repaired is equal then",
     }
-    remedy
 }
 
 #[cfg(test)]
@@ -84,8 +77,7 @@ mod tests {
     fn seen(status: Status, error: &str, cause: &str, failed: Vec<FailedChild>) -> Seen {
         let ended_at = Some(datetime!(2026-11-26 23:05 UTC));
         let (error, cause) = (Some(error.to_owned()), Some(cause.to_owned()));
-        let execution =
-            Execution { status, ended_at, error, cause, redrivable: true, ..execution() };
+        let execution = Execution { status, ended_at, error, cause, ..execution() };
         let at = datetime!(2026-11-27 08:00 UTC);
         Seen { execution, state: None, map_runs: Vec::new(), failed, at }
     }
@@ -105,7 +97,6 @@ mod tests {
              the MD5 is another"
         );
         assert!(remedy(&seen).starts_with("start again without --export"), "{}", remedy(&seen));
-        assert!(!remedy(&seen).contains("redrive"), "the same file would be read again");
     }
 
     #[test]
@@ -115,7 +106,7 @@ mod tests {
             (Status::Failed, "HeldByAnother", lambda, "held by repair 7", "wait for the run"),
             (Status::Failed, "LeaseEnded", "taken over", "LeaseEnded: taken over", "start again"),
             (Status::Failed, "WrongEvent", "begin", "WrongEvent", "from one version"),
-            (Status::Failed, "Failed", "PostgreSQL is away", "is away", "redrive-execution"),
+            (Status::Failed, "Failed", "PostgreSQL is away", "is away", "fix what the message"),
             (Status::TimedOut, "States.Timeout", "", "timed out after 1 h 5 min", "what was slow"),
             (Status::Aborted, "", "by hand", "was stopped after 1 h 5 min", "ten minutes after"),
         ] {
@@ -123,13 +114,5 @@ mod tests {
             assert!(why(&seen).contains(why_said), "{}", why(&seen));
             assert!(remedy(&seen).contains(remedy_said), "{}", remedy(&seen));
         }
-    }
-
-    #[test]
-    fn what_cannot_be_redriven_is_not_redriven() {
-        let mut seen = seen(Status::Failed, "Failed", "", Vec::new());
-        assert!(remedy(&seen).contains("redrive-execution"));
-        seen.execution.redrivable = false;
-        assert!(!remedy(&seen).contains("redrive-execution"));
     }
 }

@@ -22,11 +22,16 @@ impl Phase {
         let state = state.to_lowercase();
         let words = [
             ("follow", Self::Following),
+            // The question after each call of it.
+            ("hasended", Self::Following),
+            ("tell", Self::Ending),
+            ("fail", if state.contains("failure") { Self::Draining } else { Self::Ending }),
             ("export", Self::Exporting),
-            ("failure", Self::Draining),
             ("count", Self::Counting),
-            ("check", Self::Checking),
+            ("split", Self::Splitting),
+            ("checkr", Self::Checking),
             ("range", Self::Splitting),
+            ("check", Self::Beginning),
             ("begin", Self::Beginning),
             ("end", Self::Ending),
             ("slice", Self::Comparing),
@@ -83,27 +88,35 @@ mod tests {
     #[test]
     fn a_state_stands_for_what_its_name_says() {
         for (state, phase) in [
+            ("Check", Phase::Beginning),
             ("ExportSessions", Phase::Exporting),
-            ("WaitForExports", Phase::Exporting),
+            ("DescribeScansExport", Phase::Exporting),
+            ("WaitForSessionsExport", Phase::Exporting),
             ("Begin", Phase::Beginning),
-            ("Files", Phase::Comparing),
-            ("Slice", Phase::Comparing),
+            ("CompareSessions", Phase::Comparing),
+            ("CompareScans", Phase::Comparing),
+            ("ListFailures", Phase::Draining),
             ("DrainFailures", Phase::Draining),
-            ("Ranges", Phase::Splitting),
-            ("CountRanges", Phase::Counting),
-            ("CheckRanges", Phase::Checking),
+            ("SplitRows", Phase::Splitting),
+            ("CountRows", Phase::Counting),
+            ("CheckRows", Phase::Checking),
             ("Follow", Phase::Following),
+            ("HasEnded", Phase::Following),
             ("End", Phase::Ending),
+            ("EndIncomplete", Phase::Ending),
+            ("HasFailed", Phase::Ending),
+            ("TellFailure", Phase::Ending),
+            ("TellSuccess", Phase::Ending),
         ] {
             assert_eq!(Phase::of(state), Some(phase), "{state}");
         }
-        assert_eq!(Phase::of("Notify"), None);
+        assert_eq!(Phase::of("Reconcile"), None);
     }
 
     /// The branch that follows the streams enters a state each quarter of an hour.
     #[test]
     fn the_branch_that_follows_and_helpers_hide_no_phase() {
-        let entered = ["FollowAgain", "Wait", "Follow", "CountRows", "Files"];
+        let entered = ["HasEnded", "Follow", "What", "CountRows", "Files"];
         assert_eq!(latest(entered.into_iter()), Some("CountRows"));
         assert_eq!(latest(["Follow", "Choose"].into_iter()), Some("Choose"));
         assert_eq!(latest(["Follow"].into_iter()), None);

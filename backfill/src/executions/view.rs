@@ -128,7 +128,7 @@ pub(crate) fn text(seen: &Seen) -> String {
         }
     }
     for run in seen.map_runs.iter().filter(|_| seen.execution.status != Status::Succeeded) {
-        let _ = writeln!(text, "  {:<20}{}", run.phase().name(), run.words(false));
+        let _ = writeln!(text, "  {:<20}{}", run.label, run.words(false));
     }
     for FailedChild { what, error, cause } in &seen.failed {
         let _ = writeln!(text, "  failed: {what}: {error}: {cause}");

@@ -48,12 +48,11 @@ async fn an_execution_that_did_not_succeed_names_the_file_its_error_and_the_reme
         json!({
             "status": "FAILED", "error": "States.ExceedToleratedFailureThreshold",
             "cause": "The specified tolerated failure threshold was exceeded",
-            "redriveStatus": "REDRIVABLE",
         }),
     )
     .await;
     server.change(|states| {
-        let files = states.add_map_run(("one", "Files"), [38, 2, 0], "FAILED");
+        let files = states.add_map_run(("one", "CompareScans"), [38, 2, 0], "FAILED");
         let cause = json!({
             "errorType": "Failed", "errorMessage": "PostgreSQL refuses connections",
         });
@@ -72,11 +71,11 @@ async fn an_execution_that_did_not_succeed_names_the_file_its_error_and_the_reme
     for part in [
         "the execution failed after",
         "data/b.json.gz failed: Failed: PostgreSQL refuses connections",
-        "redrive-execution --execution-arn",
+        "fix what the message names, and start again",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    assert!(shown.contains("comparing files     40/40 files, 2 failed"), "{shown}");
+    assert!(shown.contains("CompareScans        40/40 files, 2 failed"), "{shown}");
     assert!(shown.contains("failed: file s3://exports/data/a.json.gz: Failed: "), "{shown}");
     let json = object(&run(&server, &["status", "--json"]).await, 1);
     assert_eq!(json["failed"].as_array().map(Vec::len), Some(2), "{json}");

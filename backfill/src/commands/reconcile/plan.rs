@@ -14,9 +14,9 @@ use crate::items::api::TablesApi;
 use crate::outcome::Outcome;
 use crate::output::Output;
 
-/// If neither a flag nor AWS says it.
+/// If neither a flag nor AWS says it: what the template has.
 const ASSUMED_CONCURRENCY: u32 = 10;
-const ASSUMED_MEMORY_MB: u32 = 1_024;
+const ASSUMED_MEMORY_MB: u32 = 1_769;
 
 pub(super) async fn run(
     tables: Tables,
