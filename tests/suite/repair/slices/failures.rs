@@ -160,7 +160,7 @@ async fn a_day_of_failures_is_drained_by_several_processes_at_once() {
             loop {
                 let next = queue.lock().expect("not poisoned").pop();
                 let Some(request) = next else { return sums };
-                let answer = caller.slice(&request).await.0;
+                let answer = caller.until_done(&request).await.0;
                 for (sum, name) in sums.iter_mut().zip(["records", "repaired", "rejected"]) {
                     *sum += number(&answer, name);
                 }
@@ -207,7 +207,7 @@ async fn a_malformed_record_is_a_key_or_is_rejected_by_its_identity() {
     let bucket = Bucket::new().await;
     let key = bucket.give_up(1, &records).await;
     let mut run = Run::begin(&world, "malformed").await;
-    let answer = run.caller.slice(&bucket.request(&key, run.begun)).await.0;
+    let answer = run.caller.until_done(&bucket.request(&key, run.begun)).await.0;
     let counts = ["records", "next", "reread", "repaired", "rejected"];
     assert_eq!(counts.map(|name| number(&answer, name)), [4, 4, 3, 2, 2], "{answer}");
     assert_eq!(bucket.keys().await, [""; 0]);
@@ -289,7 +289,7 @@ async fn a_call_that_is_killed_before_the_delete_is_repeated_and_changes_nothing
     assert_eq!(world.row(&id(1), "app_version").await, "9");
     assert_eq!(bucket.keys().await, [key]);
     let rows = world.stores.rows().await;
-    let answer = run.caller.slice(&request).await.0;
+    let answer = run.caller.until_done(&request).await.0;
     // Those that the killed one has written are counted.
     assert_eq!((number(&answer, "reread"), number(&answer, "repaired")), (4, 2), "{answer}");
     assert!(world.stores.rows().await == rows);
@@ -384,7 +384,7 @@ async fn only_the_object_that_was_read_is_deleted_with_versions_and_without() {
             assert!(error.contains("it was replaced after it was read: call again"), "{error}");
         }
         assert_eq!(world.row(&pair[1].session_id, "app_version").await, "");
-        run.caller.slice(&bucket.request(&key, run.begun)).await;
+        run.caller.until_done(&bucket.request(&key, run.begun)).await;
         assert_eq!(world.row(&pair[1].session_id, "app_version").await, "9");
         assert_eq!(bucket.keys().await, [""; 0]);
     }
@@ -408,7 +408,7 @@ async fn two_objects_that_name_one_session_are_read_one_after_the_other() {
     following.stop().await;
     let request = bucket.request(&first, begun);
     let mut of_first = Caller::start(world.function()).await;
-    let asking = tokio::spawn(async move { of_first.slice(&request).await });
+    let asking = tokio::spawn(async move { of_first.until_done(&request).await });
     tokio::time::sleep(Duration::from_secs(4)).await;
     world.write(&[removal(&new)]).await;
 
@@ -420,7 +420,7 @@ async fn two_objects_that_name_one_session_are_read_one_after_the_other() {
 
     let following = Following::start(world.starter(), (begun.id(), owner), TIMEOUT);
     asking.await.expect("it ends");
-    caller.slice(&answer).await;
+    caller.until_done(&answer).await;
     assert_eq!(bucket.keys().await, [""; 0]);
     caller.end(begun, owner).await;
     following.ended().await;
@@ -454,7 +454,7 @@ async fn a_large_object_takes_several_invocations_and_skips_nothing() {
     let run = Run::begin(&world, "large").await;
     let mut caller =
         Caller::with_timeout(world.function_over(&gate), Duration::from_secs(25)).await;
-    let (answer, calls) = caller.slice(&bucket.request(&key, run.begun)).await;
+    let (answer, calls) = caller.until_done(&bucket.request(&key, run.begun)).await;
     assert!(calls > 1, "{calls}");
     assert_eq!(
         ["records", "next", "repaired"].map(|name| number(&answer, name)),
