@@ -45,6 +45,17 @@ impl Caller {
         caller
     }
 
+    /// Calls two of each request at a time, though nobody should: one of them comes to nothing.
+    async fn twice_at_a_time(world: &World, requests: &[Json]) {
+        for request in requests {
+            let both = [world.function(), world.function()].map(|command| async move {
+                Caller::start(command).await.until_done(request).await.0
+            });
+            let both: [Json; 2] = join_all(both).await.try_into().expect("two answers");
+            assert_eq!(both[0], both[1]);
+        }
+    }
+
     /// The rows, in at most this many ranges.
     async fn ranges(&mut self, Begun { run, repair }: Begun, at_most: u64) -> Vec<Json> {
         let ranges = json!({"ranges": {"run": run, "repair": repair, "at_most": at_most}});
@@ -219,15 +230,10 @@ async fn a_key_is_added_up_once_whatever_is_killed_or_repeated() {
     world.assert_equal().await;
 
     let nightly = caller.begin_run("nightly", false).await;
-    let slices = files.slices(nightly);
+    Caller::twice_at_a_time(&world, &files.slices(nightly)).await;
+    assert_eq!(added_up(&world.stores, nightly.run).await.0, 109);
     let ranges = caller.ranges(nightly, 4).await;
-    for request in slices.iter().chain(&ranges) {
-        // Two at a time, though nobody should: one of them comes to nothing.
-        let both = [world.function(), world.function()]
-            .map(|command| async move { Caller::start(command).await.until_done(request).await.0 });
-        let [first, second]: [Json; 2] = join_all(both).await.try_into().expect("two answers");
-        assert_eq!(first, second);
-    }
+    Caller::twice_at_a_time(&world, &ranges).await;
     assert_eq!(added_up(&world.stores, nightly.run).await, (0, 0));
     assert_eq!(sum(&caller.step(&ranges, "check").await), [0; 4]);
     caller.end(nightly, "nightly").await;
