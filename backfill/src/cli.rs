@@ -412,8 +412,8 @@ pub(crate) struct MigrateArguments {
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_to: Option<String>,
     /// Let this role run every other command: the same, DELETE on `rejected_records`, SELECT,
-    /// INSERT, UPDATE, DELETE on `backfill_checkpoints`, SELECT, INSERT on `verifications`, and
-    /// SELECT, INSERT, UPDATE on `repairs`.
+    /// INSERT, UPDATE, DELETE on `backfill_checkpoints`, `pending_objects` and the tables of a
+    /// reconciliation, SELECT, INSERT on `verifications`, and SELECT, INSERT, UPDATE on `repairs`.
     #[arg(long, value_name = "ROLE")]
     pub(crate) grant_backfill_to: Option<String>,
     #[command(flatten)]

@@ -102,9 +102,8 @@ impl Checking<'_> {
                 after.compared += i64::try_from(rows.count)?;
                 after.next = rows.through;
                 if pending.len() >= compare::PENDING_AT_MOST {
-                    let looked =
-                        look_until_settled(&looker, std::mem::take(&mut pending), wait(times));
-                    after.add(&looked.await?)?;
+                    let some = std::mem::take(&mut pending);
+                    after.add(&look_until_settled(&looker, some, wait(times)).await?)?;
                 }
             }
         }

@@ -24,7 +24,7 @@ use crate::repair::file_lines::{AddedLines, FileLines, SeenLines};
 use crate::verify::difference::{Difference, Kind};
 use crate::verify::tables::pending::{AllPending, Settled};
 
-/// What differs is looked at this often again.
+/// What differs is found at this often again.
 const ROUNDS: u32 = 3;
 /// How long after the look before, at most.
 const WAIT: Duration = Duration::from_secs(5);
@@ -99,10 +99,10 @@ pub(super) async fn look_until_settled(
     mut pending: AllPending,
     wait: Duration,
 ) -> anyhow::Result<Looked> {
-    let mut looked = Looked::default();
+    let mut found = Looked::default();
     for _ in 0..ROUNDS {
         if pending.len() == 0 {
-            return Ok(looked);
+            return Ok(found);
         }
         sleep(wait).await;
         for keys in pending.keys().chunks(KEYS_PER_CALL) {
@@ -110,19 +110,19 @@ pub(super) async fn look_until_settled(
             for look in looker.again(&keys).await? {
                 let key = look.key.clone();
                 match pending.look(look) {
-                    Settled::Malformed(_) => looked.malformed += 1,
-                    Settled::Equal { newly_in_both: true } => looked.newly_in_both.push(key),
+                    Settled::Malformed(_) => found.malformed += 1,
+                    Settled::Equal { newly_in_both: true } => found.newly_in_both.push(key),
                     Settled::No | Settled::Equal { newly_in_both: false } => {}
                 }
             }
         }
     }
-    looked.differences = pending.into_differences().0;
-    for difference in looked.differences.iter().take(NAMED) {
+    found.differences = pending.into_differences().0;
+    for difference in found.differences.iter().take(NAMED) {
         let part = difference.part.map_or("", projector::part::Part::name);
         line(&format!("{} {part} differs: {}", difference.session_id, difference.detail));
     }
-    Ok(looked)
+    Ok(found)
 }
 
 /// The comparison of some lines.
@@ -167,8 +167,8 @@ impl Comparing<'_> {
     /// What differs is looked at again, and counted if it still does.
     async fn settle(&mut self) -> anyhow::Result<()> {
         let pending = std::mem::take(&mut self.pending);
-        let looked = look_until_settled(self.looker, pending, self.wait).await?;
-        let Looked { differences, malformed, newly_in_both } = looked;
+        let found = look_until_settled(self.looker, pending, self.wait).await?;
+        let Looked { differences, malformed, newly_in_both } = found;
         if let Some(seen) = &mut self.seen {
             for key in &newly_in_both {
                 seen.add(key);

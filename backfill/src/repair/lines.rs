@@ -44,19 +44,19 @@ pub(crate) struct Lines {
     /// Their objects could not be written: their lines stay open.
     left: HashSet<String>,
     /// By the line after the last one that must be settled.
-    rows: BTreeMap<u64, Asked>,
-    settled_rows: Asked,
+    rows: BTreeMap<u64, Pages>,
+    settled_rows: Pages,
 }
 
-/// Rows, as those that were read together.
+/// Rows, page by page.
 #[derive(Debug, Default)]
-struct Asked {
+struct Pages {
     rows: u64,
     asked: u64,
     through: Option<String>,
 }
 
-impl Asked {
+impl Pages {
     fn add(&mut self, later: Self) {
         self.rows += later.rows;
         self.asked += later.asked;
@@ -83,7 +83,7 @@ impl Lines {
         self.rejected.extend(without_key);
         let (rows, through) =
             rows.map_or((0, None), |RowsDone { count, through }| (count as u64, Some(through)));
-        self.rows.entry(end).or_default().add(Asked { rows, asked, through });
+        self.rows.entry(end).or_default().add(Pages { rows, asked, through });
         self.end = self.end.max(end);
         self.is_whole |= is_last;
         self.advance();

@@ -94,9 +94,9 @@ impl Caller {
     /// Begins a repair, or a comparison alone.
     async fn begin_run(&mut self, owner: &str, repair: bool) -> Begun {
         let begin = json!({"begin": {"source": "reconcile", "owner": owner, "repair": repair}});
-        let begun = self.ask(&begin).await;
-        assert_eq!(begun["repair"].is_null(), !repair, "{begun}");
-        Begun { run: begun["run"].as_i64().expect("an id"), repair: begun["repair"].as_i64() }
+        let answer = self.ask(&begin).await;
+        assert_eq!(answer["repair"].is_null(), !repair, "{answer}");
+        Begun { run: answer["run"].as_i64().expect("an id"), repair: answer["repair"].as_i64() }
     }
 
     async fn begin(&mut self, owner: &str) -> Begun {

@@ -72,8 +72,16 @@ async fn the_reference_has_every_exit_code() {
 #[tokio::test]
 async fn the_reference_has_every_column() {
     let stores = Stores::fresh().await;
-    let tables =
-        ["measurements", "rejected_records", "backfill_checkpoints", "verifications", "repairs"];
+    let tables = [
+        "measurements",
+        "rejected_records",
+        "backfill_checkpoints",
+        "verifications",
+        "repairs",
+        "reconciliations",
+        "reconciliation_pieces",
+        "reconciliation_sums",
+    ];
     for table in tables {
         let sql = format!(
             "SELECT string_agg(column_name, ' ') FROM information_schema.columns \

@@ -40,7 +40,8 @@ impl Caller {
     /// may need longer for the last page.
     async fn hurried(command: Command, told: Duration) -> Self {
         let caller = Self::start(command).await;
-        let clock_ahead_s = World::now() - runs::now() - (TIMEOUT - told).as_secs().cast_signed();
+        let more_s = TIMEOUT.saturating_sub(told).as_secs().cast_signed();
+        let clock_ahead_s = World::now() - runs::now() - more_s;
         caller.0.set_limit(Limit { timeout: TIMEOUT, clock_ahead_s });
         caller
     }
