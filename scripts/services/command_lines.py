@@ -23,16 +23,16 @@ def install_linters():
 
 
 def install_mermaid():
-    """Mermaid, and the DOM that it needs, for scripts/lint-drawings.mjs."""
+    """Mermaid and its DOM for scripts/lint-drawings.mjs, asl-validator for lint-templates."""
     def fill(tools):
-        cache.require("Checking the drawings", "npm",
+        cache.require("Checking the drawings and the state machine", "npm",
                       "install Node.js of version 20 or later with npm (Debian: npm)")
         tools.mkdir()
         shutil.copy(LINT_PACKAGE, tools / "package.json")
         subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund",
                         "--no-package-lock"], cwd=tools, check=True)
 
-    return cache.installed_once("Mermaid", LINT_PACKAGE.read_text(), fill)
+    return cache.installed_once("Mermaid and asl-validator", LINT_PACKAGE.read_text(), fill)
 
 
 def sam_environment():

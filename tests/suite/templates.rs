@@ -14,17 +14,19 @@ mod creation;
 mod delivery;
 pub(crate) mod deployed;
 mod permissions;
+mod reconcile;
 mod releases;
 mod stores;
 mod tenant;
 
-const TEMPLATES: [&str; 12] = [
+const TEMPLATES: [&str; 13] = [
     "data",
     "images",
     "database",
     "existing-database",
     "archive",
     "projector",
+    "reconcile",
     "alarms",
     "tenant",
     "cache",
@@ -41,7 +43,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
 }
 
-/// All templates, buildspecs and `samconfig.toml`, as AWS's own tools read them: `!Ref x` is
+/// The state machine of `reconcile.yaml`, with the names that the template puts in.
+const STATES: &str = "infra/reconcile.asl.yaml";
+
+/// All templates, the state machine, buildspecs and `samconfig.toml`, as AWS's own tools read them: `!Ref x` is
 /// `{"Ref": "x"}`.
 static FILES: LazyLock<Json> = LazyLock::new(|| {
     let script = "import json, pathlib, sys, tomlkit
@@ -57,7 +62,7 @@ print(json.dumps({path: read(path) for path in sys.argv[1:]}))";
         "sam is not on the PATH: run this with `make test` or `scripts/with-services --with-sam`"
     );
     let output = Command::new(Path::new(sam.trim()).with_file_name("python"))
-        .args(["-c", script, "samconfig.toml"])
+        .args(["-c", script, "samconfig.toml", STATES])
         .args(BUILDSPECS)
         .args(TEMPLATES.map(|name| format!("infra/{name}.yaml")))
         .current_dir(root())

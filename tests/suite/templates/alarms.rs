@@ -15,11 +15,13 @@ fn emitted_by_aws() -> BTreeSet<(String, String, Vec<String>)> {
     let function = ["FunctionName"].as_slice();
     let mapping = ["EventSourceMappingUUID"].as_slice();
     let instance = ["DBInstanceIdentifier"].as_slice();
+    let state_machine = ["StateMachineArn"].as_slice();
     [
         ("AWS/Lambda", "IteratorAge", function),
         ("AWS/Lambda", "Invocations", function),
         ("AWS/Lambda", "Errors", function),
         ("AWS/Lambda", "Throttles", function),
+        ("AWS/Lambda", "ConcurrentExecutions", function),
         ("AWS/Lambda", "DestinationDeliveryFailures", function),
         ("AWS/Lambda", "PolledEventCount", mapping),
         ("AWS/Lambda", "DroppedEventCount", mapping),
@@ -32,6 +34,11 @@ fn emitted_by_aws() -> BTreeSet<(String, String, Vec<String>)> {
         ("AWS/DynamoDB", "ConsumedWriteCapacityUnits", &["TableName"]),
         ("AWS/ElastiCache", "EngineCPUUtilization", &["CacheClusterId"]),
         ("AWS/ElastiCache", "Evictions", &["CacheClusterId"]),
+        ("AWS/States", "ExecutionsStarted", state_machine),
+        ("AWS/States", "ExecutionsSucceeded", state_machine),
+        ("AWS/States", "ExecutionsFailed", state_machine),
+        ("AWS/States", "ExecutionsTimedOut", state_machine),
+        ("AWS/States", "ExecutionsAborted", state_machine),
         ("AWS/Events", "InvocationsFailedToBeSentToDlq", &["RuleName"]),
         ("AWS/SQS", "ApproximateAgeOfOldestMessage", &["QueueName"]),
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible", &["QueueName"]),
@@ -114,6 +121,9 @@ async fn alarms_and_dashboard_show_metrics_that_are_emitted() {
         "InvocationsFailedToBeSentToDlq",
         "ApproximateAgeOfOldestMessage",
         "ApproximateNumberOfMessagesVisible",
+        "ExecutionsFailed",
+        "ExecutionsTimedOut",
+        "ExecutionsAborted",
     ] {
         assert!(watched.iter().any(|(_, metric, _)| metric == needed), "no alarm on {needed}");
     }
@@ -122,9 +132,12 @@ async fn alarms_and_dashboard_show_metrics_that_are_emitted() {
         assert!(alarm["Properties"]["TreatMissingData"].is_string(), "{place}");
     }
 
+    for name in ["alarms", "reconcile"] {
+        let shown = on_the_dashboard(template(name));
+        let unknown: Vec<_> = shown.difference(&emitted).collect();
+        assert!(unknown.is_empty(), "{name}: shown, and emitted by nobody: {unknown:?}");
+    }
     let shown = on_the_dashboard(template("alarms"));
-    let unknown: Vec<_> = shown.difference(&emitted).collect();
-    assert!(unknown.is_empty(), "shown, and emitted by nobody: {unknown:?}");
     for metric in emitted.iter().filter(|(namespace, ..)| namespace == "Projector") {
         assert!(shown.contains(metric), "{metric:?} is not on the dashboard");
     }

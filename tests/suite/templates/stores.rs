@@ -233,11 +233,14 @@ fn the_key_of_a_bucket_reaches_every_template_that_needs_it() {
             assert!(!matches(pattern, alias), "{name}.{parameter}: a policy takes no alias");
         }
     }
-    assert_eq!(keys, 5, "the bucket's, its copy's, the projector's, the service's, a consumer's");
+    let whose =
+        "the bucket's, its copy's, the projector's, a repair's, the service's, a consumer's";
+    assert_eq!(keys, 6, "{whose}");
     let config = &FILES["samconfig.toml"];
     for (environment, parameters) in [
         ("old", ["ArchiveKmsKeyArn"].as_slice()),
         ("new", &["ArchiveKmsKeyArn"]),
+        ("reconcile", &["ArchiveKmsKeyArn"]),
         ("old-archive", &["KmsKeyArn", "ReplicateToKmsKeyArn"]),
         ("new-archive", &["KmsKeyArn"]),
         ("tenant", &["ArchiveKmsKeyArn"]),
