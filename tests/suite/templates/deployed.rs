@@ -15,7 +15,7 @@ use testkit::services::service;
 use super::root;
 
 /// Runs a command in a folder, and gives what it printed.
-fn run(folder: &Path, command: &str) -> String {
+pub(super) fn run(folder: &Path, command: &str) -> String {
     let output = Command::new("bash")
         .args(["-c", command])
         .current_dir(folder)
@@ -31,7 +31,7 @@ fn run(folder: &Path, command: &str) -> String {
     printed
 }
 
-fn json_of(folder: &Path, command: &str) -> Json {
+pub(super) fn json_of(folder: &Path, command: &str) -> Json {
     serde_json::from_str(&run(folder, &format!("aws --output json {command}"))).expect("JSON")
 }
 
@@ -92,7 +92,7 @@ fn output(folder: &Path, stack: &str, key: &str) -> String {
     run(folder, &command).trim().to_owned()
 }
 
-fn folder() -> tempfile::TempDir {
+pub(super) fn folder() -> tempfile::TempDir {
     assert!(service("AWS_ENDPOINT_URL").starts_with("http://127.0.0.1:"), "a stand-in");
     tempfile::tempdir().expect("a folder")
 }

@@ -56,21 +56,27 @@ fn no_policy_has_a_star_where_an_arn_is_known() {
     }
 }
 
-#[test]
-fn the_role_may_do_what_the_projector_does_and_no_more() {
-    let template = template("projector");
+/// What a role of a template may do: each statement by the name of its policy and by its action.
+pub(super) fn allowed(template: &Json, role: &str) -> BTreeMap<(String, String), Json> {
     let mut allowed = BTreeMap::new();
-    walk(&template["Resources"]["Role"]["Properties"]["Policies"], &mut |value| {
+    walk(&template["Resources"][role]["Properties"]["Policies"], &mut |value| {
         let Some(name) = value["PolicyName"].as_str() else { return };
         for statement in value["PolicyDocument"]["Statement"].as_array().into_iter().flatten() {
             if statement["Effect"] == "Allow" {
                 for action in list(&statement["Action"]) {
-                    let action = action.as_str().expect("an action").to_owned();
-                    allowed.insert((name.to_owned(), action), statement.clone());
+                    let key = (name.to_owned(), action.as_str().expect("an action").to_owned());
+                    let before = allowed.insert(key, statement.clone());
+                    assert!(before.is_none(), "{role}: {name} allows {action} twice");
                 }
             }
         }
     });
+    allowed
+}
+
+#[test]
+fn the_role_may_do_what_the_projector_does_and_no_more() {
+    let allowed = allowed(template("projector"), "Role");
     let got: BTreeSet<(&str, &str)> =
         allowed.keys().map(|(policy, action)| (policy.as_str(), action.as_str())).collect();
     let expected = [

@@ -25,9 +25,14 @@ const PREFIX: &str = "exports/AWSDynamoDB";
 /// A full export that is an hour old: its files by their path beside the summary.
 #[must_use]
 pub fn full(table: &str, items: &[Json]) -> Files {
-    let id = &id_of(table);
+    full_of(table, &id_of(table), items, 2)
+}
+
+/// The same with an id of its own, and with as many data files as this, if there are items for all.
+#[must_use]
+pub fn full_of(table: &str, id: &str, items: &[Json], count: usize) -> Files {
     let lines: Vec<Json> = items.iter().map(|item| json!({ "Item": item })).collect();
-    let (mut files, listed) = data_files(&format!("{PREFIX}/{id}"), "", &lines);
+    let (mut files, listed) = data_files(&format!("{PREFIX}/{id}"), "", &lines, count);
     let mut summary = summary(table, id, items.len());
     summary["version"] = json!("2020-06-30");
     summary["exportTime"] = json!(rfc3339(now() - 3600));
@@ -40,7 +45,7 @@ pub fn full(table: &str, items: &[Json]) -> Files {
 /// that it shares with others. The summary is in a folder named by the export's id.
 #[must_use]
 pub fn incremental(table: &str, id: &str, (from, to): (i64, i64), changes: &[Json]) -> Files {
-    let (mut files, listed) = data_files(PREFIX, id, changes);
+    let (mut files, listed) = data_files(PREFIX, id, changes, 2);
     let mut summary = summary(table, id, changes.len());
     for (member, value) in [
         ("version", json!("2023-08-01")),
@@ -141,11 +146,11 @@ pub fn md5(bytes: &[u8]) -> String {
     BASE64.encode(Md5::digest(bytes))
 }
 
-/// Two data files, whose keys begin with `root`, and the manifest that lists them.
-fn data_files(root: &str, name: &str, lines: &[Json]) -> (Files, Vec<u8>) {
+/// Some data files, whose keys begin with `root`, and the manifest that lists them.
+fn data_files(root: &str, name: &str, lines: &[Json], count: usize) -> (Files, Vec<u8>) {
     let mut files = Files::new();
     let mut listed = String::new();
-    for (number, lines) in lines.chunks(lines.len().div_ceil(2).max(1)).enumerate() {
+    for (number, lines) in lines.chunks(lines.len().div_ceil(count).max(1)).enumerate() {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
         for line in lines {
             writeln!(gzip, "{line}").expect("a vector takes all");

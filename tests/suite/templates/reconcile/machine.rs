@@ -1,0 +1,187 @@
+//! The state machine on the stand-in: the tables and their exports, the buckets, a topic with a
+//! queue, and executions.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+use testkit::dynamodb::{DynamoDb, Kind};
+use testkit::exports;
+use testkit::runs::{now, rfc3339};
+use testkit::services::{s3, service};
+
+use super::super::deployed::json_of;
+use super::{FILES, STATES};
+
+/// The files of exports begin with this.
+const PREFIX: &str = "exports";
+/// How long an execution may take at most.
+const LIMIT: Duration = Duration::from_mins(15);
+
+/// What an execution works on.
+pub(super) struct Account {
+    pub(super) dynamodb: DynamoDb,
+    /// The sessions, then the scans.
+    pub(super) tables: [String; 2],
+    /// The buckets of the exports and of failures.
+    pub(super) exports: String,
+    pub(super) failures: String,
+    pub(super) topic: String,
+    queue: String,
+}
+
+impl Account {
+    /// Tables without items, empty buckets, and a queue that hears of every end.
+    pub(super) async fn new(folder: &Path) -> Self {
+        let suffix = format!("{:012x}", fastrand::u64(..1 << 48));
+        let dynamodb = DynamoDb::at(&service("AWS_ENDPOINT_URL"));
+        let tables = [format!("sessions-{suffix}"), format!("scans-{suffix}")];
+        for (table, kind) in tables.iter().zip([Kind::Sessions, Kind::Scans]) {
+            dynamodb.create_table(table, kind, "NEW_IMAGE").await;
+        }
+        let [exports, failures] = ["exports", "failures"].map(|name| format!("{name}-{suffix}"));
+        let client = s3(&service("AWS_ENDPOINT_URL")).await;
+        for bucket in [&exports, &failures] {
+            client.create_bucket().bucket(bucket).send().await.expect("a bucket");
+        }
+        let topic = json_of(folder, &format!("sns create-topic --name ends-{suffix}"));
+        let topic = text(&topic["TopicArn"]);
+        let at_service = "--endpoint-url \"$AWS_ENDPOINT_URL\"";
+        let queue =
+            json_of(folder, &format!("sqs {at_service} create-queue --queue-name ends-{suffix}"));
+        let queue = text(&queue["QueueUrl"]);
+        let arn = format!("arn:aws:sqs:us-east-1:000000000000:ends-{suffix}");
+        json_of(
+            folder,
+            &format!(
+                "sns subscribe --topic-arn {topic} --protocol sqs --notification-endpoint {arn}"
+            ),
+        );
+        Self { dynamodb, tables, exports, failures, topic, queue }
+    }
+
+    /// Full exports of both tables. The stand-in knows that an export was asked for, and writes
+    /// nothing: what it would write is put here, in this many files per table.
+    pub(super) async fn export(&self, count: usize) -> [String; 2] {
+        self.export_to(&self.exports, count).await
+    }
+
+    /// The same to another bucket.
+    pub(super) async fn export_to(&self, bucket: &str, count: usize) -> [String; 2] {
+        let mut arns = Vec::new();
+        for table in &self.tables {
+            let asked = json!({
+                "TableArn": format!("arn:aws:dynamodb:us-east-1:000000000000:table/{table}"),
+                "S3Bucket": bucket, "S3Prefix": PREFIX, "ExportFormat": "DYNAMODB_JSON",
+            });
+            let answer = self.dynamodb.call("ExportTableToPointInTime", &asked).await;
+            arns.push(text(&answer.expect("an export")["ExportDescription"]["ExportArn"]));
+        }
+        for (table, arn) in self.tables.iter().zip(&arns) {
+            self.write_export(bucket, (table, arn), count).await;
+        }
+        arns.try_into().expect("two tables")
+    }
+
+    /// Writes what DynamoDB writes for an export.
+    pub(super) async fn write_export(
+        &self,
+        bucket: &str,
+        (table, arn): (&str, &str),
+        count: usize,
+    ) {
+        let (_, id) = arn.rsplit_once('/').expect("an id");
+        let mut files = exports::full_of(table, id, &self.dynamodb.scan(table).await, count);
+        let (_, summary) = files.last_mut().expect("a summary");
+        let mut json: Json = serde_json::from_slice(summary).expect("JSON");
+        json["exportTime"] = json!(rfc3339(now()));
+        *summary = json.to_string().into_bytes();
+        let client = s3(&service("AWS_ENDPOINT_URL")).await;
+        let (_, files) = exports::in_bucket(&files, (bucket, PREFIX), None);
+        for (key, bytes) in files {
+            let put = client.put_object().bucket(bucket).key(key).body(bytes.into());
+            put.send().await.expect("an object");
+        }
+    }
+
+    /// What the topic has told since the last call: the subject, and the message.
+    pub(super) fn told(&self, folder: &Path) -> Vec<(String, String)> {
+        let queue = &self.queue;
+        let at_service = "--endpoint-url \"$AWS_ENDPOINT_URL\"";
+        let received = json_of(
+            folder,
+            &format!(
+                "sqs {at_service} receive-message --queue-url {queue} --max-number-of-messages 10 \
+                 --visibility-timeout 600"
+            ),
+        );
+        let message = |message: &Json| {
+            let body: Json = serde_json::from_str(&text(&message["Body"])).expect("JSON");
+            (text(&body["Subject"]), text(&body["Message"]))
+        };
+        received["Messages"].as_array().into_iter().flatten().map(message).collect()
+    }
+}
+
+pub(super) fn text(json: &Json) -> String {
+    json.as_str().unwrap_or_else(|| panic!("no text: {json}")).to_owned()
+}
+
+/// The state machine as the stand-in takes it: as JSON, and without the waits of hours. It reads a
+/// number where the template has put one in.
+pub(super) fn states(retry_after: u64, wait: u64) -> String {
+    fn hasten(json: &mut Json, retry_after: u64, wait: u64) {
+        match json {
+            Json::Array(values) => {
+                values.iter_mut().for_each(|value| hasten(value, retry_after, wait));
+            }
+            Json::Object(members) => {
+                for (name, value) in members {
+                    match name.as_str() {
+                        "IntervalSeconds" => *value = json!(retry_after),
+                        "BackoffRate" => *value = json!(1),
+                        "Seconds" => *value = json!(wait),
+                        _ => hasten(value, retry_after, wait),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut states = FILES[STATES].clone();
+    hasten(&mut states, retry_after, wait);
+    states.to_string().replace("\"${MaxConcurrency}\"", "${MaxConcurrency}")
+}
+
+/// An execution that has ended, as `DescribeExecution` gives it.
+pub(super) fn execute(folder: &Path, machine: &str, input: &Json) -> Json {
+    let started = start(folder, machine, input);
+    ended(folder, &started)
+}
+
+/// Starts an execution, and gives its ARN.
+pub(super) fn start(folder: &Path, machine: &str, input: &Json) -> String {
+    let command =
+        format!("stepfunctions start-execution --state-machine-arn {machine} --input '{input}'");
+    text(&json_of(folder, &command)["executionArn"])
+}
+
+/// Waits for the end of an execution.
+pub(super) fn ended(folder: &Path, execution: &str) -> Json {
+    let began = std::time::Instant::now();
+    let command = format!("stepfunctions describe-execution --execution-arn {execution}");
+    loop {
+        let described = json_of(folder, &command);
+        if described["status"] != "RUNNING" {
+            return described;
+        }
+        assert!(began.elapsed() < LIMIT, "it does not end: {described}");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// The output of an execution that has succeeded.
+pub(super) fn output(execution: &Json) -> Json {
+    assert_eq!(execution["status"], "SUCCEEDED", "{execution}");
+    serde_json::from_str(&text(&execution["output"])).expect("JSON")
+}
