@@ -4,20 +4,11 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use http_body_util::{BodyExt as _, Full};
-use hyper::Request;
-use hyper_util::rt::TokioIo;
 use serde_json::{Value as Json, json};
-use tokio::net::TcpStream;
 
+use crate::aws_json;
 use crate::services::service;
-
-/// DynamoDB Local reads the access key and the region, and checks no signature.
-const AUTHORIZATION: &str = "AWS4-HMAC-SHA256 \
-    Credential=test/20260101/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0";
 
 /// The age at which DynamoDB closes a shard, and a moment more.
 const SHARD_SECONDS: i64 = 4 * 60 * 60 + 1;
@@ -65,25 +56,7 @@ impl DynamoDb {
             }
             _ => "DynamoDB_20120810",
         };
-        let stream = TcpStream::connect(&self.address).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let request = Request::post("/")
-            .header("host", &self.address)
-            .header("authorization", AUTHORIZATION)
-            .header("content-type", "application/x-amz-json-1.0")
-            .header("x-amz-target", format!("{service}.{operation}"))
-            .body(Full::new(Bytes::from(body.to_string())))?;
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await?.to_bytes();
-        anyhow::ensure!(
-            status.is_success(),
-            "{operation}: {status} {}",
-            String::from_utf8_lossy(&body)
-        );
-        serde_json::from_slice(&body).context("the answer is not JSON")
+        aws_json::call(&self.address, &format!("{service}.{operation}"), body).await
     }
 
     async fn expect(&self, operation: &str, body: Json) -> Json {

@@ -1,6 +1,7 @@
 //! What the tests and the benchmark stand on: records and whole days of them, an oracle that says
 //! what must come out, the services, and gates in front of these that fail on command.
 
+pub mod aws_json;
 pub mod aws_server;
 pub mod closed_streams;
 pub mod clusters;

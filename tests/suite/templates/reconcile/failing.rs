@@ -11,7 +11,7 @@ use testkit::records::{scan, session};
 use testkit::services::{s3, service};
 
 use super::super::deployed::{folder, json_of, run};
-use super::machine::{self, Account, text};
+use super::machine::{self, Account, call, text};
 
 /// The function: it writes each request down, and answers as the real one does, or with the error
 /// that `FAILING` names for this kind of request.
@@ -83,7 +83,7 @@ struct Told {
 
 impl Told {
     /// `failing`: the name of the error by the kind of request.
-    fn new(folder: &Path, account: &Account, failing: &Json) -> Self {
+    async fn new(folder: &Path, account: &Account, failing: &Json) -> Self {
         let name = format!("told-{:012x}", fastrand::u64(..1 << 48));
         let own = folder.join(&name);
         std::fs::create_dir(&own).expect("a folder");
@@ -118,14 +118,8 @@ impl Told {
         let states = names.iter().fold(machine::states(0, 1), |states, (name, value)| {
             states.replace(&format!("${{{name}}}"), value)
         });
-        std::fs::write(own.join("states"), states).expect("a file");
-        let machine = json_of(
-            &own,
-            &format!(
-                "stepfunctions create-state-machine --name {name} --role-arn {role} \
-                 --definition file://states"
-            ),
-        );
+        let asked = json!({ "name": name, "roleArn": role, "definition": states });
+        let machine = call("AWSStepFunctions.CreateStateMachine", &asked).await;
         Self { machine: text(&machine["stateMachineArn"]), log }
     }
 
@@ -176,8 +170,8 @@ async fn an_execution_asks_for_everything_once_and_in_order() {
     let folder = folder.path();
     let (account, exports) = exported(folder).await;
     for repair in [false, true] {
-        let told = Told::new(folder, &account, &json!({}));
-        let execution = machine::execute(folder, &told.machine, &input(repair, &exports));
+        let told = Told::new(folder, &account, &json!({})).await;
+        let execution = machine::execute(&told.machine, &input(repair, &exports)).await;
         let id = if repair { json!(7) } else { Json::Null };
         let answer = json!({ "run": 3, "repair": id, "complete": true, "files": 1, "compared": 1,
                              "differing": 1, "repaired": 1, "gone": 1, "removed": 1, "rejected": 1 });
@@ -212,7 +206,7 @@ async fn an_execution_asks_for_everything_once_and_in_order() {
         };
         let both = [(String::new(), json!("m")), ("m".to_owned(), Json::Null)];
         assert_eq!((ranges("count"), ranges("check")), (both.to_vec(), both.to_vec()));
-        let (subject, message) = account.told(folder).pop().expect("a message");
+        let (subject, message) = account.told().await.pop().expect("a message");
         assert!(subject.ends_with("reconciliation complete"), "{subject}");
         assert!(message.contains("parts that differed: 1"), "{message}");
         let owner = &requests.iter().find(|request| request["kind"] == "end").expect("an end")["end"]
@@ -296,12 +290,12 @@ async fn an_end_follows_every_error_and_somebody_is_told() {
         ),
     ];
     for (kind, error, ends_with, asked) in cases {
-        let told = Told::new(folder, &account, &json!({ kind: error }));
-        let execution = machine::execute(folder, &told.machine, &input(true, &exports));
+        let told = Told::new(folder, &account, &json!({ kind: error })).await;
+        let execution = machine::execute(&told.machine, &input(true, &exports)).await;
         assert_eq!(execution["status"], "FAILED", "{kind} {error}: {execution}");
         assert_eq!(execution["error"], ends_with, "{kind} {error}: {execution}");
         assert_eq!(told.counts(), counts(asked), "{kind} {error}");
-        let (subject, message) = account.told(folder).pop().expect("a message");
+        let (subject, message) = account.told().await.pop().expect("a message");
         assert!(subject.ends_with("reconciliation failed"), "{subject}");
         assert!(message.contains(ends_with), "{message}");
         assert!(message.contains("docs/incidents.md#reconcile-failed"), "{message}");
@@ -311,8 +305,9 @@ async fn an_end_follows_every_error_and_somebody_is_told() {
         folder,
         &account,
         &json!({ "key": "DamagedFile", "end incomplete": "LeaseEnded" }),
-    );
-    let execution = machine::execute(folder, &told.machine, &input(true, &exports));
+    )
+    .await;
+    let execution = machine::execute(&told.machine, &input(true, &exports)).await;
     assert_eq!(execution["error"], THRESHOLD, "{execution}");
     assert_eq!(told.counts()["end incomplete"], 2);
 }
@@ -325,7 +320,7 @@ async fn what_makes_no_sense_is_refused_before_anything_begins() {
     let (account, exports) = exported(folder).await;
     let (sessions, scans) = (&exports["sessions"], &exports["scans"]);
     let elsewhere = account.export_to(&account.failures, 1).await;
-    let told = Told::new(folder, &account, &json!({}));
+    let told = Told::new(folder, &account, &json!({})).await;
     let unfit = "ExportUnusable";
     for (input, error, said) in [
         (json!({ "repair": false, "exports": null, "failures": true }), "WrongInput", "repair"),
@@ -343,11 +338,11 @@ async fn what_makes_no_sense_is_refused_before_anything_begins() {
             "not found",
         ),
     ] {
-        let execution = machine::execute(folder, &told.machine, &input);
+        let execution = machine::execute(&told.machine, &input).await;
         assert_eq!(execution["status"], "FAILED", "{execution}");
         assert_eq!(execution["error"], error, "{execution}");
         assert!(text(&execution["cause"]).contains(said), "{execution}");
-        let (subject, _) = account.told(folder).pop().expect("a message");
+        let (subject, _) = account.told().await.pop().expect("a message");
         assert!(subject.ends_with("reconciliation failed"), "{subject}");
     }
     assert_eq!(told.requests(), [] as [Json; 0]);
@@ -360,8 +355,8 @@ async fn the_bucket_of_failures_is_drained_object_by_object() {
     let folder = folder.path();
     let account = Account::new(folder).await;
     let drain = json!({ "repair": true, "exports": null, "failures": true });
-    let told = Told::new(folder, &account, &json!({}));
-    machine::output(&machine::execute(folder, &told.machine, &drain));
+    let told = Told::new(folder, &account, &json!({})).await;
+    machine::output(&machine::execute(&told.machine, &drain).await);
     assert_eq!(told.counts(), counts(&[("begin", 1), ("follow", 1), ("end", 1)]));
 
     let client = s3(&service("AWS_ENDPOINT_URL")).await;
@@ -370,8 +365,8 @@ async fn the_bucket_of_failures_is_drained_object_by_object() {
         let put = client.put_object().bucket(&account.failures).key(key);
         put.body(b"{}".to_vec().into()).send().await.expect("an object");
     }
-    let told = Told::new(folder, &account, &json!({}));
-    machine::output(&machine::execute(folder, &told.machine, &drain));
+    let told = Told::new(folder, &account, &json!({})).await;
+    machine::output(&machine::execute(&told.machine, &drain).await);
     let requests = told.requests();
     let mut drained: Vec<String> = requests
         .iter()

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
+use testkit::aws_json;
 use testkit::dynamodb::{DynamoDb, Kind};
 use testkit::exports;
 use testkit::runs::{now, rfc3339};
@@ -46,9 +47,8 @@ impl Account {
         }
         let topic = json_of(folder, &format!("sns create-topic --name ends-{suffix}"));
         let topic = text(&topic["TopicArn"]);
-        let at_service = "--endpoint-url \"$AWS_ENDPOINT_URL\"";
         let queue =
-            json_of(folder, &format!("sqs {at_service} create-queue --queue-name ends-{suffix}"));
+            call("AmazonSQS.CreateQueue", &json!({ "QueueName": format!("ends-{suffix}") })).await;
         let queue = text(&queue["QueueUrl"]);
         let arn = format!("arn:aws:sqs:us-east-1:000000000000:ends-{suffix}");
         json_of(
@@ -105,22 +105,23 @@ impl Account {
     }
 
     /// What the topic has told since the last call: the subject, and the message.
-    pub(super) fn told(&self, folder: &Path) -> Vec<(String, String)> {
-        let queue = &self.queue;
-        let at_service = "--endpoint-url \"$AWS_ENDPOINT_URL\"";
-        let received = json_of(
-            folder,
-            &format!(
-                "sqs {at_service} receive-message --queue-url {queue} --max-number-of-messages 10 \
-                 --visibility-timeout 600"
-            ),
-        );
+    pub(super) async fn told(&self) -> Vec<(String, String)> {
+        let asked = json!({ "QueueUrl": self.queue, "MaxNumberOfMessages": 10,
+                            "VisibilityTimeout": 600 });
+        let received = call("AmazonSQS.ReceiveMessage", &asked).await;
         let message = |message: &Json| {
             let body: Json = serde_json::from_str(&text(&message["Body"])).expect("JSON");
             (text(&body["Subject"]), text(&body["Message"]))
         };
         received["Messages"].as_array().into_iter().flatten().map(message).collect()
     }
+}
+
+/// Calls the stand-in.
+pub(super) async fn call(target: &str, body: &Json) -> Json {
+    let url = service("AWS_ENDPOINT_URL");
+    let answer = aws_json::call(url.trim_start_matches("http://"), target, body).await;
+    answer.unwrap_or_else(|error| panic!("{body}: {error:#}"))
 }
 
 pub(super) fn text(json: &Json) -> String {
@@ -154,30 +155,29 @@ pub(super) fn states(retry_after: u64, wait: u64) -> String {
 }
 
 /// An execution that has ended, as `DescribeExecution` gives it.
-pub(super) fn execute(folder: &Path, machine: &str, input: &Json) -> Json {
-    let started = start(folder, machine, input);
-    ended(folder, &started)
+pub(super) async fn execute(machine: &str, input: &Json) -> Json {
+    ended(&start(machine, input).await).await
 }
 
 /// Starts an execution, and gives its ARN.
-pub(super) fn start(folder: &Path, machine: &str, input: &Json) -> String {
-    let command =
-        format!("stepfunctions start-execution --state-machine-arn {machine} --input '{input}'");
-    text(&json_of(folder, &command)["executionArn"])
+pub(super) async fn start(machine: &str, input: &Json) -> String {
+    let asked = json!({ "stateMachineArn": machine, "input": input.to_string() });
+    text(&call("AWSStepFunctions.StartExecution", &asked).await["executionArn"])
 }
 
 /// Waits for the end of an execution.
-pub(super) fn ended(folder: &Path, execution: &str) -> Json {
-    let began = std::time::Instant::now();
-    let command = format!("stepfunctions describe-execution --execution-arn {execution}");
-    loop {
-        let described = json_of(folder, &command);
-        if described["status"] != "RUNNING" {
-            return described;
+pub(super) async fn ended(execution: &str) -> Json {
+    let asked = json!({ "executionArn": execution });
+    let waiting = tokio::time::timeout(LIMIT, async {
+        loop {
+            let described = call("AWSStepFunctions.DescribeExecution", &asked).await;
+            if described["status"] != "RUNNING" {
+                return described;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        assert!(began.elapsed() < LIMIT, "it does not end: {described}");
-        std::thread::sleep(Duration::from_millis(300));
-    }
+    });
+    waiting.await.expect("it ends")
 }
 
 /// The output of an execution that has succeeded.
