@@ -71,9 +71,14 @@ pub(crate) fn known(name: &str) -> String {
 }
 
 /// Deploys a template as a stack of this run's own.
-fn deploy(folder: &Path, name: &str, parameters: &str) -> String {
+pub(super) fn deploy(folder: &Path, name: &str, parameters: &str) -> String {
+    deploy_as(folder, name, &known(name), parameters)
+}
+
+/// The same with another text of the template.
+pub(super) fn deploy_as(folder: &Path, name: &str, template: &str, parameters: &str) -> String {
     let stack = format!("{name}-{}", std::process::id());
-    std::fs::write(folder.join(format!("{name}.yaml")), known(name)).expect("a file");
+    std::fs::write(folder.join(format!("{name}.yaml")), template).expect("a file");
     run(
         folder,
         &format!(
@@ -84,7 +89,7 @@ fn deploy(folder: &Path, name: &str, parameters: &str) -> String {
     stack
 }
 
-fn output(folder: &Path, stack: &str, key: &str) -> String {
+pub(super) fn output(folder: &Path, stack: &str, key: &str) -> String {
     let command = format!(
         "aws cloudformation describe-stacks --stack-name {stack} --output text \
          --query \"Stacks[0].Outputs[?OutputKey=='{key}'].OutputValue\""
@@ -98,7 +103,7 @@ pub(super) fn folder() -> tempfile::TempDir {
 }
 
 /// The network of the stand-in, as two parameters.
-fn network(folder: &Path) -> String {
+pub(super) fn network(folder: &Path) -> String {
     let vpc = run(folder, "aws ec2 describe-vpcs --query 'Vpcs[0].VpcId' --output text");
     let subnets =
         "aws ec2 describe-subnets --query \"join(',', Subnets[].SubnetId)\" --output text";

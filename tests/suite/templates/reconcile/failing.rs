@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use testkit::records::{scan, session};
+use testkit::runs::until;
 use testkit::services::{s3, service};
 
 use super::super::deployed::{folder, json_of, run};
@@ -115,7 +116,7 @@ impl Told {
             ("TopicArn", account.topic.clone()),
             ("MaxConcurrency", "2".to_owned()),
         ];
-        let states = names.iter().fold(machine::states(0, 1), |states, (name, value)| {
+        let states = names.iter().fold(machine::states(0, 3), |states, (name, value)| {
             states.replace(&format!("${{{name}}}"), value)
         });
         let asked = json!({ "name": name, "roleArn": role, "definition": states });
@@ -300,7 +301,7 @@ async fn an_end_follows_every_error_and_somebody_is_told() {
         assert!(message.contains(ends_with), "{message}");
         assert!(message.contains("docs/incidents.md#reconcile-failed"), "{message}");
     }
-    // Not even the end can be told: it is tried at both places, and the first error is what is said.
+    // Not even the end can be told: it is tried at both places, and the first error is reported.
     let told = Told::new(
         folder,
         &account,
@@ -310,6 +311,39 @@ async fn an_end_follows_every_error_and_somebody_is_told() {
     let execution = machine::execute(&told.machine, &input(true, &exports)).await;
     assert_eq!(execution["error"], THRESHOLD, "{execution}");
     assert_eq!(told.counts()["end incomplete"], 2);
+}
+
+/// Without exports it asks for both, once, and waits until they are complete. What the stand-in
+/// does not write, this test does.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_tables_are_exported_if_no_exports_are_given() {
+    let folder = folder();
+    let folder = folder.path();
+    let account = Account::new(folder).await;
+    account.dynamodb.put_item(&account.tables[0], &session("s", "u").item()).await;
+    account.dynamodb.put_item(&account.tables[1], &scan("s", "left", "245.3").item()).await;
+    let told = Told::new(folder, &account, &json!({})).await;
+    let execution = machine::start(&told.machine, &input(false, &Json::Null)).await;
+    for table in &account.tables {
+        let listing = json!({ "TableArn": arn_of(table) });
+        let mut arn = None;
+        until("the export", async || {
+            let exports = account.dynamodb.call("ListExports", &listing).await.expect("a list");
+            arn = exports["ExportSummaries"][0]["ExportArn"].as_str().map(str::to_owned);
+            arn.is_some()
+        })
+        .await;
+        let arn = arn.expect("an ARN");
+        account.write_export(&account.exports, (table, &arn), 1).await;
+    }
+    machine::output(&machine::ended(&execution).await);
+    // Of each file two calls.
+    assert_eq!(told.counts()["key"], 4, "{:?}", told.requests());
+    for table in &account.tables {
+        let listing = json!({ "TableArn": arn_of(table) });
+        let exports = account.dynamodb.call("ListExports", &listing).await.expect("a list");
+        assert_eq!(exports["ExportSummaries"].as_array().map(Vec::len), Some(1), "{exports}");
+    }
 }
 
 /// What is refused has begun nothing.

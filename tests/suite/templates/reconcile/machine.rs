@@ -16,6 +16,8 @@ use super::{FILES, STATES};
 
 /// The files of exports begin with this.
 const PREFIX: &str = "exports";
+/// Ranges of rows at most: each takes a process of the function, and there are two processors.
+const RANGES: u64 = 10;
 /// How long an execution may take at most.
 const LIMIT: Duration = Duration::from_mins(15);
 
@@ -35,29 +37,35 @@ impl Account {
     /// Tables without items, empty buckets, and a queue that hears of every end.
     pub(super) async fn new(folder: &Path) -> Self {
         let suffix = format!("{:012x}", fastrand::u64(..1 << 48));
-        let dynamodb = DynamoDb::at(&service("AWS_ENDPOINT_URL"));
         let tables = [format!("sessions-{suffix}"), format!("scans-{suffix}")];
-        for (table, kind) in tables.iter().zip([Kind::Sessions, Kind::Scans]) {
-            dynamodb.create_table(table, kind, "NEW_IMAGE").await;
+        let buckets = ["exports", "failures"].map(|name| format!("{name}-{suffix}"));
+        let account = Self::of(folder, tables, buckets).await;
+        for (table, kind) in account.tables.iter().zip([Kind::Sessions, Kind::Scans]) {
+            account.dynamodb.create_table(table, kind, "NEW_IMAGE").await;
         }
-        let [exports, failures] = ["exports", "failures"].map(|name| format!("{name}-{suffix}"));
         let client = s3(&service("AWS_ENDPOINT_URL")).await;
-        for bucket in [&exports, &failures] {
+        for bucket in [&account.exports, &account.failures] {
             client.create_bucket().bucket(bucket).send().await.expect("a bucket");
         }
-        let topic = json_of(folder, &format!("sns create-topic --name ends-{suffix}"));
+        account
+    }
+
+    /// The same over tables and buckets that somebody makes.
+    pub(super) async fn of(folder: &Path, tables: [String; 2], buckets: [String; 2]) -> Self {
+        let name = format!("ends-{:012x}", fastrand::u64(..1 << 48));
+        let [exports, failures] = buckets;
+        let dynamodb = DynamoDb::at(&service("AWS_ENDPOINT_URL"));
+        let topic = json_of(folder, &format!("sns create-topic --name {name}"));
         let topic = text(&topic["TopicArn"]);
-        let queue =
-            call("AmazonSQS.CreateQueue", &json!({ "QueueName": format!("ends-{suffix}") })).await;
-        let queue = text(&queue["QueueUrl"]);
-        let arn = format!("arn:aws:sqs:us-east-1:000000000000:ends-{suffix}");
+        let queue = call("AmazonSQS.CreateQueue", &json!({ "QueueName": name })).await;
+        let arn = format!("arn:aws:sqs:us-east-1:000000000000:{name}");
         json_of(
             folder,
             &format!(
                 "sns subscribe --topic-arn {topic} --protocol sqs --notification-endpoint {arn}"
             ),
         );
-        Self { dynamodb, tables, exports, failures, topic, queue }
+        Self { dynamodb, tables, exports, failures, topic, queue: text(&queue["QueueUrl"]) }
     }
 
     /// Full exports of both tables. The stand-in knows that an export was asked for, and writes
@@ -128,8 +136,8 @@ pub(super) fn text(json: &Json) -> String {
     json.as_str().unwrap_or_else(|| panic!("no text: {json}")).to_owned()
 }
 
-/// The state machine as the stand-in takes it: as JSON, and without the waits of hours. It reads a
-/// number where the template has put one in.
+/// The state machine as the stand-in takes it: as JSON, with short waits, and with few ranges. It
+/// reads a number where the template has put one in.
 pub(super) fn states(retry_after: u64, wait: u64) -> String {
     fn hasten(json: &mut Json, retry_after: u64, wait: u64) {
         match json {
@@ -142,6 +150,7 @@ pub(super) fn states(retry_after: u64, wait: u64) -> String {
                         "IntervalSeconds" => *value = json!(retry_after),
                         "BackoffRate" => *value = json!(1),
                         "Seconds" => *value = json!(wait),
+                        "at_most" => *value = json!(RANGES),
                         _ => hasten(value, retry_after, wait),
                     }
                 }
