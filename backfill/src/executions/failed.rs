@@ -34,8 +34,8 @@ pub(crate) fn why(seen: &Seen) -> String {
     why
 }
 
-/// What to do about it. A new execution is always the way: the state machine ends a repair that
-/// fails, so nothing of it can be gone on with.
+/// What to do about it. A redrive goes on where the execution failed, as long as nobody has taken
+/// over the lease of its repair; a new execution is right at any time.
 pub(crate) fn remedy(seen: &Seen) -> &'static str {
     let Execution { status, error, .. } = &seen.execution;
     let error = seen.failed.first().map(|child| &child.error).or(error.as_ref());
@@ -61,6 +61,11 @@ pub(crate) fn remedy(seen: &Seen) -> &'static str {
             "find what was slow in the function's log, and start again: what is repaired is equal \
              then. The lease of a repair that timed out is free ten minutes after its last \
              heartbeat"
+        }
+        (Status::Failed, _) => {
+            "fix what the message names, and go on where it failed: `aws stepfunctions \
+             redrive-execution --execution-arn ARN`. If that ends with LeaseEnded, start again: \
+             what is repaired is equal then"
         }
         _ => "fix what the message names, and start again: what is repaired is equal then",
     }

@@ -97,15 +97,12 @@ mod tests {
             ("CompareScans", Phase::Comparing),
             ("ListFailures", Phase::Draining),
             ("DrainFailures", Phase::Draining),
-            ("SplitRows", Phase::Splitting),
+            ("SplitIntoRanges", Phase::Splitting),
             ("CountRows", Phase::Counting),
             ("CheckRows", Phase::Checking),
             ("Follow", Phase::Following),
             ("HasEnded", Phase::Following),
             ("End", Phase::Ending),
-            ("EndIncomplete", Phase::Ending),
-            ("HasFailed", Phase::Ending),
-            ("TellFailure", Phase::Ending),
             ("TellSuccess", Phase::Ending),
         ] {
             assert_eq!(Phase::of(state), Some(phase), "{state}");

@@ -71,7 +71,7 @@ async fn an_execution_that_did_not_succeed_names_the_file_its_error_and_the_reme
     for part in [
         "the execution failed after",
         "data/b.json.gz failed: Failed: PostgreSQL refuses connections",
-        "fix what the message names, and start again",
+        "fix what the message names, and go on where it failed",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
