@@ -46,8 +46,8 @@ fn root() -> &'static Path {
 /// The state machine of `reconcile.yaml`, with the names that the template puts in.
 const STATES: &str = "infra/reconcile.asl.yaml";
 
-/// All templates, the state machine, buildspecs and `samconfig.toml`, as AWS's own tools read them: `!Ref x` is
-/// `{"Ref": "x"}`.
+/// All templates, the state machine, buildspecs and `samconfig.toml`, as AWS's own tools read
+/// them: `!Ref x` is `{"Ref": "x"}`.
 static FILES: LazyLock<Json> = LazyLock::new(|| {
     let script = "import json, pathlib, sys, tomlkit
 from samcli.yamlhelper import yaml_parse

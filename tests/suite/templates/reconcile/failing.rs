@@ -214,6 +214,9 @@ async fn an_execution_asks_for_everything_once_and_in_order() {
     }
 }
 
+/// The kind of request that fails, its error, that of the execution, and the requests until then.
+type Case<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, usize)]);
+
 /// What does not pass is asked once, what may pass as often as the state machine says. No `end`
 /// follows an error: the run and its lease are what a redrive goes on with.
 #[tokio::test(flavor = "multi_thread")]
@@ -222,7 +225,7 @@ async fn an_error_fails_the_execution_and_ends_no_run() {
     let folder = folder();
     let folder = folder.path();
     let (account, exports) = exported(folder).await;
-    let cases: [(&str, &str, &str, &[(&str, usize)]); 7] = [
+    let cases: [Case<'_>; 7] = [
         ("begin", "WrongEvent", "WrongEvent", &[("begin", 1)]),
         ("key", "DamagedFile", THRESHOLD, &[("begin", 1), ("follow", 1), ("key", 2)]),
         ("key", "Failed", THRESHOLD, &[("begin", 1), ("follow", 1), ("key", 26)]),

@@ -142,7 +142,9 @@ pub(super) fn states(retry_after: u64, wait: u64) -> String {
     fn hasten(json: &mut Json, retry_after: u64, wait: u64) {
         match json {
             Json::Array(values) => {
-                values.iter_mut().for_each(|value| hasten(value, retry_after, wait));
+                for value in values {
+                    hasten(value, retry_after, wait);
+                }
             }
             Json::Object(members) => {
                 for (name, value) in members {
