@@ -74,8 +74,7 @@ fn the_function_may_do_what_it_calls_and_no_more() {
         "dynamodb:ListStreams",
     ];
     let tables = ["dynamodb:BatchGetItem", "dynamodb:DescribeTable", "dynamodb:DescribeTimeToLive"];
-    let drained =
-        ["s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObject", "s3:GetObjectVersion"];
+    let drained = ["s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObject"];
     let instance =
         json!({ "Fn::ImportValue": { "Fn::Sub": "${DatabaseStack}-InstanceResourceId" } });
     let login = "arn:${AWS::Partition}:rds-db:${AWS::Region}:${AWS::AccountId}:dbuser:\
@@ -278,8 +277,8 @@ fn every_task_is_bounded_and_retried_at_random_moments() {
 }
 
 /// A redrive begins where an execution failed. It would find nothing to go on with if an error were
-/// caught and led to a state of its own, or if the lease were ended. Two errors are caught: a run is
-/// over when its success cannot be told, and an object that stays keeps no other from its end.
+/// caught and led to a state of its own, or if the lease were ended. Two errors are caught: a run
+/// is over when its success cannot be told, and an object that stays keeps no other from its end.
 #[test]
 fn no_error_is_caught_so_that_a_redrive_goes_on() {
     let mut caught = Vec::new();
