@@ -19,7 +19,7 @@ use super::runs::WrongRun;
 use crate::compare_tables::sums::{Cells, Size, Sums};
 use crate::compare_tables::sweep::RowRange;
 
-/// So many rows have the sums, at most: each of them is 4.7 MB, or twice that.
+/// The sums of a run are in at most this many rows, each of 4.7 MB or twice that.
 const LANES: u64 = 4;
 
 /// What is handled by itself.
