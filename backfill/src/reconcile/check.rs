@@ -141,6 +141,12 @@ impl Checking<'_> {
         let lines = lines.unwrap_or_default();
         let after = recording.before().clone().after_repair(&tally, &lines)?;
         if !after.done && after == *recording.before() {
+            ensure!(
+                tally.candidates > 0,
+                "the rows after {:?}: none of them could be read in time. Set the timeout of this \
+                 function to more, and call the range again",
+                recording.rest(&range).after
+            );
             bail!(
                 "the rows after {:?}: the first part without an item could not be settled within \
                  this invocation ({}). Fix the cause, and call the range again",
