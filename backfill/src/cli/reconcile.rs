@@ -126,8 +126,8 @@ pub(crate) struct StartArguments {
     /// digits, `-` and `_`. Without it, the minute of the start.
     #[arg(long, value_name = "NAME", value_parser = execution_name)]
     pub(crate) name: Option<String>,
-    /// Start although another execution of the state machine runs. A second repair waits for
-    /// nothing: it fails while the first one holds the lease.
+    /// Start although another execution of the state machine runs. A second repair waits up to half
+    /// an hour for the lease of the first one, and then fails.
     #[arg(long)]
     pub(crate) beside: bool,
     /// Follow the execution to its end, as `reconcile wait` does.

@@ -9,9 +9,10 @@ use serde_json::{Value as Json, json};
 use crate::console::span;
 use crate::items::api::TableSize;
 
-/// NOT MEASURED YET: how many items one invocation compares per second. Fill in the measured rate
-/// of one slice.
-const ITEMS_PER_SECOND: f64 = 1_000.0;
+/// How long a slice takes per item and per byte of it, in seconds, on one processor (1769 MB):
+/// measured, see docs/bench/slices.md.
+const SECONDS_PER_ITEM: f64 = 37e-6;
+const SECONDS_PER_BYTE: f64 = 4.2e-9;
 
 /// List prices in us-east-1, in dollars (the pricing pages of DynamoDB, Lambda on x86, S3 and Step
 /// Functions, November 2026): a GB of export, a GB-second, a thousand GETs, a million read request
@@ -62,6 +63,8 @@ pub(crate) struct Expense {
     pub(crate) read_units: u64,
     /// From the end of the exports on, without the rows whose item is gone.
     pub(crate) seconds: f64,
+    /// What one slice compares, in items per second.
+    items_per_second: f64,
     exports_exist: bool,
     memory_mb: u32,
     concurrency: u32,
@@ -74,7 +77,7 @@ pub(crate) fn estimate(plan: Plan) -> Expense {
     let bytes: u64 = sizes.iter().map(|size| size.bytes).sum();
     let files: u64 =
         sizes.iter().map(|size| size.bytes.div_ceil(FILE_BYTES).max(FEWEST_FILES)).sum();
-    let work = items as f64 / ITEMS_PER_SECOND;
+    let work = items as f64 * SECONDS_PER_ITEM + bytes as f64 * SECONDS_PER_BYTE;
     // No file is read by two functions at a time.
     let seconds = work / f64::from(concurrency).min(files as f64);
     let follower = if repair { seconds } else { 0.0 };
@@ -89,6 +92,7 @@ pub(crate) fn estimate(plan: Plan) -> Expense {
         transitions: calls * TRANSITIONS_PER_CALL + TRANSITIONS_BESIDE,
         read_units: items.div_ceil(100) * READS_PER_DIFFERENCE * average.div_ceil(UNIT_BYTES),
         seconds,
+        items_per_second: items as f64 / work.max(SECONDS_PER_ITEM),
         exports_exist,
         memory_mb,
         concurrency,
@@ -139,7 +143,7 @@ impl Expense {
 
     /// For people.
     pub(crate) fn text(&self) -> String {
-        let Self { items, files, seconds, memory_mb, concurrency, .. } = self;
+        let Self { items, files, seconds, items_per_second, memory_mb, concurrency, .. } = self;
         let mut text = format!(
             "dry run, nothing was started: {items} items, as the tables last counted them, in \
              some {files} files\n"
@@ -154,7 +158,7 @@ impl Expense {
         let _ = writeln!(
             text,
             "It takes about {took}{exports}: {concurrency} files at a time, each at \
-             {ITEMS_PER_SECOND:.0} items per second, by functions of {memory_mb} MB. A database \
+             {items_per_second:.0} items per second, by functions of {memory_mb} MB. A database \
              that is slower sets the pace."
         );
         text += "Prices are list prices of us-east-1. Not in them: what the database costs, logs, \
@@ -226,7 +230,7 @@ fn search(json: &Json, concurrency: &mut Option<u32>, function: &mut Option<Stri
 
 #[cfg(test)]
 mod tests {
-    use super::{ITEMS_PER_SECOND, Plan, TableSize, estimate, of_definition};
+    use super::{Plan, SECONDS_PER_BYTE, SECONDS_PER_ITEM, TableSize, estimate, of_definition};
 
     fn plan() -> Plan {
         Plan {
@@ -247,7 +251,7 @@ mod tests {
         // 4 files at least, and one per 5 GB.
         assert_eq!((expense.items, expense.files), (3_000_000, 4 + 8));
         assert!((expense.export_gb - 40.4).abs() < 1e-9);
-        let work = 3_000_000.0 / ITEMS_PER_SECOND;
+        let work = 3_000_000.0 * SECONDS_PER_ITEM + 40_400_000_000.0 * SECONDS_PER_BYTE;
         assert!((expense.gb_seconds - work * 2.0).abs() < 1e-6, "{expense:?}");
         assert!((expense.seconds - work / 10.0).abs() < 1e-6, "{expense:?}");
         // An item has 13,466 bytes on average, four units, and is read twice.
