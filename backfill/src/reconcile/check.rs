@@ -10,7 +10,7 @@ use super::compare::{Looked, look_until_settled, looked_until, wait};
 use super::count::looker;
 use super::event::{Answer, Range};
 use super::pieces::{self, Progress};
-use super::recording::{Recording, answer, require_known};
+use super::recording::{Recording, answer};
 use super::slice::{Times, may_begin, read_until, until};
 use super::{Reconciler, compare};
 use crate::advisory_lock::{self, Held};
@@ -35,7 +35,6 @@ pub(super) async fn run(
 ) -> anyhow::Result<Answer> {
     let times = Times::until(deadline);
     let recording = Recording::of_range(context, &range).await?;
-    require_known(context, &range).await?;
     if recording.before().done {
         return Ok(Answer::Range(answer(range, recording.before())));
     }

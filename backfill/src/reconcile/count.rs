@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Reconciler;
 use super::event::{Answer, Range};
 use super::pieces::{self, Progress};
-use super::recording::{Recording, answer, require_known};
+use super::recording::{Recording, answer};
 use super::slice::Times;
 use crate::compare_tables::look::Looker;
 use crate::compare_tables::without_items::Rows;
@@ -20,7 +20,6 @@ pub(super) async fn run(
 ) -> anyhow::Result<Answer> {
     let times = Times::until(deadline);
     let recording = Recording::of_range(context, &range).await?;
-    require_known(context, &range).await?;
     if recording.before().done {
         return Ok(Answer::Range(answer(range, recording.before())));
     }

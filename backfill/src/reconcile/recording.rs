@@ -35,14 +35,16 @@ impl Recording {
         Self::open(context, named, slice.repair).await.map(Some)
     }
 
-    /// That of a range of rows.
+    /// That of a range of rows, which must be one of those that the run was split into.
     pub(super) async fn of_range(context: &Reconciler, range: &Range) -> anyhow::Result<Self> {
         let kind = match range.step {
             Step::Count => Kind::Count,
             Step::Check => Kind::Check,
         };
         let named = Named { run: range.run, piece: piece_of(kind, &range.after), kind };
-        Self::open(context, named, range.repair).await
+        let recording = Self::open(context, named, range.repair).await?;
+        require_known(context, range).await?;
+        Ok(recording)
     }
 
     /// That of an object of a bucket of failures; `None` if it names no run.
@@ -192,7 +194,7 @@ pub(super) fn answer(range: Range, progress: &Progress) -> Range {
 ///
 /// # Errors
 /// If it is none of them.
-pub(super) async fn require_known(context: &Reconciler, range: &Range) -> anyhow::Result<()> {
+async fn require_known(context: &Reconciler, range: &Range) -> anyhow::Result<()> {
     let known = pieces::ranges(&context.projector.database, range.run).await?;
     let own = RowRange { after: range.after.clone(), through: range.through.clone() };
     ensure!(

@@ -95,9 +95,9 @@ pub(crate) async fn end(
     candidates: u64,
     written: u64,
 ) -> Result<(), Error> {
-    let arguments = bind![id, complete, i64::try_from(candidates)?, i64::try_from(written)?];
-    let (_,): (i64,) = connection.fetch_one(END, arguments).await?;
-    Ok(())
+    let mut transaction = connection.begin().await?;
+    end_within(&mut transaction, id, complete, candidates, written).await?;
+    transaction.commit().await
 }
 
 /// The same within a transaction.

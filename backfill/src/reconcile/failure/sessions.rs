@@ -16,7 +16,7 @@ use projector::error::Error;
 use crate::advisory_lock::Held;
 use crate::items::Key;
 
-/// So many locks share all sessions of all calls.
+/// All calls together hold at most this many locks; sessions share them.
 const LOCKS: u16 = 1024;
 
 /// Those that are free. Nobody waits here: two calls could wait for each other.

@@ -82,14 +82,11 @@ impl DedicatedConnection {
         T: for<'row> FromRow<'row, PgRow>,
     {
         let arguments = arguments().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
-        let rows = match self.fence {
-            Some(repair) => self.fenced_rows(repair, sql, arguments).await?,
-            None => {
-                if self.in_transaction {
-                    self.end_transaction("ROLLBACK").await?;
-                }
-                self.rows(sql, arguments).await?
-            }
+        let rows = if self.fence.is_some() {
+            self.fenced_rows(sql, arguments).await?
+        } else {
+            self.roll_back_what_is_open().await?;
+            self.rows(sql, arguments).await?
         };
         rows.iter().map(T::from_row).collect::<Result<_, _>>().map_err(Error::Database)
     }
@@ -105,24 +102,11 @@ impl DedicatedConnection {
     /// One statement in a transaction that locks the repair's row before it.
     async fn fenced_rows(
         &mut self,
-        repair: i64,
         sql: &'static str,
         arguments: PgArguments,
     ) -> Result<Vec<PgRow>, Error> {
-        if self.in_transaction {
-            self.end_transaction("ROLLBACK").await?;
-        }
-        self.in_transaction = true;
-        self.execute("BEGIN").await?;
-        let running = async {
-            let fence = bind![repair];
-            let fence = fence().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
-            if self.rows(FENCE, fence).await?.is_empty() {
-                return Err(Error::LeaseEnded { repair });
-            }
-            self.rows(sql, arguments).await
-        };
-        match running.await {
+        self.begin().await?;
+        match self.rows(sql, arguments).await {
             Ok(rows) => self.end_transaction("COMMIT").await.map(|()| rows),
             Err(error) => {
                 // If this fails too, the next statement tries it again.
@@ -139,20 +123,29 @@ impl DedicatedConnection {
     /// # Errors
     /// [`Error::LeaseEnded`]; and as [`DedicatedConnection::fetch`].
     pub async fn begin(&mut self) -> Result<Transaction<'_>, Error> {
-        if self.in_transaction {
-            self.end_transaction("ROLLBACK").await?;
-        }
+        self.roll_back_what_is_open().await?;
         self.in_transaction = true;
         self.execute("BEGIN").await?;
-        if let Some(repair) = self.fence {
-            let fence = bind![repair];
-            let fence = fence().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
-            if self.rows(FENCE, fence).await?.is_empty() {
-                self.end_transaction("ROLLBACK").await?;
-                return Err(Error::LeaseEnded { repair });
-            }
+        if let Err(error) = self.lock_fence().await {
+            // If this fails too, the next statement tries it again.
+            let _ = self.end_transaction("ROLLBACK").await;
+            return Err(error);
         }
         Ok(Transaction(self))
+    }
+
+    /// Locks the repair's row, over a fenced connection.
+    async fn lock_fence(&mut self) -> Result<(), Error> {
+        let Some(repair) = self.fence else { return Ok(()) };
+        let fence = bind![repair];
+        let fence = fence().map_err(sqlx::Error::Encode).map_err(Error::Database)?;
+        let locked = self.rows(FENCE, fence).await?;
+        if locked.is_empty() { Err(Error::LeaseEnded { repair }) } else { Ok(()) }
+    }
+
+    /// A transaction whose end could not be told, or that was dropped.
+    async fn roll_back_what_is_open(&mut self) -> Result<(), Error> {
+        if self.in_transaction { self.end_transaction("ROLLBACK").await } else { Ok(()) }
     }
 
     async fn end_transaction(&mut self, how: &str) -> Result<(), Error> {
